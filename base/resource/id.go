@@ -1,0 +1,120 @@
+package resource
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io"
+	"time"
+)
+
+// An ID names one object for ever, in every dialect. It is a UUID of version 7
+// (RFC 9562, section 5.7): its first 48 bits are milliseconds, so IDs sort by
+// the time they were made. The zero ID names nothing.
+type ID [16]byte
+
+// ErrID is what ParseID answers to anything that is not a UUID.
+var ErrID = errors.New("not a UUID")
+
+// NewID makes an ID for the moment now with 74 bits from random. Inside a
+// transaction take IDs from the transaction instead, so that it can be replayed.
+func NewID(now time.Time, random io.Reader) ID {
+	var id ID
+	if random == nil {
+		random = rand.Reader
+	}
+	if _, err := io.ReadFull(random, id[6:]); err != nil {
+		panic("resource: random source failed: " + err.Error())
+	}
+	ms := uint64(now.UnixMilli())
+	for i := range 6 {
+		id[i] = byte(ms >> (40 - 8*i))
+	}
+	id[6] = id[6]&0x0f | 0x70
+	id[8] = id[8]&0x3f | 0x80
+	return id
+}
+
+// ParseID reads a UUID with or without its dashes, in either case.
+func ParseID(s string) (ID, error) {
+	var id ID
+	switch len(s) {
+	case 32:
+	case 36:
+		if s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
+			return id, ErrID
+		}
+		s = s[:8] + s[9:13] + s[14:18] + s[19:23] + s[24:]
+	default:
+		return id, ErrID
+	}
+	if _, err := hex.Decode(id[:], []byte(s)); err != nil {
+		return ID{}, ErrID
+	}
+	return id, nil
+}
+
+// MustID is ParseID for constants.
+func MustID(s string) ID {
+	id, err := ParseID(s)
+	if err != nil {
+		panic("resource: " + s + ": " + err.Error())
+	}
+	return id
+}
+
+// IsZero reports whether the ID names nothing.
+func (id ID) IsZero() bool { return id == ID{} }
+
+// String is the usual spelling, 36 characters in lower case.
+func (id ID) String() string {
+	var b [36]byte
+	hex.Encode(b[0:8], id[0:4])
+	b[8] = '-'
+	hex.Encode(b[9:13], id[4:6])
+	b[13] = '-'
+	hex.Encode(b[14:18], id[6:8])
+	b[18] = '-'
+	hex.Encode(b[19:23], id[8:10])
+	b[23] = '-'
+	hex.Encode(b[24:], id[10:])
+	return string(b[:])
+}
+
+// Hex is the spelling without dashes, 32 characters.
+func (id ID) Hex() string { return hex.EncodeToString(id[:]) }
+
+// Tail is the last 17 hexadecimal digits: short enough for dialects that allow
+// no more, and made of random bits, so that it still tells objects apart.
+func (id ID) Tail() string { return hex.EncodeToString(id[7:])[1:] }
+
+// Time is the moment the ID was made for, in whole milliseconds.
+func (id ID) Time() time.Time {
+	var ms int64
+	for i := range 6 {
+		ms = ms<<8 | int64(id[i])
+	}
+	return time.UnixMilli(ms).UTC()
+}
+
+// MarshalText spells the ID; the zero ID is the empty text.
+func (id ID) MarshalText() ([]byte, error) {
+	if id.IsZero() {
+		return nil, nil
+	}
+	return []byte(id.String()), nil
+}
+
+// UnmarshalText reads what MarshalText wrote.
+func (id *ID) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		*id = ID{}
+		return nil
+	}
+	parsed, err := ParseID(string(text))
+	if err != nil {
+		return err
+	}
+	*id = parsed
+	return nil
+}
