@@ -1,0 +1,217 @@
+package compute
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+)
+
+// A Guest is what one host is to make real for one server: everything its
+// driver has to know, and nothing of how a dialect spells it. It travels to the
+// host as JSON, is kept on the host's disk, and is compared field by field with
+// the one before, so it holds wishes only, no observations.
+type Guest struct {
+	ID        resource.ID // the server's own; also the guest's SMBIOS UUID
+	ProjectID resource.ID
+	Name      string
+
+	VCPUs     int
+	MemoryMiB int
+
+	Kernel  *ImageRef // direct kernel boot when set; then Initrd and Cmdline count too
+	Initrd  *ImageRef
+	Cmdline string
+	Machine string // "q35", "pc" or "" for the driver's choice
+	UEFI    bool
+
+	Disks []Disk // the first one is the root disk
+	NICs  []NIC
+
+	ConfigDrive bool // the agent fills Seed when this is set
+	Metadata    Metadata
+
+	Power Power // what the owner wants
+	// Each of these rises by one for each request of its kind; a driver
+	// remembers beside the guest which it has carried out. That keeps a one-time
+	// command level-triggered: repeated or late, it is done once.
+	HardBoots    int // power-cycle
+	SoftBoots    int // ask the guest's operating system, fall back to a power-cycle after GraceSeconds
+	Rebuilds     int // throw the root disk away and make it anew from its image
+	GraceSeconds int // how long a guest may take over a soft stop or reboot before it is cut off
+
+	// Filled in by the agent on the host, never by the control plane.
+	Seed string `json:"-"` // path of an ISO 9660 image labelled config-2, or ""
+}
+
+// An ImageRef is one image file a guest is made from.
+type ImageRef struct {
+	ID     resource.ID
+	Format string // "raw" or "qcow2"; never probed
+	Bytes  int64
+	SHA512 string // hex, of the whole file
+	Path   string `json:"-"` // where the agent's cache holds it, read-only
+}
+
+// A Disk is one block device of a guest.
+type Disk struct {
+	Name    string    // "root", "ephemeral0", "swap", or a volume's ID
+	Serial  string    // what the guest sees as the disk's serial number; "" for none
+	SizeMiB int       // 0: as large as the image
+	Image   *ImageRef // what it starts as; nil for a blank one
+	Bus     string    // "virtio", "scsi", "ide"; "" is virtio
+	Label   string    // a blank disk is formatted ext4 with this label ("swap": mkswap) when set
+}
+
+// A NIC is one network device of a guest.
+type NIC struct {
+	PortID resource.ID
+	MAC    string
+	MTU    int
+	Model  string // "virtio", "e1000"; "" is virtio
+
+	// Filled in by the agent from what the network driver answered.
+	Tap Tap `json:"-"`
+}
+
+// A Tap is where a guest's frames enter the host's network.
+type Tap struct {
+	Netns string // the path of a network namespace, or "" for the host's own
+	Name  string // a tap device in it; the driver opens it and passes the descriptor
+}
+
+// Metadata is what a guest may ask about itself, as plain facts. The wire
+// formats are a dialect's business.
+type Metadata struct {
+	Hostname       string
+	Zone           string
+	Type           string // the flavor's name
+	ImageID        resource.ID
+	LaunchIndex    int
+	ReservationID  string
+	CreatedAt      time.Time
+	Tags           map[string]string // the owner's key-value pairs
+	Keys           []PublicKey
+	UserData       []byte
+	Files          []File // "personality": put on the config drive
+	AdminPassword  string // asked for at creation; "" for none
+	Devices        []Device
+	Links          []Link
+	SecurityGroups []string // names
+}
+
+// A PublicKey lets its holder log in.
+type PublicKey struct{ Name, Type, Key string }
+
+// A File is injected through the config drive.
+type File struct {
+	Path string
+	Data []byte
+}
+
+// A Device is a tagged disk or NIC, for the guest to find.
+type Device struct {
+	Kind   string // "nic" or "disk"
+	MAC    string
+	Serial string
+	Tags   []string
+}
+
+// A Link is how one NIC is configured.
+type Link struct {
+	PortID     resource.ID
+	NetworkID  resource.ID
+	MAC        string
+	MTU        int
+	Addresses  []LinkAddress
+	DNS        []string
+	PublicIPv4 string // the floating address, or ""
+}
+
+// A LinkAddress is one address of a link.
+type LinkAddress struct {
+	Address string // "10.0.0.5"
+	Prefix  int    // 24
+	Gateway string // or ""
+	Mode    string // "dhcp" or "static" for IPv4; "slaac", "dhcpv6-stateful", "dhcpv6-stateless" or "static" for IPv6
+	Routes  []LinkRoute
+}
+
+// A LinkRoute is one route beside the default one.
+type LinkRoute struct{ Destination, NextHop string }
+
+// Power is whether a guest's processors run.
+type Power string
+
+const (
+	On        Power = "on"
+	Off       Power = "off"
+	Paused    Power = "paused"    // in memory, its processors stopped
+	Suspended Power = "suspended" // memory saved to disk, the process gone
+	Crashed   Power = "crashed"   // observed only: it ended by itself, or could not be started
+	Unknown   Power = "unknown"   // observed only: the host cannot be heard
+)
+
+// An Observation is what a driver saw of one guest.
+type Observation struct {
+	Power     Power
+	HardBoots int // carried out so far
+	SoftBoots int
+	Rebuilds  int
+	Isolating bool      // hardware virtualization separates it from the host; false under emulation
+	StartedAt time.Time // of the present process; zero when there is none
+	Trouble   string    // why it is not as wished, in words for the owner; "" when all is well or under way
+	Busy      bool      // the driver is still working towards the wish: come again soon
+
+	// How long the last start took, for the operator: from Ensure to the
+	// process running its first instruction, without and with QEMU's own start.
+	OursMs, StartMs float64
+}
+
+// A Driver makes guests real on one host. Any call may come again after a crash,
+// with the same or another wish, and calls for different guests come together;
+// those for one guest come one after the other.
+type Driver interface {
+	// Ensure takes the guest one step nearer to the wish and says what it saw. It
+	// returns within a few seconds: what takes longer goes on by itself and is
+	// reported as Busy. A wish that cannot be met is an Observation with Trouble;
+	// an error is a fault of the host, and is tried again.
+	Ensure(ctx context.Context, want Guest) (Observation, error)
+	// Remove ends the guest and takes away everything of it. No error if there is none.
+	Remove(ctx context.Context, id resource.ID) error
+	// Present lists every guest of which the host still holds anything.
+	Present(ctx context.Context) ([]resource.ID, error)
+	// Observe looks without changing anything.
+	Observe(ctx context.Context, id resource.ID) (Observation, error)
+	// Capabilities tells what this host can do, as it is now.
+	Capabilities(ctx context.Context) (Capabilities, error)
+}
+
+// A Consoler is a Driver whose guests have consoles.
+type Consoler interface {
+	// ConsoleLog is the newest part of what the guest wrote to its first serial
+	// port, at most max bytes, over power-cycles.
+	ConsoleLog(ctx context.Context, id resource.ID, max int) ([]byte, error)
+	// Console connects to a "vnc" (RFB) or "serial" console.
+	Console(ctx context.Context, id resource.ID, kind string) (net.Conn, error)
+}
+
+// A Notifier is a Driver that tells when a guest changed by itself.
+type Notifier interface {
+	// Changed gives IDs of guests to look at. It is closed with the driver.
+	Changed() <-chan resource.ID
+}
+
+// Capabilities is what a host offers.
+type Capabilities struct {
+	Driver    string // "qemu", "sim", …
+	Version   string // of the hypervisor
+	VCPUs     int
+	MemoryMiB int
+	DiskGiB   int
+	Isolating bool   // guests are separated by hardware (KVM)
+	Arch      string // "x86_64"
+	CPUModel  string
+	MaxVCPUs  int // of one guest
+}
