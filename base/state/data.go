@@ -1,0 +1,216 @@
+package state
+
+import (
+	"bytes"
+	"strings"
+
+	"github.com/tidwall/btree"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+)
+
+// tableData is one table's content: its objects and its indexes, in copy-on-write
+// trees. A published one never changes; the writer works on its own copy.
+type tableData struct {
+	rows    *btree.BTreeG[row]
+	places  []*btree.Map[string, struct{}] // by index: key, then the 16 bytes of the ID
+	tallies []*btree.Map[string, sum]      // by index; nil where it is no tally
+}
+
+type row struct {
+	id  resource.ID
+	obj resource.Object
+}
+
+type sum struct {
+	count   int64
+	amounts Amounts
+}
+
+func newTableData(def *tableDef) *tableData {
+	d := &tableData{
+		rows: btree.NewBTreeGOptions(func(a, b row) bool { return bytes.Compare(a.id[:], b.id[:]) < 0 },
+			btree.Options{NoLocks: true}),
+		places:  make([]*btree.Map[string, struct{}], len(def.indexes)),
+		tallies: make([]*btree.Map[string, sum], len(def.indexes)),
+	}
+	for i, index := range def.indexes {
+		if index.tally != nil {
+			d.tallies[i] = new(btree.Map[string, sum])
+		} else {
+			d.places[i] = new(btree.Map[string, struct{}])
+		}
+	}
+	return d
+}
+
+// fork copies the table in O(indexes): both sides then copy what they change.
+func (d *tableData) fork() *tableData {
+	f := &tableData{
+		rows:    d.rows.Copy(),
+		places:  make([]*btree.Map[string, struct{}], len(d.places)),
+		tallies: make([]*btree.Map[string, sum], len(d.tallies)),
+	}
+	for i := range d.places {
+		if d.places[i] != nil {
+			f.places[i] = d.places[i].Copy()
+		} else {
+			f.tallies[i] = d.tallies[i].Copy()
+		}
+	}
+	return f
+}
+
+// place is where an object stands in an index.
+func place(key Key, id resource.ID) string { return string(key) + string(id[:]) }
+
+// conflict says which unique index the object would break.
+func (d *tableData) conflict(def *tableDef, id resource.ID, obj resource.Object) error {
+	for i, index := range def.indexes {
+		if !index.unique {
+			continue
+		}
+		for _, key := range index.keys(obj) {
+			if key == "" {
+				continue
+			}
+			var other resource.ID
+			taken := false
+			d.places[i].Ascend(string(key), func(at string, _ struct{}) bool {
+				if len(at) == len(key)+16 && strings.HasPrefix(at, string(key)) {
+					copy(other[:], at[len(key):])
+					taken = other != id
+				}
+				return false
+			})
+			if taken {
+				return fault.Errorf(fault.Exists, "Another %s has the same %s.", def.kind, index.name).
+					WithCode(def.kind + "-" + index.name + "-taken")
+			}
+		}
+	}
+	return nil
+}
+
+// apply changes one object from before to after, either of which may be nil, in
+// the rows and every index. apply(after, before) undoes it.
+func (d *tableData) apply(def *tableDef, id resource.ID, before, after resource.Object) {
+	for i, index := range def.indexes {
+		if index.tally != nil {
+			d.applyTally(i, index, before, after)
+			continue
+		}
+		was, is := keysOf(index, before), keysOf(index, after)
+		if len(was) == 1 && len(is) == 1 && was[0] == is[0] {
+			continue
+		}
+		for _, key := range was {
+			if key != "" {
+				d.places[i].Delete(place(key, id))
+			}
+		}
+		for _, key := range is {
+			if key != "" {
+				d.places[i].Set(place(key, id), struct{}{})
+			}
+		}
+	}
+	if after == nil {
+		d.rows.Delete(row{id: id})
+	} else {
+		d.rows.Set(row{id, after})
+	}
+}
+
+func keysOf(index indexDef, obj resource.Object) []Key {
+	if obj == nil {
+		return nil
+	}
+	return index.keys(obj)
+}
+
+func (d *tableData) applyTally(i int, index indexDef, before, after resource.Object) {
+	var oldKey, newKey Key
+	var was, is Amounts
+	if before != nil {
+		oldKey, was = index.tally(before)
+	}
+	if after != nil {
+		newKey, is = index.tally(after)
+	}
+	if oldKey == newKey && was == is && (before == nil) == (after == nil) {
+		return
+	}
+	d.add(i, oldKey, -1, was)
+	d.add(i, newKey, 1, is)
+}
+
+func (d *tableData) add(i int, key Key, sign int64, amounts Amounts) {
+	if key == "" {
+		return
+	}
+	s, _ := d.tallies[i].Get(string(key))
+	s.count += sign
+	for n := range amounts {
+		s.amounts[n] += sign * amounts[n]
+	}
+	if s == (sum{}) {
+		d.tallies[i].Delete(string(key))
+	} else {
+		d.tallies[i].Set(string(key), s)
+	}
+}
+
+// scan walks a range of an index.
+func (d *tableData) scan(def *tableDef, index string, r Range, yield func(resource.Object) bool) {
+	if index == "" {
+		d.scanRows(r, yield)
+		return
+	}
+	places := d.places[def.index(index)]
+	visit := func(at string, _ struct{}) bool {
+		var id resource.ID
+		copy(id[:], at[len(at)-16:])
+		if len(at)-16 < len(r.Prefix) || at[:len(r.Prefix)] != string(r.Prefix) {
+			// Beside the prefix: past its end, or, in reverse, not yet in it.
+			return r.Reverse && at > string(r.Prefix)
+		}
+		if id == r.After && at == place(r.AfterKey, id) {
+			return true
+		}
+		found, _ := d.rows.Get(row{id: id})
+		return yield(found.obj)
+	}
+	from := string(r.Prefix)
+	if !r.After.IsZero() {
+		from = place(r.AfterKey, r.After)
+	}
+	switch {
+	case !r.Reverse:
+		places.Ascend(from, visit)
+	case !r.After.IsZero():
+		places.Descend(from, visit)
+	case from == "":
+		places.Reverse(visit)
+	default:
+		places.Descend(from+strings.Repeat("\xff", 256), visit)
+	}
+}
+
+func (d *tableData) scanRows(r Range, yield func(resource.Object) bool) {
+	visit := func(at row) bool {
+		if at.id == r.After && !r.After.IsZero() {
+			return true
+		}
+		return yield(at.obj)
+	}
+	switch {
+	case !r.Reverse:
+		d.rows.Ascend(row{id: r.After}, visit)
+	case r.After.IsZero():
+		d.rows.Reverse(visit)
+	default:
+		d.rows.Descend(row{id: r.After}, visit)
+	}
+}

@@ -1,0 +1,86 @@
+package state
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+)
+
+// A Tx is a view of all tables at one moment. Inside Update it can also be written,
+// and sees its own writes. It belongs to one goroutine and ends with the function it was given to;
+// one from View may be kept as long as its snapshot is wanted.
+type Tx struct {
+	tables   []*tableData
+	head     Head
+	now      time.Time
+	revision int64
+	cause    Cause
+	writable bool
+	random   io.Reader
+	changes  []change
+}
+
+type change struct {
+	def           *tableDef
+	id            resource.ID
+	before, after resource.Object
+}
+
+// Now is the transaction's time: the only clock that code inside Update may read. It never
+// goes backwards from one transaction to the next.
+func (tx *Tx) Now() time.Time { return tx.now }
+
+// Revision is that of this transaction, or in a view that of the newest one it shows.
+func (tx *Tx) Revision() int64 { return tx.revision }
+
+// Cause is who asked for this transaction.
+func (tx *Tx) Cause() Cause { return tx.cause }
+
+// NewID makes an ID from the transaction's time and randomness.
+func (tx *Tx) NewID() resource.ID { return resource.NewID(tx.now, tx.random) }
+
+// Random fills b from the transaction's source, for choices that nobody must be
+// able to foresee but that are no secrets: secrets are made outside and passed in.
+func (tx *Tx) Random(b []byte) {
+	if _, err := io.ReadFull(tx.random, b); err != nil {
+		panic("state: random source failed: " + err.Error())
+	}
+}
+
+func (tx *Tx) write(def *tableDef, id resource.ID, after resource.Object) error {
+	if !tx.writable {
+		return fmt.Errorf("state: write of a %s in a view", def.kind)
+	}
+	data := tx.tables[def.slot]
+	if after != nil {
+		if err := data.conflict(def, id, after); err != nil {
+			return err
+		}
+	}
+	was, _ := data.rows.Get(row{id: id})
+	data.apply(def, id, was.obj, after)
+	tx.changes = append(tx.changes, change{def, id, was.obj, after})
+	return nil
+}
+
+// undo takes back what the transaction wrote since its first n changes, newest first.
+func (tx *Tx) undo(n int) {
+	for i := len(tx.changes) - 1; i >= n; i-- {
+		c := tx.changes[i]
+		tx.tables[c.def.slot].apply(c.def, c.id, c.after, c.before)
+	}
+	tx.changes = tx.changes[:n]
+}
+
+// Try runs a part of a transaction. When it fails, what that part wrote is taken
+// back and the error is returned; the transaction itself goes on.
+func (tx *Tx) Try(part func() error) error {
+	n := len(tx.changes)
+	err := part()
+	if err != nil {
+		tx.undo(n)
+	}
+	return err
+}
