@@ -1,0 +1,56 @@
+package identity
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+)
+
+// An Actor is who asks: a user with the roles of the scope that the token is for. Dialects
+// verify tokens and signatures, and put the Actor into the request's context.
+type Actor struct {
+	UserID       resource.ID
+	UserName     string
+	UserDomainID resource.ID
+
+	// The scope: at most one of these three.
+	ProjectID resource.ID
+	DomainID  resource.ID
+	System    bool
+
+	Roles []string // names, with the implied ones
+
+	ApplicationCredentialID resource.ID // zero if none was used
+	Unrestricted            bool        // of that credential: it may make others
+	TokenID                 string      // the audit ID of the token, for the trail; never the token
+	ExpiresAt               time.Time
+}
+
+// Has reports whether the actor holds a role in its scope.
+func (a *Actor) Has(role string) bool { return slices.Contains(a.Roles, role) }
+
+// Admin reports whether the actor may act on everybody's things: it holds the admin role in
+// a project or over the whole system. An admin of a domain is no Admin.
+func (a *Actor) Admin() bool { return a.Has("admin") && a.DomainID.IsZero() }
+
+type actorKey struct{}
+
+// As returns a context in which this actor asks.
+func As(ctx context.Context, a *Actor) context.Context {
+	return context.WithValue(ctx, actorKey{}, a)
+}
+
+// ActorOf is who asks; an Actor without roles or user when nobody was verified.
+func ActorOf(ctx context.Context) *Actor {
+	if a, ok := ctx.Value(actorKey{}).(*Actor); ok {
+		return a
+	}
+	return &Actor{}
+}
+
+// Internal is the cloud itself: what it does on its own account, outside of any request.
+func Internal(ctx context.Context) context.Context {
+	return As(ctx, &Actor{UserName: "unkai", System: true, Roles: []string{"admin", "manager", "member", "reader"}})
+}
