@@ -1,0 +1,195 @@
+// Package wire holds what every dialect needs of HTTP and none owns: request IDs, limits,
+// recovery, the dry-run, as-of and idempotency headers. It renders no dialect's errors.
+package wire
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+)
+
+// Headers of ours that work in every dialect.
+const (
+	PlanHeader = "Unkai-Plan"
+	AsOfHeader = "Unkai-As-Of"
+	OnceHeader = "Idempotency-Key"
+)
+
+type requestIDKey struct{}
+
+// RequestID is the ID of the request that the context belongs to: "req-" and a UUID.
+func RequestID(ctx context.Context) string {
+	id, _ := ctx.Value(requestIDKey{}).(string)
+	return id
+}
+
+// NewRequestID makes one.
+func NewRequestID() string { return "req-" + resource.NewID(time.Now(), nil).String() }
+
+// Serve wraps the whole of one listener: it gives each request an ID, keeps a panic from
+// ending the process, and logs what failed.
+func Serve(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := NewRequestID()
+		ctx := context.WithValue(r.Context(), requestIDKey{}, id)
+		seen := &recorder{ResponseWriter: w}
+		start := time.Now()
+		defer func() {
+			if p := recover(); p != nil {
+				if p == http.ErrAbortHandler {
+					panic(p)
+				}
+				slog.ErrorContext(ctx, "a request panicked", "request", id, "method", r.Method, "path", r.URL.Path,
+					"panic", p, "stack", string(debug.Stack()))
+				if seen.status == 0 {
+					http.Error(w, "internal error", http.StatusInternalServerError)
+				}
+			}
+			slog.DebugContext(ctx, "request", "request", id, "method", r.Method, "path", r.URL.Path,
+				"status", seen.status, "ms", float64(time.Since(start).Microseconds())/1000)
+		}()
+		next.ServeHTTP(seen, r.WithContext(ctx))
+	})
+}
+
+// recorder remembers the status. Unwrap lets http.ResponseController and sendfile through.
+type recorder struct {
+	http.ResponseWriter
+	status int
+}
+
+func (r *recorder) WriteHeader(status int) {
+	if r.status == 0 {
+		r.status = status
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+func (r *recorder) Write(b []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	return r.ResponseWriter.Write(b)
+}
+
+// ReadFrom keeps the kernel's copy from file to socket.
+func (r *recorder) ReadFrom(src io.Reader) (int64, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	if rf, ok := r.ResponseWriter.(io.ReaderFrom); ok {
+		return rf.ReadFrom(src)
+	}
+	return io.Copy(struct{ io.Writer }{r.ResponseWriter}, src)
+}
+
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+func (r *recorder) Flush() {
+	if f, ok := r.ResponseWriter.(http.Flusher); ok {
+		f.Flush()
+	}
+}
+
+// Body reads a request's body of at most max bytes. A fault of kind TooLarge past that.
+func Body(r *http.Request, max int64) ([]byte, error) {
+	if r.ContentLength > max {
+		return nil, tooLarge(max)
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, max))
+	if err != nil {
+		var over *http.MaxBytesError
+		if errors.As(err, &over) {
+			return nil, tooLarge(max)
+		}
+		return nil, fault.Errorf(fault.Invalid, "The request body could not be read to its end.")
+	}
+	return body, nil
+}
+
+func tooLarge(max int64) error {
+	return fault.Errorf(fault.TooLarge, "The request body is larger than %d bytes.", max)
+}
+
+// Context puts who caused the request, and our own headers, into its context. body is
+// what the idempotency key must always come with; nil for a streamed one.
+func Context(r *http.Request, via string, userID, projectID resource.ID, body []byte) (context.Context, *state.Plan, error) {
+	ctx := state.WithCause(r.Context(), state.Cause{UserID: userID, ProjectID: projectID, RequestID: RequestID(r.Context()), Via: via})
+	if at := r.Header.Get(AsOfHeader); at != "" {
+		var err error
+		if ctx, err = asOf(ctx, at); err != nil {
+			return nil, nil, err
+		}
+	}
+	if key := r.Header.Get(OnceHeader); key != "" && r.Method != http.MethodGet && r.Method != http.MethodHead {
+		if len(key) > 255 {
+			return nil, nil, fault.InvalidField(OnceHeader, "must be at most 255 characters")
+		}
+		sum := sha256.New()
+		io.WriteString(sum, r.Method+" "+r.URL.RequestURI()+"\n")
+		sum.Write(body)
+		ctx = state.WithOnce(ctx, &state.Once{Scope: projectID.String() + "/" + userID.String(), Key: key, Hash: hex.EncodeToString(sum.Sum(nil))})
+	}
+	if want, _ := strconv.ParseBool(r.Header.Get(PlanHeader)); want && r.Method != http.MethodGet && r.Method != http.MethodHead {
+		plan := new(state.Plan)
+		return state.WithPlan(ctx, plan), plan, nil
+	}
+	return ctx, nil, nil
+}
+
+func asOf(ctx context.Context, at string) (context.Context, error) {
+	if revision, err := strconv.ParseInt(at, 10, 64); err == nil {
+		return state.WithAsOf(ctx, revision), nil
+	}
+	when, err := time.Parse(time.RFC3339Nano, at)
+	if err != nil {
+		return nil, fault.InvalidField(AsOfHeader, "must be a revision or a time as in RFC 3339")
+	}
+	return state.WithAsOfTime(ctx, when), nil
+}
+
+// WriteJSON writes a value with a status.
+func WriteJSON(w http.ResponseWriter, status int, v any) error {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(b.Len()))
+	w.WriteHeader(status)
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+// BaseURL is the address under which the client reached us, without a trailing slash: links
+// must carry it, whatever name or proxy it used.
+func BaseURL(r *http.Request) string {
+	scheme := "http"
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	if p := r.Header.Get("X-Forwarded-Proto"); p == "https" || p == "http" {
+		scheme = p
+	}
+	host := r.Host
+	if strings.ContainsAny(host, "\"'<>\\ \t\r\n/") {
+		host = "localhost"
+	}
+	return scheme + "://" + host
+}
