@@ -1,0 +1,175 @@
+// Package host keeps the machines of the cloud, and tells each what it is to make real.
+// What the things are is the business of the domains that register a Source.
+package host
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/query"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+// A Host is one machine, or a whole remote cloud that acts as one.
+type Host struct {
+	resource.Meta
+
+	// Asked for by the operator.
+	Zone           string
+	Disabled       bool // nothing new is placed here
+	DisabledReason string
+	Maintenance    bool
+
+	// Reported by the host when it connects.
+	Capacity Capacity
+	Address  netip.Addr // for other hosts: tunnels, moves
+	Version  string     // of Unkai on it
+
+	// Found out by the control plane.
+	Lost   time.Time // since when it cannot be heard; zero while it can
+	Joined time.Time
+}
+
+// A Capacity is what a host offers in all. Overcommit is the placement's business.
+type Capacity struct {
+	Driver    string // of its guests: "qemu", "sim", …
+	Release   string // of the hypervisor
+	VCPUs     int
+	MemoryMiB int
+	DiskGiB   int
+	MaxVCPUs  int
+	Isolating bool // guests are separated by hardware
+	Arch      string
+	CPUModel  string
+}
+
+// Up reports whether the host can be heard.
+func (h *Host) Up() bool { return h.Lost.IsZero() }
+
+// DefaultZone is the zone of hosts that name none.
+const DefaultZone = "nova"
+
+var hosts = state.NewTable[Host]("host",
+	state.Unique("name", func(h *Host) state.Key { return state.KeyOf(h.Name) }),
+	state.Index("zone", func(h *Host) state.Key { return state.KeyOf(h.Zone) }),
+)
+
+var _ = identity.Rules(map[string]identity.Rule{
+	"host.get": identity.Admin, "host.list": identity.Admin, "host.update": identity.Admin,
+})
+
+// Table gives placement, the native API and the auditor a look at every host.
+func Table() *state.Table[Host] { return hosts }
+
+// Find gives a host of this ID.
+func Find(tx *state.Tx, id resource.ID) (*Host, bool) { return hosts.Find(tx, id) }
+
+// ByName gives the host of this name.
+func ByName(tx *state.Tx, name string) (*Host, bool) {
+	return hosts.Lookup(tx, "name", state.KeyOf(name))
+}
+
+// Zones lists the zones there are, each once, in order.
+func Zones(tx *state.Tx) []string {
+	var zones []string
+	for h := range hosts.Peek(tx, "zone", state.Range{}) {
+		if len(zones) == 0 || zones[len(zones)-1] != h.Zone {
+			zones = append(zones, h.Zone)
+		}
+	}
+	return zones
+}
+
+// A Service answers operators' questions about hosts.
+type Service struct{ State *state.State }
+
+// Get shows one host to an operator.
+func (s *Service) Get(ctx context.Context, id resource.ID) (*Host, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	h, ok := hosts.Find(tx, id)
+	if !ok {
+		return nil, fault.Missing("host", id)
+	}
+	return h, identity.Allow(ctx, "host.get", h.Meta)
+}
+
+// List shows the hosts to an operator, in the order of their names.
+func (s *Service) List(ctx context.Context, q query.List) (query.Page[Host], error) {
+	if err := identity.Allow(ctx, "host.list", resource.Meta{}); err != nil {
+		return query.Page[Host]{}, err
+	}
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return query.Page[Host]{}, err
+	}
+	r := state.Range{Reverse: q.Reverse}
+	if h, ok := hosts.Find(tx, q.Marker); ok {
+		r.After, r.AfterKey = h.ID, state.KeyOf(h.Name)
+	}
+	return query.Take(hosts.Range(tx, "name", r), q.Limit, nil), nil
+}
+
+// SetDisabled keeps new things off a host, or lets them on it again.
+func (s *Service) SetDisabled(ctx context.Context, id resource.ID, disabled bool, reason string) error {
+	return s.State.Update(ctx, func(tx *state.Tx) error {
+		h, ok := hosts.Find(tx, id)
+		if !ok {
+			return fault.Missing("host", id)
+		}
+		if err := identity.Allow(ctx, "host.update", h.Meta); err != nil {
+			return err
+		}
+		h.Disabled, h.DisabledReason = disabled, reason
+		return hosts.Put(tx, h)
+	})
+}
+
+// A Hello is what a host says of itself when it connects.
+type Hello struct {
+	Name     string
+	Zone     string // only heeded when the host is new
+	Capacity Capacity
+	Address  netip.Addr
+	Version  string
+}
+
+// Arrive records that a host with this ID is here and can be heard. A host that is
+// new is added, in the zone it names.
+func Arrive(ctx context.Context, s *state.State, id resource.ID, hello Hello) error {
+	return s.Update(ctx, func(tx *state.Tx) error {
+		h, ok := hosts.Find(tx, id)
+		if !ok {
+			if _, taken := ByName(tx, hello.Name); taken {
+				return fault.Errorf(fault.Exists, "Another host is named %s.", hello.Name)
+			}
+			h = &Host{Meta: resource.Meta{ID: id, Name: hello.Name}, Zone: hello.Zone, Joined: tx.Now()}
+			if h.Zone == "" {
+				h.Zone = DefaultZone
+			}
+		} else if h.Up() && h.Capacity == hello.Capacity && h.Address == hello.Address && h.Version == hello.Version {
+			return nil
+		}
+		h.Capacity, h.Address, h.Version, h.Lost = hello.Capacity, hello.Address, hello.Version, time.Time{}
+		return hosts.Put(tx, h)
+	})
+}
+
+// Lose records that a host cannot be heard any more. What runs on it is unknown from then
+// on, not stopped.
+func Lose(ctx context.Context, s *state.State, id resource.ID) error {
+	return s.Update(ctx, func(tx *state.Tx) error {
+		h, ok := hosts.Find(tx, id)
+		if !ok || !h.Up() {
+			return nil
+		}
+		h.Lost = tx.Now()
+		return hosts.Put(tx, h)
+	})
+}

@@ -1,0 +1,337 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+)
+
+// A Source derives one kind of thing that hosts make real. Its functions are pure.
+type Source struct {
+	Kind string // "guest", "segment", …
+	// All lists what the host is to have.
+	All func(tx *state.Tx, host resource.ID) []resource.ID
+	// Want is what the host is to make real of one thing, as JSON will carry it; false when
+	// the host is not to have it.
+	Want func(tx *state.Tx, host, id resource.ID) (any, bool)
+	// Touched says what has to be derived anew, and for which hosts, after a change. It may name too much.
+	Touched func(tx *state.Tx, e state.Event) []Ref
+	// Observe takes in what the host saw, in a transaction. What is no news writes nothing. nil:
+	// nothing is reported of this kind.
+	Observe func(tx *state.Tx, host, id resource.ID, seen json.RawMessage) error
+}
+
+// A Ref names one thing on one host. A zero Host means every host.
+type Ref struct{ Host, ID resource.ID }
+
+// A Key names a thing within one host.
+type Key struct {
+	Kind string
+	ID   resource.ID
+}
+
+// An Item is one message to a host: what it is to make real of one thing.
+type Item struct {
+	Key
+	Body json.RawMessage // nil: take it away
+}
+
+// A Delivery is some items. The first one of a session is Full: what it does not
+// name, the host is not to have.
+type Delivery struct {
+	Full  bool
+	Items []Item
+}
+
+// An Observation is one message from a host: what it saw of one thing.
+type Observation struct {
+	Key
+	Seen json.RawMessage
+}
+
+// A Hub tells each connected host what it is to make real, and anew whenever that
+// changes. It holds nothing that is not derived from the state.
+type Hub struct {
+	State   *state.State
+	Sources []Source // in the order in which a host best takes them up
+
+	watch *state.Watcher
+
+	mu       sync.Mutex
+	sessions map[resource.ID]*Session // guarded by mu
+}
+
+// NewHub makes a hub. Call Pump or Run to keep it following the changes.
+func NewHub(s *state.State, sources ...Source) *Hub {
+	return &Hub{State: s, Sources: sources, watch: s.Watch(s.Latest().Revision()), sessions: map[resource.ID]*Session{}}
+}
+
+// A Session is the conversation with one connected host.
+type Session struct {
+	hub  *Hub
+	host resource.ID
+
+	mu     sync.Mutex
+	full   bool          // everything is to be sent; guarded by mu
+	dirty  []Key         // to be derived anew, each once; guarded by mu
+	marked map[Key]bool  // those in dirty; guarded by mu
+	wake   chan struct{} // holds one element when there is something to send
+	over   chan struct{} // closed when another session of the host has begun
+	ended  bool          // guarded by mu
+
+	// What the host was last sent. Only Poll, which one goroutine calls, touches it.
+	sent map[Key][]byte
+}
+
+// Connect begins a session; an older one of the same host ends.
+func (h *Hub) Connect(host resource.ID) *Session {
+	s := &Session{hub: h, host: host, full: true, marked: map[Key]bool{}, wake: make(chan struct{}, 1),
+		over: make(chan struct{}), sent: map[Key][]byte{}}
+	s.wake <- struct{}{}
+	h.mu.Lock()
+	old := h.sessions[host]
+	h.sessions[host] = s
+	h.mu.Unlock()
+	if old != nil {
+		old.end()
+	}
+	return s
+}
+
+func (s *Session) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended {
+		s.ended = true
+		close(s.over)
+	}
+}
+
+// Close ends the session.
+func (s *Session) Close() {
+	s.end()
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	if s.hub.sessions[s.host] == s {
+		delete(s.hub.sessions, s.host)
+	}
+}
+
+// Over is closed when the session has ended.
+func (s *Session) Over() <-chan struct{} { return s.over }
+
+// Connected reports whether a host has a session.
+func (h *Hub) Connected(host resource.ID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sessions[host] != nil
+}
+
+// Pump marks what has to be derived anew since the last call. Only one goroutine may
+// call Pump or Run.
+func (h *Hub) Pump() error {
+	for {
+		events, err := h.watch.Poll()
+		if errors.Is(err, state.ErrCompacted) {
+			h.resync()
+			continue
+		}
+		if err != nil || len(events) == 0 {
+			return err
+		}
+		h.mark(events)
+	}
+}
+
+// Run is Pump for ever.
+func (h *Hub) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		events, err := h.watch.Next(ctx)
+		switch {
+		case errors.Is(err, state.ErrCompacted):
+			h.resync()
+		case err == nil:
+			h.mark(events)
+		}
+	}
+}
+
+func (h *Hub) resync() {
+	h.watch = h.State.Watch(h.State.Latest().Revision())
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.sessions {
+		s.mu.Lock()
+		s.full = true
+		s.mu.Unlock()
+		s.poke()
+	}
+}
+
+func (h *Hub) mark(events []state.Event) {
+	tx := h.State.Latest()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range events {
+		for _, source := range h.Sources {
+			for _, ref := range source.Touched(tx, e) {
+				key := Key{source.Kind, ref.ID}
+				if !ref.Host.IsZero() {
+					if s := h.sessions[ref.Host]; s != nil {
+						s.mark(key)
+					}
+					continue
+				}
+				for _, s := range h.sessions {
+					s.mark(key)
+				}
+			}
+		}
+	}
+}
+
+func (s *Session) mark(key Key) {
+	s.mu.Lock()
+	if !s.marked[key] {
+		s.marked[key] = true
+		s.dirty = append(s.dirty, key)
+	}
+	s.mu.Unlock()
+	s.poke()
+}
+
+func (s *Session) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Wake holds an element when Poll may have something.
+func (s *Session) Wake() <-chan struct{} { return s.wake }
+
+// Poll derives what is to be sent now; nil if nothing is.
+func (s *Session) Poll() (*Delivery, error) {
+	s.mu.Lock()
+	full, dirty := s.full, s.dirty
+	s.full, s.dirty = false, nil
+	clear(s.marked)
+	s.mu.Unlock()
+	tx := s.hub.State.Latest()
+	if full {
+		return s.pollFull(tx)
+	}
+	var d Delivery
+	// By kind in the sources' order, so that a host gets the network before the guest on it.
+	for _, source := range s.hub.Sources {
+		for _, key := range dirty {
+			if key.Kind != source.Kind {
+				continue
+			}
+			body, err := source.body(tx, s.host, key.ID)
+			if err != nil {
+				return nil, err
+			}
+			was, known := s.sent[key]
+			switch {
+			case body == nil && known:
+				delete(s.sent, key)
+			case body == nil || known && bytes.Equal(was, body):
+				continue
+			default:
+				s.sent[key] = body
+			}
+			d.Items = append(d.Items, Item{key, body})
+		}
+	}
+	if d.Items == nil {
+		return nil, nil
+	}
+	return &d, nil
+}
+
+func (s *Session) pollFull(tx *state.Tx) (*Delivery, error) {
+	d := &Delivery{Full: true}
+	clear(s.sent)
+	for _, source := range s.hub.Sources {
+		for _, id := range source.All(tx, s.host) {
+			body, err := source.body(tx, s.host, id)
+			if err != nil {
+				return nil, err
+			}
+			if body != nil {
+				key := Key{source.Kind, id}
+				s.sent[key] = body
+				d.Items = append(d.Items, Item{key, body})
+			}
+		}
+	}
+	return d, nil
+}
+
+func (source *Source) body(tx *state.Tx, host, id resource.ID) ([]byte, error) {
+	want, ok := source.Want(tx, host, id)
+	if !ok {
+		return nil, nil
+	}
+	body, err := json.Marshal(want)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s %s for host %s: %w", source.Kind, id, host, err)
+	}
+	return body, nil
+}
+
+// Next is Poll that waits until there is something. io.EOF-like: the error of ctx, or
+// ErrOver when another session of the host has begun.
+func (s *Session) Next(ctx context.Context) (*Delivery, error) {
+	for {
+		select {
+		case <-s.wake:
+		case <-s.over:
+			return nil, ErrOver
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if d, err := s.Poll(); d != nil || err != nil {
+			return d, err
+		}
+	}
+}
+
+// ErrOver ends a session that another one of the same host has replaced.
+var ErrOver = errors.New("another session of this host has begun")
+
+// Observe takes in what a host saw, all of it in one transaction. What a source refuses is
+// logged and left out: one bad report does not hold up the others.
+func (h *Hub) Observe(ctx context.Context, host resource.ID, seen []Observation) error {
+	ctx = state.WithCause(ctx, state.Cause{Via: "host"})
+	return h.State.Update(ctx, func(tx *state.Tx) error {
+		if !hosts.Has(tx, host) {
+			return fault.Missing("host", host)
+		}
+		for _, o := range seen {
+			n := slices.IndexFunc(h.Sources, func(s Source) bool { return s.Kind == o.Kind })
+			if n < 0 || h.Sources[n].Observe == nil {
+				continue
+			}
+			err := tx.Try(func() error { return h.Sources[n].Observe(tx, host, o.ID, o.Seen) })
+			if err != nil {
+				slog.WarnContext(ctx, "a host's report was refused", "host", host, "kind", o.Kind, "id", o.ID, "err", err)
+			}
+		}
+		return nil
+	})
+}
+
+// Expect is how long a host may be silent before it counts as lost.
+const Expect = 15 * time.Second
