@@ -1,0 +1,192 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/host"
+)
+
+// Guests makes guests real: it brings the images here, waits for the network, builds the
+// config drive, and hands the rest to a driver.
+type Guests struct {
+	Driver compute.Driver
+	Images *Images // nil: the driver needs no image files
+	Taps   *Taps   // nil: the driver needs no taps
+	// Seed builds a config drive and answers its path; nil: guests get none.
+	Seed func(compute.Guest) (string, error)
+	// Unseed takes the config drive away.
+	Unseed func(resource.ID) error
+}
+
+// How soon to look again at a guest that is busy, or that waits for something.
+const (
+	whileBusy    = 100 * time.Millisecond
+	whileWaiting = 250 * time.Millisecond
+	whileWell    = 20 * time.Second
+)
+
+// Handler is what an Agent calls for guests.
+func (g *Guests) Handler() Handler {
+	return Handler{Kind: "guest", Ensure: g.ensure, Remove: g.remove, Present: g.Driver.Present}
+}
+
+func (g *Guests) ensure(ctx context.Context, id resource.ID, body json.RawMessage) (any, time.Duration, error) {
+	var want compute.Guest
+	if err := json.Unmarshal(body, &want); err != nil {
+		return nil, 0, fmt.Errorf("decode what is wanted: %w", err)
+	}
+	seen, err := g.Driver.Observe(ctx, id)
+	if err != nil {
+		return nil, 0, err
+	}
+	if waiting, err := g.prepare(ctx, &want); err != nil || waiting != "" {
+		seen.Busy = true
+		var bad *ImageError
+		if errors.As(err, &bad) {
+			seen.Trouble, seen.Busy, err = bad.Error(), false, nil
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+		return seen, whileWaiting, nil
+	}
+	if seen, err = g.Driver.Ensure(ctx, want); err != nil {
+		return nil, 0, err
+	}
+	if seen.Busy {
+		return seen, whileBusy, nil
+	}
+	return seen, whileWell, nil
+}
+
+// prepare brings here what the driver needs; not "" while something is missing.
+func (g *Guests) prepare(ctx context.Context, want *compute.Guest) (waiting string, err error) {
+	if g.Taps != nil {
+		for i := range want.NICs {
+			tap, ok := g.Taps.Of(want.NICs[i].PortID)
+			if !ok {
+				return "the network", nil
+			}
+			want.NICs[i].Tap = tap
+		}
+	}
+	if g.Images != nil {
+		refs := []*compute.ImageRef{want.Kernel, want.Initrd}
+		for i := range want.Disks {
+			refs = append(refs, want.Disks[i].Image)
+		}
+		for _, ref := range refs {
+			if ref == nil {
+				continue
+			}
+			if ref.Path, err = g.Images.Fetch(ctx, *ref); err != nil {
+				return "", err
+			}
+		}
+	}
+	if want.ConfigDrive && g.Seed != nil {
+		if want.Seed, err = g.Seed(*want); err != nil {
+			return "", fmt.Errorf("build the config drive: %w", err)
+		}
+	}
+	return "", nil
+}
+
+func (g *Guests) remove(ctx context.Context, id resource.ID) error {
+	if err := g.Driver.Remove(ctx, id); err != nil {
+		return err
+	}
+	if g.Unseed != nil {
+		return g.Unseed(id)
+	}
+	return nil
+}
+
+// Follow passes on what the driver notices by itself, until ctx ends.
+func (g *Guests) Follow(ctx context.Context, a *Agent) {
+	n, ok := g.Driver.(compute.Notifier)
+	if !ok {
+		return
+	}
+	for {
+		select {
+		case id, open := <-n.Changed():
+			if !open {
+				return
+			}
+			a.Touch(host.Key{Kind: "guest", ID: id}, time.Now())
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Taps knows where the guests' ports are.
+type Taps struct {
+	mu   sync.Mutex
+	taps map[resource.ID]compute.Tap // guarded by mu
+}
+
+// Of is the tap of a port; false while there is none.
+func (t *Taps) Of(port resource.ID) (compute.Tap, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tap, ok := t.taps[port]
+	return tap, ok
+}
+
+func (t *Taps) set(port resource.ID, tap compute.Tap) (news bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.taps == nil {
+		t.taps = map[resource.ID]compute.Tap{}
+	}
+	was, ok := t.taps[port]
+	t.taps[port] = tap
+	return !ok || was != tap
+}
+
+func (t *Taps) drop(port resource.ID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.taps, port)
+}
+
+// SweepImages lets cached images go that no guest here is made from.
+func (g *Guests) SweepImages(a *Agent) {
+	keep := map[resource.ID]bool{}
+	a.mu.Lock()
+	for key, body := range a.wants {
+		var want compute.Guest
+		if key.Kind != "guest" || json.Unmarshal(body, &want) != nil {
+			continue
+		}
+		for _, ref := range []*compute.ImageRef{want.Kernel, want.Initrd} {
+			if ref != nil {
+				keep[ref.ID] = true
+			}
+		}
+		for _, d := range want.Disks {
+			if d.Image != nil {
+				keep[d.Image.ID] = true
+			}
+		}
+	}
+	confirmed := a.confirmed && len(a.removing) == 0
+	a.mu.Unlock()
+	if !confirmed {
+		return
+	}
+	if err := g.Images.Sweep(keep, 24*time.Hour); err != nil && !errors.Is(err, os.ErrNotExist) {
+		slog.Warn("could not clean the image cache", "err", err)
+	}
+}

@@ -1,0 +1,153 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/unkai-cloud/unkai/core/host"
+)
+
+// A Link reaches a controller. Connect begins a session; Observe reports.
+type Link interface {
+	Connect(ctx context.Context) (Session, error)
+	Observe(ctx context.Context, seen []host.Observation) error
+}
+
+// A Session gives one delivery after the other. io.EOF or another error ends it: connect again.
+type Session interface {
+	Next(ctx context.Context) (*host.Delivery, error)
+	Close() error
+}
+
+const (
+	resyncEvery = time.Minute
+	reportBatch = 256
+)
+
+// Run drives the agent until ctx ends: so many workers make things real, whether or not a
+// controller can be reached.
+func (a *Agent) Run(ctx context.Context, link Link, workers int) {
+	var wg sync.WaitGroup
+	wg.Go(func() { a.follow(ctx, link) })
+	wg.Go(func() { a.reportTo(ctx, link) })
+	wg.Go(func() { a.resyncOften(ctx) })
+	for range workers {
+		wg.Go(func() { a.work(ctx) })
+	}
+	wg.Wait()
+}
+
+// follow takes in deliveries, over as many sessions as it takes.
+func (a *Agent) follow(ctx context.Context, link Link) {
+	for failures := 1; ctx.Err() == nil; failures++ {
+		began := time.Now()
+		err := a.followOnce(ctx, link)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > 10*time.Second {
+			failures = 1
+		}
+		if !errors.Is(err, io.EOF) {
+			slog.WarnContext(ctx, "no session with a controller", "err", err)
+		}
+		sleep(ctx, min(200*time.Millisecond<<min(failures-1, 5), 5*time.Second))
+	}
+}
+
+func (a *Agent) followOnce(ctx context.Context, link Link) error {
+	session, err := link.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer session.Close()
+	for {
+		d, err := session.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if err := a.Deliver(*d, time.Now()); err != nil {
+			return err
+		}
+		if d.Full {
+			if err := a.Resync(ctx, time.Now()); err != nil {
+				slog.WarnContext(ctx, "could not look for what nobody wants", "err", err)
+			}
+		}
+	}
+}
+
+// reportTo sends the outbox, again and again until the controller has it.
+func (a *Agent) reportTo(ctx context.Context, link Link) {
+	for ctx.Err() == nil {
+		select {
+		case <-a.report:
+		case <-ctx.Done():
+			return
+		}
+		for failures := 0; ctx.Err() == nil; {
+			reports := a.Reports(reportBatch)
+			if len(reports) == 0 {
+				break
+			}
+			if err := link.Observe(ctx, reports); err != nil {
+				a.Unsent(reports)
+				failures++
+				slog.DebugContext(ctx, "could not report to the controller", "err", err)
+				sleep(ctx, min(100*time.Millisecond<<min(failures, 6), 5*time.Second))
+				continue
+			}
+			failures = 0
+			a.Sent(reports)
+		}
+	}
+}
+
+func (a *Agent) resyncOften(ctx context.Context) {
+	tick := time.NewTicker(resyncEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if err := a.Resync(ctx, time.Now()); err != nil {
+			slog.WarnContext(ctx, "could not look for what nobody wants", "err", err)
+		}
+	}
+}
+
+func (a *Agent) work(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		if a.Step(ctx, time.Now) {
+			a.poke()
+			continue
+		}
+		wait := time.Minute
+		if at, ok := a.Due(); ok {
+			wait = time.Until(at)
+		}
+		timer.Reset(wait)
+		select {
+		case <-a.wake:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
