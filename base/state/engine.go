@@ -17,12 +17,13 @@ type Engine interface {
 	// Load gives every record as of one moment, in any order, and that moment.
 	Load(ctx context.Context, each func(Record) error) (Head, error)
 	// Commit makes the batch durable, all of it or nothing. Batch.Base must be the
-	// present head's revision. An error means that nothing was stored, except
-	// ErrUncertain, after which only a new Load tells.
+	// present head's revision, or it fails with ErrFenced too. An error means that nothing
+	// was stored and never will be, except ErrUncertain, after which only a new Load tells.
 	Commit(ctx context.Context, b Batch) error
 	// Watch gives the committed batches with a revision above since, oldest first,
 	// and goes on with those that follow until ctx ends or each fails, whose error it
-	// returns. ErrCompacted: that far back is no longer kept.
+	// returns. Their Records come with what was there before; one that deleted what was
+	// not there is left out. ErrCompacted: that far back is no longer kept.
 	Watch(ctx context.Context, since int64, each func(Batch) error) error
 	Close() error
 }
@@ -59,6 +60,9 @@ type Batch struct {
 	Base    int64 // the revision that it follows
 	Txs     []TxInfo
 	Records []Record // at most one for each object
+	// What later transactions of the same batch replaced, oldest first: it is history
+	// from the start, and only Watch gives it again. Before is never set here.
+	Earlier []Record
 }
 
 // Head is where the state stands after the batch.

@@ -49,12 +49,14 @@ func (f *feed) restore(ctx context.Context, engine Engine, head Head) error {
 	for since := max(0, head.Revision-int64(f.keep)); ; {
 		f.events, f.floor = nil, since
 		err := engine.Watch(ctx, since, func(b Batch) error {
-			for _, r := range b.Records {
-				e, err := restoreEvent(b, r)
-				if err != nil {
-					return err
+			events, err := eventsOf(b)
+			if err != nil {
+				return err
+			}
+			for _, e := range events {
+				if e.Revision > since && e.Revision <= head.Revision {
+					f.events = append(f.events, e)
 				}
-				f.events = append(f.events, e)
 			}
 			if b.Head().Revision >= head.Revision {
 				return done
@@ -63,7 +65,6 @@ func (f *feed) restore(ctx context.Context, engine Engine, head Head) error {
 		})
 		switch {
 		case errors.Is(err, done):
-			sort.SliceStable(f.events, func(i, j int) bool { return f.events[i].Revision < f.events[j].Revision })
 			f.trim()
 			return nil
 		case errors.Is(err, ErrCompacted):
@@ -79,22 +80,65 @@ func (f *feed) restore(ctx context.Context, engine Engine, head Head) error {
 	}
 }
 
-func restoreEvent(b Batch, r Record) (Event, error) {
-	tx := b.Txs[r.Tx]
-	e := Event{Revision: tx.Revision, Time: tx.Time, Cause: tx.Cause, Kind: r.Kind, ID: r.ID}
-	def := defOf(r.Kind)
-	if def == nil {
-		return e, fmt.Errorf("the history has objects of unknown kind %q", r.Kind)
+// eventsOf gives the changes of a watched batch, oldest first.
+func eventsOf(b Batch) ([]Event, error) {
+	events := make([]Event, 0, len(b.Records)+len(b.Earlier))
+	type version struct {
+		version int
+		value   []byte
 	}
+	now := map[row2]version{} // of the objects that Earlier has, as the next change finds them
+	add := func(r Record) error {
+		def := defOf(r.Kind)
+		if def == nil {
+			return fmt.Errorf("the history has objects of unknown kind %q", r.Kind)
+		}
+		at := row2{def.slot, r.ID}
+		before, ok := now[at]
+		if !ok {
+			before = version{r.BeforeVersion, r.Before}
+		}
+		e, err := eventOf(b.Txs[r.Tx], def, r, before.version, before.value)
+		if err != nil {
+			return err
+		}
+		now[at] = version{r.Version, r.Value}
+		events = append(events, e)
+		return nil
+	}
+	// What was there before the batch stands in an object's record.
+	if len(b.Earlier) > 0 {
+		for _, r := range b.Records {
+			if def := defOf(r.Kind); def != nil {
+				now[row2{def.slot, r.ID}] = version{r.BeforeVersion, r.Before}
+			}
+		}
+	}
+	for _, r := range b.Earlier {
+		if err := add(r); err != nil {
+			return nil, err
+		}
+	}
+	for _, r := range b.Records {
+		if err := add(r); err != nil {
+			return nil, err
+		}
+	}
+	sort.SliceStable(events, func(i, j int) bool { return events[i].Revision < events[j].Revision })
+	return events, nil
+}
+
+func eventOf(tx TxInfo, def *tableDef, r Record, beforeVersion int, before []byte) (Event, error) {
+	e := Event{Revision: tx.Revision, Time: tx.Time, Cause: tx.Cause, Kind: r.Kind, ID: r.ID}
 	var err error
-	if r.Before != nil {
-		if e.Before, err = def.decode(r.BeforeVersion, r.Before); err != nil {
-			return e, err
+	if before != nil {
+		if e.Before, err = def.decode(beforeVersion, before); err != nil {
+			return e, fmt.Errorf("decode %s %s: %w", r.Kind, r.ID, err)
 		}
 	}
 	if r.Value != nil {
 		if e.After, err = def.decode(r.Version, r.Value); err != nil {
-			return e, err
+			return e, fmt.Errorf("decode %s %s: %w", r.Kind, r.ID, err)
 		}
 	}
 	return e, nil
@@ -104,15 +148,7 @@ func (f *feed) append(txs []*Tx) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, tx := range txs {
-		first := map[row2]int{}
-		for _, c := range tx.changes {
-			// Several writes of one object in one transaction are one change.
-			key := row2{c.def.slot, c.id}
-			if at, again := first[key]; again {
-				f.events[at].After = c.after
-				continue
-			}
-			first[key] = len(f.events)
+		for _, c := range merge(tx.changes) {
 			f.events = append(f.events, Event{tx.revision, tx.now, tx.cause, c.def.kind, c.id, c.before, c.after})
 		}
 		f.head = tx.revision

@@ -2,6 +2,7 @@ package state
 
 import (
 	"context"
+	"fmt"
 	"sync"
 )
 
@@ -60,19 +61,29 @@ func (m *Memory) Commit(_ context.Context, b Batch) error {
 	if b.Term != m.term || b.Base != m.head.Revision {
 		return ErrFenced
 	}
+	twice := make(map[key]bool, len(b.Records))
+	for _, r := range b.Records {
+		at := key{r.Kind, r.ID}
+		if twice[at] {
+			return fmt.Errorf("the batch writes %s %s twice", r.Kind, r.ID)
+		}
+		twice[at] = true
+	}
 	if m.Fault != nil {
 		if err := m.Fault("before"); err != nil {
 			return err
 		}
 	}
 	logged := b
-	logged.Records = make([]Record, len(b.Records))
-	for i, r := range b.Records {
+	logged.Records = nil
+	for _, r := range b.Records {
 		at := key{r.Kind, r.ID}
-		if was, ok := m.records[at]; ok {
-			r.Before, r.BeforeVersion = was.Value, was.Version
+		was, ok := m.records[at]
+		if !ok && r.Value == nil {
+			continue
 		}
-		logged.Records[i] = r
+		r.Before, r.BeforeVersion = was.Value, was.Version
+		logged.Records = append(logged.Records, r)
 		if r.Value == nil {
 			delete(m.records, at)
 		} else {
@@ -125,6 +136,13 @@ func (m *Memory) Watch(ctx context.Context, since int64, each func(Batch) error)
 			return ctx.Err()
 		}
 	}
+}
+
+// Compact forgets the batches so far; what they stored stays.
+func (m *Memory) Compact() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.log, m.floor = nil, m.head.Revision
 }
 
 // Close forgets nothing: see Memory.

@@ -35,14 +35,7 @@ func (p *Plan) Changes() []Event {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var events []Event
-	at := map[row2]int{}
-	for _, c := range p.changes {
-		key := row2{c.def.slot, c.id}
-		if n, again := at[key]; again {
-			events[n].After = c.after
-			continue
-		}
-		at[key] = len(events)
+	for _, c := range merge(p.changes) {
 		events = append(events, Event{Revision: p.tx.revision, Time: p.tx.now, Cause: p.tx.cause,
 			Kind: c.def.kind, ID: c.id, Before: c.before, After: c.after})
 	}

@@ -4,12 +4,12 @@ import (
 	"bufio"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -344,38 +344,79 @@ func (s *State) publish(dirty map[int]bool) {
 	s.published.Store(next)
 }
 
-// makeBatch spells the transactions for the engine. Of an object written several times the
-// last state counts.
+// makeBatch spells the transactions for the engine. Of an object that several of them
+// wrote, the last state is a record; the others go into Earlier.
 func makeBatch(term, base int64, txs []*Tx) (Batch, error) {
 	b := Batch{Term: term, Base: base}
-	at := map[row2]int{}
+	type place struct {
+		record int  // in b.Records
+		isNew  bool // there was no such object before the batch
+	}
+	places := map[row2]place{}
 	for i, tx := range txs {
 		b.Txs = append(b.Txs, TxInfo{Revision: tx.revision, Time: tx.now, Cause: tx.cause})
-		last := map[row2]int{}
-		for n, c := range tx.changes {
-			last[row2{c.def.slot, c.id}] = n
-		}
-		for n, c := range tx.changes {
-			if last[row2{c.def.slot, c.id}] != n {
+		for _, c := range merge(tx.changes) {
+			r, err := recordOf(c, i)
+			if err != nil {
+				return b, err
+			}
+			at := row2{c.def.slot, c.id}
+			if was, again := places[at]; again {
+				b.Earlier = append(b.Earlier, b.Records[was.record])
+				b.Records[was.record] = r
 				continue
 			}
-			r := Record{Kind: c.def.kind, ID: c.id, Version: c.def.version, Tx: i}
-			if c.after != nil {
-				value, err := json.Marshal(c.after)
-				if err != nil {
-					return b, fmt.Errorf("encode %s %s: %w", c.def.kind, c.id, err)
-				}
-				r.Value = value
-			}
-			if n, again := at[row2{c.def.slot, c.id}]; again {
-				b.Records[n] = r
-			} else {
-				at[row2{c.def.slot, c.id}] = len(b.Records)
-				b.Records = append(b.Records, r)
-			}
+			places[at] = place{len(b.Records), c.before == nil}
+			b.Records = append(b.Records, r)
 		}
 	}
+	if len(b.Earlier) > 0 {
+		// An object that was made and deleted within the batch is history alone.
+		kept := b.Records[:0]
+		for _, r := range b.Records {
+			if r.Value == nil && places[row2{defOf(r.Kind).slot, r.ID}].isNew {
+				b.Earlier = append(b.Earlier, r)
+			} else {
+				kept = append(kept, r)
+			}
+		}
+		b.Records = kept
+		slices.SortStableFunc(b.Earlier, func(a, b Record) int { return a.Tx - b.Tx })
+	}
 	return b, nil
+}
+
+func recordOf(c change, tx int) (Record, error) {
+	r := Record{Kind: c.def.kind, ID: c.id, Tx: tx}
+	if c.after == nil {
+		return r, nil
+	}
+	r.Version = c.def.version
+	var err error
+	if r.Value, err = encode(c.after); err != nil {
+		return r, fmt.Errorf("encode %s %s: %w", c.def.kind, c.id, err)
+	}
+	return r, nil
+}
+
+// merge makes one change of all those of the same object, at the place of the first, and
+// leaves out an object that was both made and deleted.
+func merge(changes []change) []change {
+	if len(changes) < 2 {
+		return changes
+	}
+	at := make(map[row2]int, len(changes))
+	merged := make([]change, 0, len(changes))
+	for _, c := range changes {
+		key := row2{c.def.slot, c.id}
+		if n, again := at[key]; again {
+			merged[n].after = c.after
+			continue
+		}
+		at[key] = len(merged)
+		merged = append(merged, c)
+	}
+	return slices.DeleteFunc(merged, func(c change) bool { return c.before == nil && c.after == nil })
 }
 
 // row2 names an object in any table.

@@ -1,0 +1,104 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// A window is a stretch of etcd's history. When one is full, what came before it
+// is compacted away and the next one begins.
+type window struct {
+	from    int64 // etcd's revision at which it began
+	commits int64
+	bytes   int64
+	busy    chan struct{} // not nil while a compaction runs; closed when it ends
+}
+
+func (w *window) begin(revision int64) { w.from, w.commits, w.bytes = revision, 0, 0 }
+
+const tidyWithin = 10 * time.Minute // compaction and defragmentation of a very large file
+
+// compactBehind counts a commit, and compacts when the window is full. The caller holds mu.
+func (e *Engine) compactBehind(revision, size int64) {
+	w := &e.window
+	w.commits++
+	w.bytes += size
+	if w.commits < e.options.WindowCommits && w.bytes < e.options.WindowBytes || !e.idle() {
+		return
+	}
+	upTo := w.from
+	w.begin(revision)
+	e.tidy(func(ctx context.Context) error { return e.compact(ctx, upTo) })
+}
+
+// reclaim makes room when the file has reached its quota. The caller holds mu.
+func (e *Engine) reclaim() {
+	if !e.idle() {
+		return
+	}
+	e.tidy(func(ctx context.Context) error {
+		head, err := e.client.Get(ctx, e.layout.head(), clientv3.WithKeysOnly())
+		if err != nil {
+			return err
+		}
+		if err := e.compact(ctx, head.Header.Revision); err != nil {
+			return err
+		}
+		for _, endpoint := range e.endpoints() {
+			if _, err := e.client.Defragment(ctx, endpoint); err != nil {
+				return err
+			}
+		}
+		// The zero alarm stands for all of them. Should there still be no room, etcd raises it again.
+		_, err = e.client.AlarmDisarm(ctx, &clientv3.AlarmMember{Alarm: etcdserverpb.AlarmType_NONE})
+		return err
+	})
+}
+
+func (e *Engine) endpoints() []string {
+	if e.server != nil {
+		return []string{""}
+	}
+	return e.options.Endpoints
+}
+
+func (e *Engine) compact(ctx context.Context, revision int64) error {
+	_, err := e.client.Compact(ctx, revision, clientv3.WithCompactPhysical())
+	if errors.Is(err, rpctypes.ErrCompacted) {
+		return nil // by someone else, further
+	}
+	return err
+}
+
+// idle reports whether no tidying runs. The caller holds mu.
+func (e *Engine) idle() bool {
+	if e.window.busy == nil {
+		return true
+	}
+	select {
+	case <-e.window.busy:
+		return true
+	default:
+		return false
+	}
+}
+
+// tidy runs work beside the commits. The caller holds mu.
+func (e *Engine) tidy(work func(context.Context) error) {
+	done := make(chan struct{})
+	e.window.busy = done
+	e.running.Go(func() {
+		defer close(done)
+		ctx, cancel := e.within(context.Background(), tidyWithin)
+		defer cancel()
+		if err := work(ctx); err != nil && e.closed.Err() == nil {
+			slog.Warn("etcd was not tidied; the next window tries again", "err", err)
+		}
+	})
+}

@@ -1,0 +1,195 @@
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/unkai-cloud/unkai/base/state"
+)
+
+// Options of Open. Give Dir or Endpoints.
+type Options struct {
+	// Dir is where a server inside this process keeps its data. One process may use it.
+	Dir string
+	// QuotaBytes bounds the server's file; 8 GiB when 0.
+	QuotaBytes int64
+
+	// Endpoints are those of a server elsewhere. It must allow large transactions:
+	// --max-txn-ops=65536 --max-request-bytes=134217728.
+	Endpoints          []string
+	TLS                *tls.Config
+	Username, Password string
+
+	// Prefix of every key; "/unkai/" when empty. Two clouds may share a server elsewhere.
+	Prefix string
+	// History is compacted in windows of so many commits, or so many bytes, whichever
+	// comes first; of the past between one and two windows are kept. 8,192 and 128 MiB when 0.
+	WindowCommits int64
+	WindowBytes   int64
+
+	// Fault, when set, is called at each step of a commit, for tests that fail or die
+	// there; see Steps. Its error is taken for an answer that got lost.
+	Fault func(step string) error
+}
+
+// Steps names the places where Options.Fault is called during a commit.
+var Steps = []string{"encoded", "sent", "settling", "settled", "committed"}
+
+var (
+	// ErrInUse: another process has the data directory open.
+	ErrInUse  = errors.New("the data directory is in use by another process")
+	errClosed = errors.New("the engine is closed")
+)
+
+const (
+	askWithin    = 5 * time.Second  // for an answer to one request
+	settleWithin = 10 * time.Second // to find out what became of a commit
+	settleEvery  = 100 * time.Millisecond
+)
+
+// Engine is a state.Engine on etcd.
+type Engine struct {
+	options Options
+	layout  layout
+	client  *clientv3.Client
+	server  *server // nil when it runs elsewhere
+
+	closed  context.Context // ends with the engine
+	close   context.CancelFunc
+	running sync.WaitGroup // the goroutines that the engine started
+
+	mu      sync.Mutex
+	term    int64 // 0: this engine does not lead; guarded by mu
+	fence   int64 // revision at which we last wrote the term key; guarded by mu
+	attempt int64 // how often we have; guarded by mu
+	seq     int64 // of the newest commit in this term; guarded by mu
+	window  window
+}
+
+var _ state.Engine = (*Engine)(nil)
+
+// Open starts a server in the directory, or connects to the endpoints.
+func Open(ctx context.Context, o Options) (*Engine, error) {
+	if (o.Dir == "") == (len(o.Endpoints) == 0) {
+		return nil, errors.New("etcd: either a directory or endpoints, not both")
+	}
+	o = o.withDefaults()
+	if o.Dir != "" {
+		s, err := startServer(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		return newEngine(o, s.client(), s), nil
+	}
+	client, err := clientv3.New(clientv3.Config{
+		Context: context.WithoutCancel(ctx), Endpoints: o.Endpoints, TLS: o.TLS, Username: o.Username, Password: o.Password,
+		DialTimeout: askWithin, DialKeepAliveTime: askWithin, DialKeepAliveTimeout: askWithin,
+		MaxCallSendMsgSize: maxRequestBytes, RejectOldCluster: true, Logger: zapTo(slog.Default()),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("connect to etcd: %w", err)
+	}
+	return newEngine(o, client, nil), nil
+}
+
+func (o Options) withDefaults() Options {
+	if o.QuotaBytes == 0 {
+		o.QuotaBytes = 8 << 30
+	}
+	if o.Prefix == "" {
+		o.Prefix = "/unkai/"
+	}
+	if o.WindowCommits == 0 {
+		o.WindowCommits = 8192
+	}
+	if o.WindowBytes == 0 {
+		o.WindowBytes = 128 << 20
+	}
+	return o
+}
+
+func newEngine(o Options, client *clientv3.Client, s *server) *Engine {
+	e := &Engine{options: o, layout: layout{o.Prefix}, client: client, server: s}
+	e.closed, e.close = context.WithCancel(context.Background())
+	return e
+}
+
+// Close ends every call under way, and stops the server if it is ours.
+func (e *Engine) Close() error {
+	e.close()
+	e.running.Wait()
+	err := e.client.Close()
+	if errors.Is(err, context.Canceled) {
+		err = nil // so says the in-process client when all is well
+	}
+	if e.server != nil {
+		err = errors.Join(err, e.server.stop())
+	}
+	return err
+}
+
+// Lead raises the term, which fences whoever led before.
+func (e *Engine) Lead(ctx context.Context) (int64, error) {
+	ctx, cancel := e.within(ctx, askWithin+settleWithin)
+	defer cancel()
+	for {
+		was, err := e.client.Get(ctx, e.layout.term())
+		if err != nil {
+			return 0, fmt.Errorf("read the term: %w", err)
+		}
+		var term, at int64
+		if len(was.Kvs) == 1 {
+			if term, err = parseTerm(was.Kvs[0].Value); err != nil {
+				return 0, err
+			}
+			at = was.Kvs[0].ModRevision
+		}
+		term++
+		put, err := e.client.Txn(ctx).
+			If(clientv3.Compare(clientv3.ModRevision(e.layout.term()), "=", at)).
+			Then(clientv3.OpPut(e.layout.term(), spellTerm(term, 0))).
+			Commit()
+		if err != nil {
+			return 0, fmt.Errorf("raise the term: %w", err)
+		}
+		if put.Succeeded {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			e.term, e.fence, e.attempt, e.seq = term, put.Header.Revision, 0, 0
+			e.window.begin(put.Header.Revision)
+			return term, nil
+		}
+	}
+}
+
+// within bounds a call by time and by the engine's own life.
+func (e *Engine) within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	stop := context.AfterFunc(e.closed, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// fault calls the test's hook.
+func (e *Engine) fault(step string) error {
+	if e.options.Fault == nil {
+		return nil
+	}
+	return e.options.Fault(step)
+}
+
+// notStored reports whether the error means that etcd refused the transaction without
+// doing any of it. Other errors may hide a success: even "no space" is also said after the fact.
+func notStored(err error) error {
+	if errors.Is(err, rpctypes.ErrRequestTooLarge) || errors.Is(err, rpctypes.ErrTooManyOps) {
+		return fmt.Errorf("%w: %w", state.ErrTooLarge, err)
+	}
+	return nil
+}

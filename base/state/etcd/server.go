@@ -1,0 +1,161 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+)
+
+// Settings of the server inside the process.
+const (
+	// One member needs no patience with others: it elects itself within this time.
+	tick     = 20 * time.Millisecond
+	election = 100 * time.Millisecond
+	// state.State puts at most some 37,000 objects of a few KiB into one batch.
+	maxTxnOps       = 1 << 16
+	maxRequestBytes = 128 << 20
+	// How many log entries lie between two snapshots, and are read again at a start.
+	snapshotEvery = 1000
+	// How many applied log entries stay in memory for followers. There are none.
+	catchUpEntries = 64
+	// bbolt may lag behind the write-ahead log, which is what makes a commit durable.
+	backendInterval = 500 * time.Millisecond
+	// At a start the file gives room back when more than this is free.
+	defragAboveMiB = 2048
+)
+
+// server is an etcd member inside this process. Nothing outside can reach it.
+type server struct {
+	etcd *embed.Etcd
+	lock *os.File
+}
+
+func startServer(ctx context.Context, o Options) (*server, error) {
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data directory: %w", err)
+	}
+	if err := os.Chmod(o.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("close the data directory to others: %w", err)
+	}
+	lock, err := lockDir(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &server{lock: lock}
+	if err := s.start(ctx, o); err != nil {
+		return nil, errors.Join(err, s.stop())
+	}
+	return s, nil
+}
+
+// lockDir makes sure that no other process uses the directory. The kernel lets the
+// lock go when the process ends, however it ends.
+func lockDir(dir string) (*os.File, error) {
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the data directory: %w", err)
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		lock.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: %s", ErrInUse, dir)
+		}
+		return nil, fmt.Errorf("lock the data directory: %w", err)
+	}
+	return lock, nil
+}
+
+func (s *server) start(ctx context.Context, o Options) error {
+	// A member that died while it was first made may be unable to start, ever. Nothing
+	// was stored in it then, so it is made again.
+	member, unfinished := filepath.Join(o.Dir, "member"), filepath.Join(o.Dir, "unfinished")
+	if _, err := os.Stat(unfinished); err == nil {
+		if err := os.RemoveAll(member); err != nil {
+			return fmt.Errorf("remove the unfinished member: %w", err)
+		}
+	}
+	_, err := os.Stat(member)
+	isNew := errors.Is(err, fs.ErrNotExist)
+	if isNew {
+		if err := writeMark(unfinished); err != nil {
+			return fmt.Errorf("mark the member as unfinished: %w", err)
+		}
+	}
+	if s.etcd, err = embed.StartEtcd(config(o)); err != nil {
+		return fmt.Errorf("start etcd in %s: %w", o.Dir, err)
+	}
+	select {
+	case <-s.etcd.Server.ReadyNotify():
+	case <-s.etcd.Server.StopNotify():
+		return fmt.Errorf("etcd in %s stopped as it started", o.Dir)
+	case <-ctx.Done():
+		return fmt.Errorf("start etcd in %s: %w", o.Dir, ctx.Err())
+	}
+	if isNew {
+		if err := os.Remove(unfinished); err != nil {
+			return fmt.Errorf("mark the member as finished: %w", err)
+		}
+		return syncDir(o.Dir)
+	}
+	return nil
+}
+
+// writeMark makes an empty file that survives a crash of the machine.
+func writeMark(path string) error {
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+func config(o Options) *embed.Config {
+	c := embed.NewConfig()
+	c.Name, c.Dir = "unkai", o.Dir
+	// A member has to have addresses, but this one never listens at them.
+	nowhere := []url.URL{{Scheme: "http", Host: "127.0.0.1:1"}}
+	c.AdvertisePeerUrls, c.AdvertiseClientUrls = nowhere, nowhere
+	c.ListenPeerUrls, c.ListenClientUrls, c.EnableGRPCGateway = nil, nil, false
+	c.InitialCluster = c.InitialClusterFromName(c.Name)
+	c.TickMs, c.ElectionMs = uint(tick.Milliseconds()), uint(election.Milliseconds())
+	c.MaxTxnOps, c.MaxRequestBytes = maxTxnOps, maxRequestBytes
+	c.QuotaBackendBytes = o.QuotaBytes
+	c.SnapshotCount, c.SnapshotCatchUpEntries = snapshotEvery, catchUpEntries
+	c.MaxSnapFiles, c.MaxWalFiles = 2, 2
+	c.BackendBatchInterval = backendInterval
+	c.BootstrapDefragThresholdMegabytes = defragAboveMiB
+	c.WarningApplyDuration, c.WarningUnaryRequestDuration = time.Second, 2*time.Second
+	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(slog.Default()))
+	return c
+}
+
+func (s *server) client() *clientv3.Client { return v3client.New(s.etcd.Server) }
+
+func (s *server) stop() error {
+	if s.etcd != nil {
+		s.etcd.Close()
+	}
+	if err := s.lock.Close(); err != nil {
+		return fmt.Errorf("unlock the data directory: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,67 @@
+package etcd
+
+import (
+	"context"
+	"log/slog"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// zapTo makes the logger that etcd wants, writing to ours what is at least a warning.
+func zapTo(logger *slog.Logger) *zap.Logger {
+	return zap.New(slogCore{logger: logger, LevelEnabler: zapcore.WarnLevel})
+}
+
+// harmless are warnings about what is meant so, or goes by itself: they are for debugging.
+var harmless = map[string]bool{
+	"Running http and grpc server on single port. This is not recommended for production.": true, // it serves neither
+	"exceeded recommended request limit":                                                   true, // see maxRequestBytes
+	"simple token is not cryptographically signed":                                         true, // nobody can connect
+	// A new member has no version on disk until its first write-back.
+	"Failed to detect schema version":  true,
+	"failed to update storage version": true,
+}
+
+type slogCore struct {
+	zapcore.LevelEnabler
+	logger *slog.Logger
+}
+
+func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
+	return slogCore{c.LevelEnabler, slog.New(c.logger.Handler().WithAttrs(attrsOf(fields)))}
+}
+
+func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+
+func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	level := slog.LevelWarn
+	switch {
+	case harmless[e.Message]:
+		level = slog.LevelDebug
+	case e.Level > zapcore.WarnLevel:
+		level = slog.LevelError
+	}
+	c.logger.LogAttrs(context.Background(), level, "etcd: "+e.Message, attrsOf(fields)...)
+	return nil
+}
+
+func (c slogCore) Sync() error { return nil }
+
+func attrsOf(fields []zapcore.Field) []slog.Attr {
+	var attrs []slog.Attr
+	for _, f := range fields {
+		// One encoder for each field, so that their order is kept.
+		enc := zapcore.NewMapObjectEncoder()
+		f.AddTo(enc)
+		for name, value := range enc.Fields {
+			attrs = append(attrs, slog.Any(name, value))
+		}
+	}
+	return attrs
+}
