@@ -42,11 +42,11 @@ var registry struct {
 	kinds  map[string]*tableDef
 }
 
-// An Option of NewTable.
-type Option func(*tableDef)
+// An Option of NewTable for objects of type T.
+type Option[T any] func(*tableDef)
 
 // NewTable declares a table. kind is stored with each object and must never change.
-func NewTable[T any](kind string, options ...Option) *Table[T] {
+func NewTable[T any](kind string, options ...Option[T]) *Table[T] {
 	typ := reflect.TypeFor[T]()
 	if _, ok := reflect.New(typ).Interface().(resource.Object); !ok {
 		panic("state: " + typ.String() + " does not embed resource.Meta")
@@ -77,14 +77,14 @@ func NewTable[T any](kind string, options ...Option) *Table[T] {
 }
 
 // Index finds objects by a key that several may share.
-func Index[T any](name string, key func(*T) Key) Option {
+func Index[T any](name string, key func(*T) Key) Option[T] {
 	return func(d *tableDef) {
 		d.indexes = append(d.indexes, indexDef{name: name, keys: func(o any) []Key { return []Key{key(o.(*T))} }})
 	}
 }
 
 // MultiIndex finds an object by each of several keys.
-func MultiIndex[T any](name string, keys func(*T) []Key) Option {
+func MultiIndex[T any](name string, keys func(*T) []Key) Option[T] {
 	return func(d *tableDef) {
 		d.indexes = append(d.indexes, indexDef{name: name, keys: func(o any) []Key { return keys(o.(*T)) }})
 	}
@@ -92,7 +92,7 @@ func MultiIndex[T any](name string, keys func(*T) []Key) Option {
 
 // Unique is an Index whose key no two objects may share. A Put that would break
 // this fails with a fault of kind Exists.
-func Unique[T any](name string, key func(*T) Key) Option {
+func Unique[T any](name string, key func(*T) Key) Option[T] {
 	return func(d *tableDef) {
 		d.indexes = append(d.indexes, indexDef{name: name, unique: true, keys: func(o any) []Key { return []Key{key(o.(*T))} }})
 	}
@@ -101,7 +101,7 @@ func Unique[T any](name string, key func(*T) Key) Option {
 // Tally keeps, for each key, the number of objects and the sum of their amounts. It is an
 // index like the others: computed from the objects by the table itself, in the same transaction,
 // and anew at each start. Quota and capacity are read from it in O(log n).
-func Tally[T any](name string, amounts func(*T) (Key, Amounts)) Option {
+func Tally[T any](name string, amounts func(*T) (Key, Amounts)) Option[T] {
 	return func(d *tableDef) {
 		d.indexes = append(d.indexes, indexDef{name: name, tally: func(o any) (Key, Amounts) { return amounts(o.(*T)) }})
 	}
@@ -109,7 +109,7 @@ func Tally[T any](name string, amounts func(*T) (Key, Amounts)) Option {
 
 // Version sets the schema's version (1 when absent). upgrades[n] changes an object of version
 // n, as decoded JSON, to one of version n+1; every version below must have one.
-func Version(version int, upgrades map[int]func(map[string]any) error) Option {
+func Version[T any](version int, upgrades map[int]func(map[string]any) error) Option[T] {
 	return func(d *tableDef) {
 		for n := 1; n < version; n++ {
 			if upgrades[n] == nil {
