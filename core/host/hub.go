@@ -22,7 +22,8 @@ type Source struct {
 	// All lists what the host is to have.
 	All func(tx *state.Tx, host resource.ID) []resource.ID
 	// Want is what the host is to make real of one thing, as JSON will carry it; false when
-	// the host is not to have it.
+	// the thing is none of the host's. A nil and true: the host is to take it away, if it has
+	// it at all, and to report that it is gone.
 	Want func(tx *state.Tx, host, id resource.ID) (any, bool)
 	// Touched says what has to be derived anew, and for which hosts, after a change. It may name too much.
 	Touched func(tx *state.Tx, e state.Event) []Ref
@@ -243,15 +244,15 @@ func (s *Session) Poll() (*Delivery, error) {
 				return nil, err
 			}
 			was, known := s.sent[key]
-			switch {
-			case body == nil && known:
-				delete(s.sent, key)
-			case body == nil || known && bytes.Equal(was, body):
+			if body == nil && !known || known && body != nil && bytes.Equal(was, body) {
 				continue
-			default:
+			}
+			if body == nil {
+				delete(s.sent, key)
+			} else {
 				s.sent[key] = body
 			}
-			d.Items = append(d.Items, Item{key, body})
+			d.Items = append(d.Items, Item{key, orNull(body)})
 		}
 	}
 	if d.Items == nil {
@@ -272,17 +273,33 @@ func (s *Session) pollFull(tx *state.Tx) (*Delivery, error) {
 			if body != nil {
 				key := Key{source.Kind, id}
 				s.sent[key] = body
-				d.Items = append(d.Items, Item{key, body})
+				d.Items = append(d.Items, Item{key, orNull(body)})
 			}
 		}
 	}
 	return d, nil
 }
 
+// takeAway is the body of a thing that is explicitly not to be.
+var takeAway = []byte("null")
+
+// orNull is how a body travels: none at all for what is to be taken away.
+func orNull(body []byte) []byte {
+	if bytes.Equal(body, takeAway) {
+		return nil
+	}
+	return body
+}
+
+// body is what the host is to make real: nil if the thing is none of its, takeAway if it is
+// to take it away.
 func (source *Source) body(tx *state.Tx, host, id resource.ID) ([]byte, error) {
 	want, ok := source.Want(tx, host, id)
 	if !ok {
 		return nil, nil
+	}
+	if want == nil {
+		return takeAway, nil
 	}
 	body, err := json.Marshal(want)
 	if err != nil {

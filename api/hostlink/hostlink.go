@@ -1,0 +1,354 @@
+// Package hostlink is the controller's end of the stream that each host holds: HTTP over
+// mutual TLS. A host joins with a token, then keeps one request open whose answer is a line of JSON
+// for each delivery, and posts what it sees.
+//
+//	POST /host/v1/join           {"token", "request"} -> {"host", "certificate", "authority"}, no client certificate
+//	POST /host/v1/session        host.Hello -> lines of Message, for as long as it lasts
+//	POST /host/v1/observations   [host.Observation, …]
+//	GET  /host/v1/images/{id}    the bytes of an image
+//	GET  /host/v1/calls/{id}     Upgrade: unkai-call; the raw bytes of a call that a Message named
+package hostlink
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/unkai-cloud/unkai/api/wire"
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+// A Server serves hosts.
+type Server struct {
+	Hub       *host.Hub
+	Authority *host.Authority
+	// Image opens an image for a host. The caller closes it.
+	Image func(ctx context.Context, id resource.ID) (io.ReadCloser, error)
+	Now   func() time.Time
+
+	mux   http.ServeMux
+	once  sync.Once
+	calls calls
+}
+
+const (
+	beatEvery = 3 * time.Second
+	maxBody   = 32 << 20
+)
+
+// ServeHTTP answers a host. The listener must ask for client certificates and verify those given.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.once.Do(func() {
+		s.mux.HandleFunc("POST /host/v1/join", s.answer(s.join))
+		s.mux.HandleFunc("POST /host/v1/session", s.answer(s.known(s.session)))
+		s.mux.HandleFunc("POST /host/v1/observations", s.answer(s.known(s.observations)))
+		s.mux.HandleFunc("GET /host/v1/images/{id}", s.answer(s.known(s.image)))
+		s.mux.HandleFunc("GET /host/v1/calls/{id}", s.answer(s.known(s.call)))
+	})
+	s.mux.ServeHTTP(w, r)
+}
+
+func (s *Server) answer(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		err := h(w, r)
+		if err == nil || r.Context().Err() != nil {
+			return
+		}
+		status, text := http.StatusInternalServerError, "internal error"
+		if f := fault.From(err); f != nil {
+			text = f.Message
+			switch f.Kind {
+			case fault.Unauthorized:
+				status = http.StatusUnauthorized
+			case fault.NotFound:
+				status = http.StatusNotFound
+			case fault.Unavailable:
+				status = http.StatusServiceUnavailable
+			case fault.Exists, fault.Conflict:
+				status = http.StatusConflict
+			default:
+				status = http.StatusBadRequest
+			}
+		} else {
+			slog.ErrorContext(r.Context(), "a host's request failed", "path", r.URL.Path, "err", err)
+		}
+		http.Error(w, text, status)
+	}
+}
+
+type hostHandler func(w http.ResponseWriter, r *http.Request, id resource.ID) error
+
+// known lets only hosts with a verified certificate through.
+func (s *Server) known(h hostHandler) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+			return fault.Errorf(fault.Unauthorized, "A host's certificate is needed. Join first.")
+		}
+		id, err := host.HostOf(r.TLS.VerifiedChains[0][0])
+		if err != nil {
+			return err
+		}
+		return h(w, r, id)
+	}
+}
+
+// A JoinRequest asks to become a host.
+type JoinRequest struct {
+	Token   string
+	Request []byte // certificate request, DER
+}
+
+// A JoinAnswer lets a machine be a host.
+type JoinAnswer struct {
+	Host        resource.ID
+	Certificate []byte // DER
+	Authority   []byte // PEM
+}
+
+func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
+	body, err := wire.Body(r, 64<<10)
+	if err != nil {
+		return err
+	}
+	var req JoinRequest
+	if err := json.Unmarshal(body, &req); err != nil {
+		return fault.Errorf(fault.Invalid, "The request is not valid JSON.")
+	}
+	id, cert, err := s.Authority.Join(identity.Internal(r.Context()), req.Token, req.Request, s.Now())
+	if err != nil {
+		return err
+	}
+	slog.InfoContext(r.Context(), "a machine joined", "host", id, "from", r.RemoteAddr)
+	return wire.WriteJSON(w, http.StatusOK, JoinAnswer{id, cert, s.Authority.PEM()})
+}
+
+// A Message is one line of a session. An empty one says only that the controller lives.
+type Message struct {
+	Delivery *host.Delivery `json:",omitempty"`
+	Call     *Call          `json:",omitempty"`
+}
+
+// A Call asks the host to connect, for something that is a stream of bytes.
+type Call struct {
+	ID    string
+	Kind  string // "console-log", "vnc", "serial"
+	Guest resource.ID
+	Max   int // bytes of a log
+}
+
+func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID) error {
+	var hello host.Hello
+	body, err := wire.Body(r, 64<<10)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(body, &hello); err != nil {
+		return fault.Errorf(fault.Invalid, "The greeting is not valid JSON.")
+	}
+	ctx := identity.Internal(r.Context())
+	if err := host.Arrive(ctx, s.Hub.State, id, hello); err != nil {
+		return err
+	}
+	session := s.Hub.Connect(id)
+	defer session.Close()
+	calls := s.calls.open(id)
+	defer s.calls.close(id, calls)
+	slog.InfoContext(ctx, "a host connected", "host", id, "name", hello.Name)
+	defer slog.InfoContext(ctx, "a host's session ended", "host", id, "name", hello.Name)
+
+	out := http.NewResponseController(w)
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	beat := time.NewTicker(beatEvery)
+	defer beat.Stop()
+	send := func(m Message) error {
+		line, err := json.Marshal(m)
+		if err != nil {
+			return err
+		}
+		if err := out.SetWriteDeadline(time.Now().Add(host.Expect)); err != nil {
+			return err
+		}
+		if _, err := w.Write(append(line, '\n')); err != nil {
+			return err
+		}
+		return out.Flush()
+	}
+	for {
+		var err error
+		select {
+		case <-session.Wake():
+			var d *host.Delivery
+			if d, err = session.Poll(); d != nil && err == nil {
+				err = send(Message{Delivery: d})
+			}
+		case call := <-calls:
+			err = send(Message{Call: &call})
+		case <-beat.C:
+			err = send(Message{})
+		case <-session.Over():
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+		if err != nil {
+			// The answer has begun: all there is to do is to end it, and the host comes again.
+			slog.WarnContext(ctx, "a host's session broke", "host", id, "err", err)
+			panic(http.ErrAbortHandler)
+		}
+	}
+}
+
+func (s *Server) observations(w http.ResponseWriter, r *http.Request, id resource.ID) error {
+	body, err := wire.Body(r, maxBody)
+	if err != nil {
+		return err
+	}
+	var seen []host.Observation
+	if err := json.Unmarshal(body, &seen); err != nil {
+		return fault.Errorf(fault.Invalid, "The report is not valid JSON.")
+	}
+	if err := s.Hub.Observe(identity.Internal(r.Context()), id, seen); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) image(w http.ResponseWriter, r *http.Request, _ resource.ID) error {
+	id, err := resource.ParseID(r.PathValue("id"))
+	if err != nil {
+		return fault.Missing("image", r.PathValue("id"))
+	}
+	in, err := s.Image(identity.Internal(r.Context()), id)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if _, err := io.Copy(w, in); err != nil {
+		panic(http.ErrAbortHandler) // the host must not take a part for the whole
+	}
+	return nil
+}
+
+// calls is how to reach hosts that hold a session.
+type calls struct {
+	mu      sync.Mutex
+	hosts   map[resource.ID]chan Call // guarded by mu
+	waiting map[string]waiting        // guarded by mu
+}
+
+type waiting struct {
+	host resource.ID
+	conn chan net.Conn
+}
+
+func (c *calls) open(id resource.ID) chan Call {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hosts == nil {
+		c.hosts, c.waiting = map[resource.ID]chan Call{}, map[string]waiting{}
+	}
+	ch := make(chan Call)
+	c.hosts[id] = ch
+	return ch
+}
+
+func (c *calls) close(id resource.ID, ch chan Call) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hosts[id] == ch {
+		delete(c.hosts, id)
+	}
+}
+
+// Dial connects to something on a host: it asks the host to connect, and waits. A fault of
+// kind Unavailable if the host is not there.
+func (s *Server) Dial(ctx context.Context, id resource.ID, call Call) (net.Conn, error) {
+	gone := fault.Errorf(fault.Unavailable, "The host cannot be reached now.")
+	call.ID = resource.NewID(time.Now(), nil).String() + resource.NewID(time.Now(), nil).Tail()
+	arrived := make(chan net.Conn, 1)
+	s.calls.mu.Lock()
+	ch := s.calls.hosts[id]
+	if ch != nil {
+		s.calls.waiting[call.ID] = waiting{id, arrived}
+	}
+	s.calls.mu.Unlock()
+	if ch == nil {
+		return nil, gone
+	}
+	defer func() {
+		s.calls.mu.Lock()
+		delete(s.calls.waiting, call.ID)
+		s.calls.mu.Unlock()
+		select {
+		case late := <-arrived:
+			late.Close()
+		default:
+		}
+	}()
+	timeout := time.NewTimer(10 * time.Second)
+	defer timeout.Stop()
+	select {
+	case ch <- call:
+	case <-timeout.C:
+		return nil, gone
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	select {
+	case conn := <-arrived:
+		return conn, nil
+	case <-timeout.C:
+		return nil, gone
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (s *Server) call(w http.ResponseWriter, r *http.Request, id resource.ID) error {
+	s.calls.mu.Lock()
+	wait, ok := s.calls.waiting[r.PathValue("id")]
+	delete(s.calls.waiting, r.PathValue("id"))
+	s.calls.mu.Unlock()
+	if !ok || wait.host != id {
+		return fault.Missing("call", r.PathValue("id"))
+	}
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return fmt.Errorf("take the connection over: %w", err)
+	}
+	if err := errors.Join(
+		conn.SetDeadline(time.Time{}),
+		writeAll(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: unkai-call\r\n\r\n"),
+	); err != nil {
+		conn.Close()
+		return nil // the host went away: whoever waits runs into its time limit
+	}
+	wait.conn <- buffer{conn, buffered.Reader}
+	return nil
+}
+
+func writeAll(w io.Writer, s string) error {
+	_, err := io.WriteString(w, s)
+	return err
+}
+
+// buffer reads first what the HTTP server had read ahead.
+type buffer struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (b buffer) Read(p []byte) (int, error) { return b.r.Read(p) }

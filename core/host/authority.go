@@ -1,0 +1,226 @@
+package host
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base32"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+)
+
+// An authority is the cloud's own certificate authority. There is one.
+type authority struct {
+	resource.Meta
+
+	Certificate []byte // DER
+	Key         []byte `secret:"true"` // PKCS #8
+}
+
+var authorities = state.NewTable[authority]("authority",
+	state.Unique("name", func(a *authority) state.Key { return state.KeyOf(a.Name) }))
+
+// A joinToken lets one machine become a host, once. Only its hash is kept.
+type joinToken struct {
+	resource.Meta
+
+	Hash    []byte `secret:"true"`
+	Expires time.Time
+}
+
+var joinTokens = state.NewTable[joinToken]("join-token",
+	state.Unique("hash", func(t *joinToken) state.Key { return state.KeyOf(string(t.Hash)) }),
+	state.Index("expires", func(t *joinToken) state.Key { return state.KeyOf(t.Expires) }))
+
+const (
+	authorityYears = 20
+	hostCertDays   = 90
+)
+
+// An Authority signs the certificates with which controllers and hosts know each other.
+type Authority struct {
+	State *state.State
+	cert  *x509.Certificate
+	key   *ecdsa.PrivateKey
+}
+
+// OpenAuthority reads the cloud's authority, which it makes the first time.
+func OpenAuthority(ctx context.Context, s *state.State, now time.Time) (*Authority, error) {
+	made, err := makeAuthority(now)
+	if err != nil {
+		return nil, fmt.Errorf("make a certificate authority: %w", err)
+	}
+	var kept *authority
+	err = s.Update(ctx, func(tx *state.Tx) error {
+		var ok bool
+		if kept, ok = authorities.Lookup(tx, "name", state.KeyOf(made.Name)); ok {
+			return nil
+		}
+		made.ID = tx.NewID()
+		kept = made
+		return authorities.Put(tx, made)
+	})
+	if err != nil {
+		return nil, err
+	}
+	a := &Authority{State: s}
+	if a.cert, err = x509.ParseCertificate(kept.Certificate); err != nil {
+		return nil, fmt.Errorf("read the authority's certificate: %w", err)
+	}
+	key, err := x509.ParsePKCS8PrivateKey(kept.Key)
+	if err != nil {
+		return nil, fmt.Errorf("read the authority's key: %w", err)
+	}
+	a.key = key.(*ecdsa.PrivateKey)
+	return a, nil
+}
+
+func makeAuthority(now time.Time) (*authority, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: "Unkai cloud " + hex.EncodeToString(serial().Bytes()[:4])},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(authorityYears, 0, 0),
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	return &authority{Meta: resource.Meta{Name: "hosts"}, Certificate: der, Key: private}, err
+}
+
+func serial() *big.Int {
+	var b [16]byte
+	rand.Read(b[:]) // never fails: crypto/rand ends the process instead
+	b[0] |= 1
+	return new(big.Int).SetBytes(b[:])
+}
+
+// PEM is the authority's certificate, for clients that are to trust it.
+func (a *Authority) PEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+}
+
+// Pool is what trusts the authority and nobody else.
+func (a *Authority) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
+// ServerCertificate makes a certificate for a controller that is reached under these
+// names and addresses.
+func (a *Authority) ServerCertificate(now time.Time, names ...string) (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: "unkai controller"},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(1, 0, 0),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, name)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
+	return tls.Certificate{Certificate: [][]byte{der, a.cert.Raw}, PrivateKey: key}, err
+}
+
+// Token makes a token with which one machine may join within the given time. It carries the
+// authority's fingerprint, so that the machine knows the controller too.
+func (a *Authority) Token(ctx context.Context, valid time.Duration) (string, error) {
+	secret := make([]byte, 20)
+	rand.Read(secret)
+	text := strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(secret))
+	hash := sha256.Sum256([]byte(text))
+	err := a.State.Update(ctx, func(tx *state.Tx) error {
+		var old []resource.ID
+		for t := range joinTokens.Each(tx, "expires", "") {
+			if t.Expires.After(tx.Now()) {
+				break
+			}
+			old = append(old, t.ID)
+		}
+		for _, id := range old {
+			if err := joinTokens.Delete(tx, id); err != nil {
+				return err
+			}
+		}
+		return joinTokens.Put(tx, &joinToken{Meta: resource.Meta{ID: tx.NewID()}, Hash: hash[:], Expires: tx.Now().Add(valid)})
+	})
+	print := sha256.Sum256(a.cert.Raw)
+	return text + "." + hex.EncodeToString(print[:16]), err
+}
+
+// TokenTrusts reports whether a token's fingerprint is that of this certificate (DER).
+func TokenTrusts(token string, certificate []byte) bool {
+	_, want, _ := strings.Cut(token, ".")
+	print := sha256.Sum256(certificate)
+	return subtle.ConstantTimeCompare([]byte(want), []byte(hex.EncodeToString(print[:16]))) == 1
+}
+
+// Join uses a token up and signs a machine's certificate request (DER). The certificate
+// names the new host's ID.
+func (a *Authority) Join(ctx context.Context, token string, request []byte, now time.Time) (id resource.ID, certificate []byte, err error) {
+	csr, err := x509.ParseCertificateRequest(request)
+	if err != nil || csr.CheckSignature() != nil {
+		return id, nil, fault.Errorf(fault.Invalid, "The certificate request is not valid.")
+	}
+	text, _, _ := strings.Cut(token, ".")
+	hash := sha256.Sum256([]byte(text))
+	err = a.State.Update(ctx, func(tx *state.Tx) error {
+		t, ok := joinTokens.Lookup(tx, "hash", state.KeyOf(string(hash[:])))
+		if !ok || !t.Expires.After(tx.Now()) {
+			return fault.Errorf(fault.Unauthorized, "The join token is not known, was used, or has expired. Make a new one.")
+		}
+		id = tx.NewID()
+		return joinTokens.Delete(tx, t.ID)
+	})
+	if err != nil {
+		return id, nil, err
+	}
+	certificate, err = a.SignHost(id, csr, now)
+	return id, certificate, err
+}
+
+// SignHost makes a host's certificate (DER) for the key in a request.
+func (a *Authority) SignHost(id resource.ID, csr *x509.CertificateRequest, now time.Time) ([]byte, error) {
+	template := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: id.String(), OrganizationalUnit: []string{"host"}},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(0, 0, hostCertDays),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	return x509.CreateCertificate(rand.Reader, template, a.cert, csr.PublicKey, a.key)
+}
+
+// HostOf is the host that a verified client certificate is of.
+func HostOf(cert *x509.Certificate) (resource.ID, error) {
+	if len(cert.Subject.OrganizationalUnit) != 1 || cert.Subject.OrganizationalUnit[0] != "host" {
+		return resource.ID{}, fault.Errorf(fault.Unauthorized, "This certificate is not a host's.")
+	}
+	id, err := resource.ParseID(cert.Subject.CommonName)
+	if err != nil {
+		return id, fault.Errorf(fault.Unauthorized, "This certificate names no host.")
+	}
+	return id, nil
+}
