@@ -103,25 +103,12 @@ func (s *Server) known(h hostHandler) func(http.ResponseWriter, *http.Request) e
 	}
 }
 
-// A JoinRequest asks to become a host.
-type JoinRequest struct {
-	Token   string
-	Request []byte // certificate request, DER
-}
-
-// A JoinAnswer lets a machine be a host.
-type JoinAnswer struct {
-	Host        resource.ID
-	Certificate []byte // DER
-	Authority   []byte // PEM
-}
-
 func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 	body, err := wire.Body(r, 64<<10)
 	if err != nil {
 		return err
 	}
-	var req JoinRequest
+	var req host.JoinRequest
 	if err := json.Unmarshal(body, &req); err != nil {
 		return fault.Errorf(fault.Invalid, "The request is not valid JSON.")
 	}
@@ -130,21 +117,7 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	slog.InfoContext(r.Context(), "a machine joined", "host", id, "from", r.RemoteAddr)
-	return wire.WriteJSON(w, http.StatusOK, JoinAnswer{id, cert, s.Authority.PEM()})
-}
-
-// A Message is one line of a session. An empty one says only that the controller lives.
-type Message struct {
-	Delivery *host.Delivery `json:",omitempty"`
-	Call     *Call          `json:",omitempty"`
-}
-
-// A Call asks the host to connect, for something that is a stream of bytes.
-type Call struct {
-	ID    string
-	Kind  string // "console-log", "vnc", "serial"
-	Guest resource.ID
-	Max   int // bytes of a log
+	return wire.WriteJSON(w, http.StatusOK, host.JoinAnswer{id, cert, s.Authority.PEM()})
 }
 
 func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID) error {
@@ -171,7 +144,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	beat := time.NewTicker(beatEvery)
 	defer beat.Stop()
-	send := func(m Message) error {
+	send := func(m host.Message) error {
 		line, err := json.Marshal(m)
 		if err != nil {
 			return err
@@ -190,12 +163,12 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 		case <-session.Wake():
 			var d *host.Delivery
 			if d, err = session.Poll(); d != nil && err == nil {
-				err = send(Message{Delivery: d})
+				err = send(host.Message{Delivery: d})
 			}
 		case call := <-calls:
-			err = send(Message{Call: &call})
+			err = send(host.Message{Call: &call})
 		case <-beat.C:
-			err = send(Message{})
+			err = send(host.Message{})
 		case <-session.Over():
 			return nil
 		case <-ctx.Done():
@@ -245,8 +218,8 @@ func (s *Server) image(w http.ResponseWriter, r *http.Request, _ resource.ID) er
 // calls is how to reach hosts that hold a session.
 type calls struct {
 	mu      sync.Mutex
-	hosts   map[resource.ID]chan Call // guarded by mu
-	waiting map[string]waiting        // guarded by mu
+	hosts   map[resource.ID]chan host.Call // guarded by mu
+	waiting map[string]waiting             // guarded by mu
 }
 
 type waiting struct {
@@ -254,18 +227,18 @@ type waiting struct {
 	conn chan net.Conn
 }
 
-func (c *calls) open(id resource.ID) chan Call {
+func (c *calls) open(id resource.ID) chan host.Call {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.hosts == nil {
-		c.hosts, c.waiting = map[resource.ID]chan Call{}, map[string]waiting{}
+		c.hosts, c.waiting = map[resource.ID]chan host.Call{}, map[string]waiting{}
 	}
-	ch := make(chan Call)
+	ch := make(chan host.Call)
 	c.hosts[id] = ch
 	return ch
 }
 
-func (c *calls) close(id resource.ID, ch chan Call) {
+func (c *calls) close(id resource.ID, ch chan host.Call) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.hosts[id] == ch {
@@ -275,7 +248,7 @@ func (c *calls) close(id resource.ID, ch chan Call) {
 
 // Dial connects to something on a host: it asks the host to connect, and waits. A fault of
 // kind Unavailable if the host is not there.
-func (s *Server) Dial(ctx context.Context, id resource.ID, call Call) (net.Conn, error) {
+func (s *Server) Dial(ctx context.Context, id resource.ID, call host.Call) (net.Conn, error) {
 	gone := fault.Errorf(fault.Unavailable, "The host cannot be reached now.")
 	call.ID = resource.NewID(time.Now(), nil).String() + resource.NewID(time.Now(), nil).Tail()
 	arrived := make(chan net.Conn, 1)

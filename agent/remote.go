@@ -1,0 +1,344 @@
+package agent
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/host"
+)
+
+// An Identity is what makes a machine a host of one cloud: its ID, its certificate and key,
+// and the authority it trusts. It is kept in a directory that only its user may read.
+type Identity struct {
+	Host        resource.ID
+	Certificate []byte // DER
+	Key         []byte // PKCS #8
+	Authority   []byte // PEM
+}
+
+const identityFile = "identity.json"
+
+// LoadIdentity reads the identity kept in a directory; fs.ErrNotExist if the machine
+// has not joined.
+func LoadIdentity(dir string) (*Identity, error) {
+	text, err := os.ReadFile(filepath.Join(dir, identityFile))
+	if err != nil {
+		return nil, err
+	}
+	id := new(Identity)
+	if err := json.Unmarshal(text, id); err != nil {
+		return nil, fmt.Errorf("read the host's identity: %w", err)
+	}
+	return id, nil
+}
+
+func (id *Identity) save(dir string) error {
+	text, err := json.Marshal(id)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	temp := filepath.Join(dir, identityFile+".new")
+	if err := os.WriteFile(temp, text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temp, filepath.Join(dir, identityFile))
+}
+
+// Join makes this machine a host of the cloud at url with a one-time token, and keeps its
+// identity in dir. The token says which authority to trust, so the first contact is safe too.
+func Join(ctx context.Context, url, token, dir string) (*Identity, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		return nil, err
+	}
+	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		// The token's fingerprint replaces the usual verification, below.
+		InsecureSkipVerify: true,
+		VerifyConnection: func(c tls.ConnectionState) error {
+			for _, cert := range c.PeerCertificates[1:] {
+				if host.TokenTrusts(token, cert.Raw) {
+					return c.PeerCertificates[0].CheckSignatureFrom(cert)
+				}
+			}
+			return errors.New("the controller is not the one that the token is from")
+		},
+	}}}
+	defer client.CloseIdleConnections()
+	body, err := json.Marshal(host.JoinRequest{Token: token, Request: csr})
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/host/v1/join", bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("join the cloud at %s: %w", url, err)
+	}
+	defer res.Body.Close()
+	var answer host.JoinAnswer
+	if err := decodeAnswer(res, &answer); err != nil {
+		return nil, fmt.Errorf("join the cloud at %s: %w", url, err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	id := &Identity{Host: answer.Host, Certificate: answer.Certificate, Key: private, Authority: answer.Authority}
+	return id, id.save(dir)
+}
+
+func decodeAnswer(res *http.Response, v any) error {
+	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("the controller answers %s: %s", res.Status, strings.TrimSpace(string(body)))
+	}
+	return json.Unmarshal(body, v)
+}
+
+// Remote is a Link to a controller over mutual TLS.
+type Remote struct {
+	URL      string
+	Identity *Identity
+	Hello    func(context.Context) (host.Hello, error)
+	// Consoles connects calls from the controller to guests; nil: none can be made.
+	Consoles compute.Consoler
+
+	tls    *tls.Config
+	client *http.Client
+}
+
+// NewRemote makes a link for a host that has joined.
+func NewRemote(url string, id *Identity, hello func(context.Context) (host.Hello, error), consoles compute.Consoler) (*Remote, error) {
+	key, err := x509.ParsePKCS8PrivateKey(id.Key)
+	if err != nil {
+		return nil, fmt.Errorf("read the host's key: %w", err)
+	}
+	pool := x509.NewCertPool()
+	block, _ := pem.Decode(id.Authority)
+	if block == nil || !pool.AppendCertsFromPEM(id.Authority) {
+		return nil, errors.New("the authority's certificate is damaged")
+	}
+	r := &Remote{URL: strings.TrimSuffix(url, "/"), Identity: id, Hello: hello, Consoles: consoles}
+	r.tls = &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool,
+		Certificates: []tls.Certificate{{Certificate: [][]byte{id.Certificate}, PrivateKey: key}}}
+	r.client = &http.Client{Transport: &http.Transport{TLSClientConfig: r.tls, MaxIdleConnsPerHost: 8,
+		DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext, TLSHandshakeTimeout: 5 * time.Second}}
+	return r, nil
+}
+
+func (r *Remote) do(ctx context.Context, method, path string, v any) (*http.Response, error) {
+	var body io.Reader
+	if v != nil {
+		text, err := json.Marshal(v)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, r.URL+"/host/v1/"+path, body)
+	if err != nil {
+		return nil, err
+	}
+	res, err := r.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode >= 300 {
+		defer res.Body.Close()
+		text, _ := io.ReadAll(io.LimitReader(res.Body, 4096)) // only to say more
+		return nil, &StatusError{res.StatusCode, strings.TrimSpace(string(text))}
+	}
+	return res, nil
+}
+
+// A StatusError is a controller's refusal.
+type StatusError struct {
+	Status  int
+	Message string
+}
+
+func (e *StatusError) Error() string {
+	return fmt.Sprintf("the controller answers %d: %s", e.Status, e.Message)
+}
+
+// Observe reports.
+func (r *Remote) Observe(ctx context.Context, seen []host.Observation) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	res, err := r.do(ctx, http.MethodPost, "observations", seen)
+	if err != nil {
+		return err
+	}
+	return res.Body.Close()
+}
+
+// Image reads an image from the controller.
+func (r *Remote) Image(ctx context.Context, id resource.ID) (io.ReadCloser, error) {
+	res, err := r.do(ctx, http.MethodGet, "images/"+id.String(), nil)
+	if err != nil {
+		var refused *StatusError
+		if errors.As(err, &refused) && refused.Status == http.StatusNotFound {
+			return nil, &ImageError{"The image is no longer there."}
+		}
+		return nil, err
+	}
+	return res.Body, nil
+}
+
+// Connect begins a session.
+func (r *Remote) Connect(ctx context.Context) (Session, error) {
+	hello, err := r.Hello(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	res, err := r.do(ctx, http.MethodPost, "session", hello)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	s := &remoteSession{remote: r, ctx: ctx, cancel: cancel, body: res.Body, lines: bufio.NewReaderSize(res.Body, 64<<10)}
+	s.silence = time.AfterFunc(host.Expect, cancel)
+	slog.InfoContext(ctx, "connected to the controller", "url", r.URL)
+	return s, nil
+}
+
+// remoteSession reads a session's lines. It ends when the controller is silent for too long.
+type remoteSession struct {
+	remote  *Remote
+	ctx     context.Context // of the request that the session is
+	cancel  context.CancelFunc
+	body    io.ReadCloser
+	lines   *bufio.Reader
+	silence *time.Timer
+}
+
+func (s *remoteSession) Next(ctx context.Context) (*host.Delivery, error) {
+	for {
+		line, err := s.lines.ReadBytes('\n')
+		if err != nil {
+			return nil, err
+		}
+		s.silence.Reset(host.Expect)
+		var m host.Message
+		if err := json.Unmarshal(line, &m); err != nil {
+			return nil, fmt.Errorf("read the session: %w", err)
+		}
+		if m.Call != nil {
+			go s.remote.answer(s.ctx, *m.Call) // ends with the call, or with the session's context
+		}
+		if m.Delivery != nil {
+			return m.Delivery, nil
+		}
+	}
+}
+
+func (s *remoteSession) Close() error {
+	s.silence.Stop()
+	s.cancel()
+	return s.body.Close()
+}
+
+// answer connects a call to what it is for.
+func (r *Remote) answer(ctx context.Context, call host.Call) {
+	if err := r.connect(ctx, call); err != nil && ctx.Err() == nil {
+		slog.WarnContext(ctx, "a call from the controller failed", "kind", call.Kind, "guest", call.Guest, "err", err)
+	}
+}
+
+func (r *Remote) connect(ctx context.Context, call host.Call) error {
+	if r.Consoles == nil {
+		return errors.New("this host's guests have no consoles")
+	}
+	var ours io.ReadWriteCloser
+	if call.Kind == "console-log" {
+		log, err := r.Consoles.ConsoleLog(ctx, call.Guest, call.Max)
+		if err != nil {
+			return err
+		}
+		ours = nothingBack{bytes.NewReader(log)}
+	} else {
+		conn, err := r.Consoles.Console(ctx, call.Guest, call.Kind)
+		if err != nil {
+			return err
+		}
+		ours = conn
+	}
+	defer ours.Close()
+	address := strings.TrimPrefix(r.URL, "https://")
+	conn, err := (&tls.Dialer{Config: r.tls}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if _, err := fmt.Fprintf(conn, "GET /host/v1/calls/%s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: unkai-call\r\n\r\n", call.ID, address); err != nil {
+		return err
+	}
+	in := bufio.NewReader(conn)
+	res, err := http.ReadResponse(in, nil)
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		return fmt.Errorf("the controller answers %s", res.Status)
+	}
+	return splice(ours, conn, in)
+}
+
+// splice copies both ways until the guest's side ends or the controller goes.
+func splice(ours io.ReadWriteCloser, conn net.Conn, in io.Reader) error {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		io.Copy(ours, in) // its end is the controller's going, not an error
+		ours.Close()
+	}()
+	_, err := io.Copy(conn, ours)
+	conn.Close()
+	<-done
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {
+		return nil
+	}
+	return err
+}
+
+// nothingBack is a finite answer: what is written to it goes nowhere.
+type nothingBack struct{ *bytes.Reader }
+
+func (nothingBack) Write(b []byte) (int, error) { return len(b), nil }
+func (nothingBack) Close() error                { return nil }

@@ -1,0 +1,32 @@
+package host
+
+import "github.com/unkai-cloud/unkai/base/resource"
+
+// What follows travels between a host and a controller, as JSON.
+
+// A JoinRequest asks to become a host.
+type JoinRequest struct {
+	Token   string
+	Request []byte // certificate request, DER
+}
+
+// A JoinAnswer lets a machine be a host.
+type JoinAnswer struct {
+	Host        resource.ID
+	Certificate []byte // DER
+	Authority   []byte // PEM
+}
+
+// A Message is one line of a session. An empty one says only that the controller lives.
+type Message struct {
+	Delivery *Delivery `json:",omitempty"`
+	Call     *Call     `json:",omitempty"`
+}
+
+// A Call asks the host to connect, for something that is a stream of bytes.
+type Call struct {
+	ID    string
+	Kind  string // "console-log", "vnc", "serial"
+	Guest resource.ID
+	Max   int // bytes of a log
+}
