@@ -117,7 +117,7 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	slog.InfoContext(r.Context(), "a machine joined", "host", id, "from", r.RemoteAddr)
-	return wire.WriteJSON(w, http.StatusOK, host.JoinAnswer{id, cert, s.Authority.PEM()})
+	return wire.WriteJSON(w, http.StatusOK, host.JoinAnswer{Host: id, Certificate: cert, Authority: s.Authority.PEM()})
 }
 
 func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID) error {
