@@ -34,13 +34,13 @@ umask 022
 # What the guest has on board, and what builds it. Libraries follow from these.
 packages=(busybox-static bash dropbear-bin sudo libpam-modules util-linux mount e2fsprogs
 	iproute2 iputils-ping netcat-traditional curl)
-builders=(grub-pc-bin grub-common)
+builders=(grub-pc-bin grub-common squashfs-tools)
 programs=(bash dropbear dropbearkey dbclient sudo lsblk blkid mount umount findmnt mke2fs mkfs.ext4
 	e2fsck resize2fs ip ping nc.traditional curl)
 # What a root file system may need before it can be read, and what can wait until it is.
 early_modules=(virtio_pci virtio_net virtio_blk virtio_scsi virtio_rng virtio_console virtio_balloon
-	sd_mod sr_mod ata_piix ata_generic nvme button evdev)
-modules=(isofs vfat nls_cp437 nls_iso8859_1 nls_ascii nls_utf8 overlay loop fuse 8021q veth bridge tun ena vmxnet3)
+	sd_mod sr_mod ata_piix ata_generic nvme button evdev loop squashfs overlay)
+modules=(isofs vfat nls_cp437 nls_iso8859_1 nls_ascii nls_utf8 fuse 8021q veth bridge tun ena vmxnet3)
 
 # On the kernel's command line: nothing that waits, and little to print where a byte costs a trap.
 quiet='quiet loglevel=3 cryptomgr.notests tsc=nowatchdog nowatchdog'
@@ -240,12 +240,8 @@ find "$root" -depth -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
 cp "$sys/boot/vmlinuz-$release" "$work/vmlinuz"
 # pack makes a cpio archive of the current directory, owned by root.
 pack() { find . | LC_ALL=C sort | "$busybox" cpio -o -H newc -R 0:0 2>/dev/null | gzip -n -"$1"; }
-cp "$here/init" "$root/init"
-chmod 755 "$root/init"
-(cd "$root" && pack 9) >"$work/initramfs.cpio.gz"
-rm "$root/init"
-
-# --- disk: MBR, GRUB in the gap behind it, one ext4 partition with the whole tree ---
+# The initramfs holds little more than the way to the tree, and the tree itself as squashfs: it is read where
+# it lies, compressed, and needs a third of the memory that its files would.
 early=$work/early
 mkdir -p "$early"/{dev,proc,sys,usr/bin} "$root/boot"
 ln -s usr/bin "$early/bin"
@@ -253,9 +249,19 @@ ln -s usr/lib "$early/lib"
 cp "$here/init" "$early/init"
 chmod 755 "$early/init"
 cp "$busybox" "$early/usr/bin/busybox"
-for applet in sh mount modprobe sleep cat findfs printf dd blockdev head tr wc mkdir switch_root echo init; do ln -s busybox "$early/usr/bin/$applet"; done
+for applet in blockdev cat chroot dd echo findfs head mkdir modprobe mount printf sh sleep switch_root tr umount wc; do
+	ln -s busybox "$early/usr/bin/$applet"
+done
 bring "$early" "${early_modules[@]}"
-(cd "$early" && pack 9) >"$root/boot/initramfs"
+find "$early" -depth -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
+(cd "$early" && pack 9) >"$work/initramfs"
+mkdir "$work/image"
+borrowed mksquashfs "$root" "$work/image/root.squashfs" -quiet -no-progress -all-root -noappend -comp ${COMP:-zstd} -b ${BS:-128K} >/dev/null
+# The kernel reads archives one after the other; this one would not shrink.
+(cd "$work/image" && touch -d "@$SOURCE_DATE_EPOCH" . root.squashfs && pack 1) | cat "$work/initramfs" - >"$work/initramfs.cpio.gz"
+
+# --- disk: MBR, GRUB in the gap behind it, one ext4 partition with the whole tree ---
+cp "$work/initramfs" "$root/boot/initramfs"
 cp "$work/vmlinuz" "$root/boot/vmlinuz"
 
 mib=$(($(du -sm "$root" | cut -f1) * 5 / 4 + 16))
