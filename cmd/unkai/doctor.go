@@ -1,0 +1,133 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+type doctorCommand struct{}
+
+// A finding is one thing that the doctor looked at.
+type finding struct {
+	what string
+	well bool
+	need bool   // a host cannot work without it
+	say  string // what it means, or what would mend it
+}
+
+// Run prints what was found; it fails when a host could not work here.
+func (doctorCommand) Run() error {
+	missing := 0
+	for _, f := range examine() {
+		mark := "ok     "
+		if !f.well {
+			mark = "absent "
+			if f.need {
+				mark = "MISSING"
+				missing++
+			}
+		}
+		fmt.Printf("%s  %-22s %s\n", mark, f.what, f.say)
+	}
+	if missing > 0 {
+		return fmt.Errorf("%d things are missing that a host needs; `unkai up --sim 1` works without them", missing)
+	}
+	return nil
+}
+
+func examine() []finding {
+	found := []finding{
+		{"root", os.Geteuid() == 0, true, "a host makes namespaces, bridges and taps; run it as root"},
+		kvm(),
+		program("qemu-system-x86_64", "qemu-system-x86", true, "guests"),
+		program("qemu-img", "qemu-utils", true, "disks"),
+		program("nft", "nftables", true, "security groups, NAT"),
+		program("ip", "iproute2", false, "for people; the agent speaks netlink itself"),
+		device("/dev/net/tun", true, "modprobe tun"),
+		module("bridge", true), module("vxlan", false), module("br_netfilter", true), module("nf_tables", true),
+		cgroup(),
+		userns(),
+	}
+	return found
+}
+
+func kvm() finding {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return finding{"kvm", false, false, "guests are emulated (TCG): slow, and not isolated by hardware. Enable virtualization in the firmware, modprobe kvm_intel or kvm_amd"}
+	}
+	f.Close()
+	return finding{"kvm", true, false, "guests run at full speed, isolated by hardware"}
+}
+
+func program(name, pkg string, need bool, what string) finding {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return finding{name, false, need, what + "; apt-get install " + pkg}
+	}
+	return finding{name, true, need, path}
+}
+
+func device(path string, need bool, mend string) finding {
+	if _, err := os.Stat(path); err != nil {
+		return finding{path, false, need, mend}
+	}
+	return finding{path, true, need, ""}
+}
+
+// module looks for a kernel feature, built in or loadable.
+func module(name string, need bool) finding {
+	if _, err := os.Stat("/sys/module/" + name); err == nil {
+		return finding{name, true, need, "in the kernel"}
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err == nil {
+		dir := "/lib/modules/" + unix.ByteSliceToString(u.Release[:])
+		for _, list := range []string{"modules.builtin", "modules.dep"} {
+			text, err := os.ReadFile(filepath.Join(dir, list))
+			if err == nil && strings.Contains(string(text), "/"+name+".ko") {
+				return finding{name, true, need, "as a module"}
+			}
+		}
+	}
+	if builtIn(name) {
+		return finding{name, true, need, "in the kernel"}
+	}
+	return finding{name, false, need, "modprobe " + name + ", or a kernel with it"}
+}
+
+// builtIn knows a feature by what it shows where there is no list of modules.
+func builtIn(name string) bool {
+	switch name {
+	case "bridge", "vxlan":
+		return linkKind(name)
+	case "br_netfilter":
+		_, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables")
+		return err == nil
+	case "nf_tables":
+		return exec.Command("nft", "list", "tables").Run() == nil
+	}
+	return false
+}
+
+func cgroup() finding {
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		return finding{"cgroup", true, false, "version 2"}
+	}
+	if _, err := os.Stat("/sys/fs/cgroup/memory"); err == nil {
+		return finding{"cgroup", true, false, "version 1"}
+	}
+	return finding{"cgroup", false, false, "guests' memory and processors are not limited; mount /sys/fs/cgroup"}
+}
+
+func userns() finding {
+	if _, err := os.Stat("/proc/self/ns/user"); err != nil {
+		return finding{"user namespaces", false, false, "guests run as an unprivileged user, but not in a user namespace"}
+	}
+	return finding{"user namespaces", true, false, ""}
+}

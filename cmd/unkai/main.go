@@ -1,0 +1,63 @@
+// Command unkai is the whole of Unkai: the controller, the host's agent, and what an
+// operator needs beside them. It joins the parts; it has no rules of its own.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+)
+
+// version is stamped by the build.
+var version = "0.0.0-dev"
+
+type commands struct {
+	Debug bool `help:"Log every request and step."`
+
+	Up         upCommand         `cmd:"" help:"Run a whole cloud on this machine: controller and agent in one process, in the foreground."`
+	Down       downCommand       `cmd:"" help:"Remove the guests, networks and mounts that a cloud left on this machine."`
+	Controller controllerCommand `cmd:"" help:"Run a controller, or make a token with which a host joins it."`
+	Agent      agentCommand      `cmd:"" help:"Run this machine's agent: join a cloud and make its part of it real."`
+	Status     statusCommand     `cmd:"" help:"Show what runs and how it is."`
+	Audit      auditCommand      `cmd:"" help:"Check that the state contradicts itself nowhere."`
+	Doctor     doctorCommand     `cmd:"" help:"Tell what this machine can and cannot do, and what would mend it."`
+	Version    versionCommand    `cmd:"" help:"Print the version."`
+}
+
+func main() {
+	var c commands
+	k := kong.Parse(&c, kong.Name("unkai"), kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.Description("Unkai turns a Linux machine, or many, into a cloud that OpenStack and AWS clients use unmodified."))
+	level := slog.LevelInfo
+	if c.Debug {
+		level = slog.LevelDebug
+	}
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})))
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	k.BindTo(ctx, (*context.Context)(nil))
+	if err := k.Run(); err != nil && !errors.Is(err, context.Canceled) {
+		text := err.Error()
+		if f := fault.From(err); f != nil {
+			text = f.Message
+		}
+		fmt.Fprintln(os.Stderr, "unkai: "+text)
+		os.Exit(1)
+	}
+}
+
+type versionCommand struct{}
+
+// Run prints the version.
+func (versionCommand) Run() error {
+	fmt.Println("unkai " + version)
+	return nil
+}
