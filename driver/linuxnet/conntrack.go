@@ -1,0 +1,95 @@
+package linuxnet
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/unkai-cloud/unkai/core/network"
+)
+
+// A tuple is how a connection began.
+type tuple struct {
+	Source, Destination netip.Addr
+	Protocol            int
+	Port                int // the destination's, where the protocol has ports
+}
+
+// permits reports whether the policy lets a connection begin. What a listing of
+// connections does not tell, the type of an ICMP message, is taken to match no
+// rule that asks for one: the next such message opens the connection again.
+func (p policy) permits(ingress bool, t tuple) bool {
+	for _, rule := range p.Rules {
+		if rule.Ingress == ingress && covers(rule, t) {
+			return true
+		}
+	}
+	return false
+}
+
+func covers(rule network.FilterRule, t tuple) bool {
+	far := t.Destination
+	if rule.Ingress {
+		far = t.Source
+	}
+	if rule.V6 != far.Is6() || rule.Protocol != 0 && rule.Protocol != t.Protocol {
+		return false
+	}
+	if isICMP(rule.Protocol) && (rule.PortMin >= 0 || rule.PortMax >= 0) {
+		return false
+	}
+	if hasPorts(rule.Protocol) {
+		if low, high := portRange(rule); t.Port < low || t.Port > high {
+			return false
+		}
+	}
+	if rule.Remote == nil {
+		return true
+	}
+	for _, prefix := range rule.Remote {
+		if prefix.Contains(far) {
+			return true
+		}
+	}
+	return false
+}
+
+// A cutter says which tracked connections have to end. It is a
+// netlink.CustomConntrackFilter.
+type cutter func(flow *netlink.ConntrackFlow) bool
+
+func (c cutter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool { return c(flow) }
+
+// cut ends connections: their next packet is judged by the rules again.
+func (n *namespace) cut(c cutter) error {
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		for try := 0; ; try++ {
+			_, err := n.ConntrackDeleteFilters(netlink.ConntrackTable, family, c)
+			if try < 10 && errors.Is(err, netlink.ErrDumpInterrupted) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("end connections that are no longer allowed: %w", err)
+			}
+			break
+		}
+	}
+	return nil
+}
+
+func tupleOf(flow *netlink.ConntrackFlow) tuple {
+	return tuple{
+		Source:      addrOf(flow.Forward.SrcIP),
+		Destination: addrOf(flow.Forward.DstIP),
+		Protocol:    int(flow.Forward.Protocol),
+		Port:        int(flow.Forward.DstPort),
+	}
+}
+
+func addrOf(ip []byte) netip.Addr {
+	addr, _ := netip.AddrFromSlice(ip)
+	return addr.Unmap()
+}

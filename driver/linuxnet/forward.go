@@ -1,0 +1,208 @@
+package linuxnet
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// An entry sends frames for a hardware address to a port of the bridge.
+type entry struct {
+	port int // the device's index
+	mac  string
+}
+
+// A remote sends frames for a hardware address through the tunnel to a host.
+type remote struct {
+	mac  string
+	host netip.Addr
+}
+
+// ntfSticky keeps an entry where it is though the address be seen elsewhere. It
+// also tells our entries from the kernel's (NTF_STICKY in linux/neighbour.h).
+const ntfSticky = 0x40
+
+// everybody is the tunnel's address for frames to all, and to nobody known.
+const everybody = "00:00:00:00:00:00"
+
+// forward programs where frames go. Nothing has to be learned by flooding, and
+// a guest without port security cannot take another's address.
+func (s *segment) forward(ns *namespace, links map[string]netlink.Link) error {
+	entries, remotes := map[entry]bool{}, map[remote]bool{}
+	local := map[string]bool{}
+	add := func(link netlink.Link, mac string) {
+		if link != nil && mac != "" {
+			mac = strings.ToLower(mac)
+			entries[entry{link.Attrs().Index, mac}] = true
+			local[mac] = true
+		}
+	}
+	for id, attachment := range s.attachments {
+		add(links[tapName(id)], attachment.MAC)
+		for _, pair := range attachment.AllowedPairs {
+			// An address that several ports may use, say of a virtual router, is
+			// known to belong to none of them: it is flooded.
+			if pair.MAC != "" && s.users(pair.MAC) == 1 {
+				add(links[tapName(id)], pair.MAC)
+			}
+		}
+	}
+	for name, link := range links {
+		if leg, ok := parseLeg(link.Attrs().Alias); ok && strings.HasPrefix(name, legPrefix) {
+			add(link, leg.mac)
+		}
+	}
+	tunnel := links[vxlanName]
+	if tunnel != nil {
+		for _, neighbour := range s.want.Neighbors {
+			mac := strings.ToLower(neighbour.MAC)
+			if !neighbour.Host.IsValid() || neighbour.Host == s.driver.options.TunnelAddress || local[mac] {
+				continue
+			}
+			entries[entry{tunnel.Attrs().Index, mac}] = true
+			remotes[remote{mac, neighbour.Host}] = true
+			remotes[remote{everybody, neighbour.Host}] = true
+		}
+	}
+	return s.program(ns, tunnel, entries, remotes)
+}
+
+// users counts the ports that may send from a hardware address.
+func (s *segment) users(mac string) int {
+	n := 0
+	for _, attachment := range s.attachments {
+		if slices.ContainsFunc(sources(attachment), func(src source) bool { return strings.EqualFold(src.MAC, mac) }) {
+			n++
+		}
+	}
+	return n
+}
+
+// program compares the kernel's forwarding tables with what is wanted.
+func (s *segment) program(ns *namespace, tunnel netlink.Link, entries map[entry]bool, remotes map[remote]bool) error {
+	have, err := dump(func() ([]netlink.Neigh, error) { return ns.NeighList(0, unix.AF_BRIDGE) })
+	if err != nil {
+		return fmt.Errorf("list forwarding entries of network %s: %w", s.id, err)
+	}
+	presentEntries, presentRemotes := map[entry]bool{}, map[remote]bool{}
+	for _, found := range have {
+		mac := found.HardwareAddr.String()
+		switch {
+		case found.Flags&unix.NTF_SELF != 0 && tunnel != nil && found.LinkIndex == tunnel.Attrs().Index:
+			r := remote{mac, addrOf(found.IP)}
+			if presentRemotes[r] = true; remotes[r] {
+				continue
+			}
+		case found.Flags&ntfSticky != 0:
+			e := entry{found.LinkIndex, mac}
+			if presentEntries[e] = true; entries[e] {
+				continue
+			}
+			found.Flags = unix.NTF_MASTER
+		default:
+			continue // learned, or a device's own
+		}
+		found.Family = unix.AF_BRIDGE
+		if err := ns.NeighDel(&found); err != nil {
+			return fmt.Errorf("remove forwarding entry %s of network %s: %w", mac, s.id, err)
+		}
+	}
+	for e := range entries {
+		if presentEntries[e] {
+			continue
+		}
+		mac, err := net.ParseMAC(e.mac)
+		if err != nil {
+			return fmt.Errorf("forwarding entry of network %s: %w", s.id, err)
+		}
+		err = ns.NeighSet(&netlink.Neigh{
+			Family: unix.AF_BRIDGE, LinkIndex: e.port, HardwareAddr: mac,
+			State: netlink.NUD_NOARP, Flags: unix.NTF_MASTER | ntfSticky,
+		})
+		if err != nil {
+			return fmt.Errorf("add forwarding entry %s to network %s: %w", e.mac, s.id, err)
+		}
+	}
+	for r := range remotes {
+		if presentRemotes[r] {
+			continue
+		}
+		mac, err := net.ParseMAC(r.mac)
+		if err != nil {
+			return fmt.Errorf("tunnel entry of network %s: %w", s.id, err)
+		}
+		err = ns.NeighAppend(&netlink.Neigh{
+			Family: unix.AF_BRIDGE, LinkIndex: tunnel.Attrs().Index, HardwareAddr: mac, IP: r.host.AsSlice(),
+			State: netlink.NUD_NOARP | netlink.NUD_PERMANENT, Flags: unix.NTF_SELF,
+		})
+		if err != nil {
+			return fmt.Errorf("add tunnel entry %s to network %s: %w", r.mac, s.id, err)
+		}
+	}
+	return nil
+}
+
+// neighbours tells the bridge who has which address: for its own answers to
+// guests, which a false neighbour then cannot draw to itself, and for answering
+// in the name of guests on other hosts.
+func (s *segment) neighbours(ns *namespace, bridge netlink.Link) error {
+	want := map[netip.Addr]string{}
+	if s.driver.options.TunnelAddress.IsValid() {
+		for _, neighbour := range s.want.Neighbors {
+			for _, addr := range neighbour.Addresses {
+				want[addr] = strings.ToLower(neighbour.MAC)
+			}
+		}
+	}
+	for _, attachment := range s.attachments {
+		mac, err := net.ParseMAC(attachment.MAC)
+		if err != nil {
+			return fmt.Errorf("port %s: %w", attachment.ID, err)
+		}
+		want[linkLocal(mac)] = mac.String()
+		for _, fixed := range attachment.Addresses {
+			want[fixed.Address] = mac.String()
+		}
+	}
+	have, err := dump(func() ([]netlink.Neigh, error) { return ns.NeighList(bridge.Attrs().Index, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list neighbours of network %s: %w", s.id, err)
+	}
+	present := map[netip.Addr]bool{}
+	for _, found := range have {
+		if found.State&netlink.NUD_PERMANENT == 0 || found.Family == unix.AF_BRIDGE {
+			continue
+		}
+		addr := addrOf(found.IP)
+		if mac, wanted := want[addr]; wanted && mac == found.HardwareAddr.String() {
+			present[addr] = true
+			continue
+		} else if wanted {
+			continue // replaced below
+		}
+		if err := ns.NeighDel(&found); err != nil {
+			return fmt.Errorf("remove neighbour %s of network %s: %w", addr, s.id, err)
+		}
+	}
+	for addr, text := range want {
+		if present[addr] {
+			continue
+		}
+		mac, err := net.ParseMAC(text)
+		if err != nil {
+			return fmt.Errorf("neighbour %s of network %s: %w", addr, s.id, err)
+		}
+		err = ns.NeighSet(&netlink.Neigh{
+			LinkIndex: bridge.Attrs().Index, IP: addr.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT,
+		})
+		if err != nil {
+			return fmt.Errorf("add neighbour %s to network %s: %w", addr, s.id, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,82 @@
+package linuxnet
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/unkai-cloud/unkai/core/network"
+)
+
+func TestColdStart(t *testing.T) {
+	m := newMachine(t)
+	n := newTenant(100)
+	group := outgoing()
+	ok(t, m.EnsureFilter(context.Background(), group))
+	start := time.Now()
+	ok(t, m.EnsureSegment(context.Background(), n.segment))
+	segment := time.Since(start)
+	must(m.EnsureAttachment(context.Background(), n.port(group.ID)))(t)
+	all := time.Since(start)
+	t.Logf("cold: segment %v, first port %v, together %v", segment, all-segment, all)
+	start = time.Now()
+	ok(t, m.EnsureSegment(context.Background(), n.segment))
+	t.Logf("repeated: segment %v", time.Since(start))
+}
+
+func TestGroupsBetweenGuestsOfOneNetwork(t *testing.T) {
+	m := newMachine(t)
+	ctx := context.Background()
+	n := newTenant(100)
+	client, server := outgoing(), outgoing()
+	web := network.FilterRule{Ingress: true, Protocol: 6, PortMin: 80, PortMax: 81, Remote: []netip.Prefix{netip.MustParsePrefix("10.5.0.11/32")}}
+	web6 := network.FilterRule{Ingress: true, V6: true, Protocol: 6, PortMin: 80, PortMax: 81}
+	server.Rules = append(server.Rules, web, web6)
+	ok(t, m.EnsureFilter(ctx, client))
+	ok(t, m.EnsureFilter(ctx, server))
+	ok(t, m.EnsureSegment(ctx, n.segment))
+	a, b := n.port(client.ID), n.port(server.ID)
+	ga, gb := m.plug(a, static(a)...), m.plug(b, static(b)...)
+	echo(t, gb.namespace, 80)
+	echo(t, gb.namespace, 90)
+	echo(t, ga.namespace, 80)
+
+	for _, address := range []string{"10.5.0.12:80", "[fd05::c]:80"} {
+		if asks(ga.namespace, address) == "" {
+			t.Errorf("%s: allowed, but not reached", address)
+		}
+	}
+	for _, address := range []string{"10.5.0.12:90", "[fd05::c]:90"} {
+		if asks(ga.namespace, address) != "" {
+			t.Errorf("%s: reached, though no rule allows it", address)
+		}
+	}
+	if ga.pings("10.5.0.12") {
+		t.Error("ping passed, though no rule allows it")
+	}
+	if asks(gb.namespace, "10.5.0.11:80") != "" {
+		t.Error("the client was reached, though no rule allows it")
+	}
+
+	kept4, kept6 := ga.connect("10.5.0.12:80"), ga.connect("[fd05::c]:80")
+	if kept4 == nil || kept6 == nil {
+		t.Fatal("not connected")
+	}
+	lineFrom(kept4)
+	lineFrom(kept6)
+	server.Rules = []network.FilterRule{rule(false, false), rule(false, true), web6}
+	ok(t, m.EnsureFilter(ctx, server))
+	if echoes(kept4) {
+		t.Error("a connection outlived the rule that allowed it")
+	}
+	if !echoes(kept6) {
+		t.Error("a connection broke, though its rule is still there")
+	}
+	m.restart()
+	ok(t, m.EnsureSegment(ctx, n.segment))
+	ok(t, m.EnsureFilter(ctx, server))
+	if !echoes(kept6) {
+		t.Error("a connection broke when the driver was restarted")
+	}
+}

@@ -1,0 +1,417 @@
+package linuxnet
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"math/big"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"go4.org/netipx"
+
+	"github.com/unkai-cloud/unkai/core/network"
+)
+
+// Names inside a segment's namespace. Ports of a bridge are told apart by the
+// first letter of their names, so that a router's leg needs no change of rules.
+const (
+	bridgeName = "br"
+	vxlanName  = "vx"
+	uplinkName = "up" // to a bridge of the host, for a provider network
+	tapPrefix  = "t"
+	legPrefix  = "g" // of a router
+	tableName  = "unkai"
+)
+
+// What the prerouting chain writes on a packet about the connection it belongs
+// to, for the bridge's own chains, which cannot ask connection tracking.
+const (
+	markEstablished = 1
+	markInvalid     = 2
+)
+
+const (
+	metadataV4 = "169.254.169.254"
+	metadataV6 = "fe80::a9fe:a9fe"
+)
+
+var unspecifiedV4 = netip.MustParsePrefix("0.0.0.0/32")
+
+// A guard is everything the packet filter of one segment depends on.
+type guard struct {
+	BridgeMAC string
+	DHCPv4    bool // answered here, so no request may go further
+	DHCPv6    bool
+	RA        bool
+	Metadata  bool
+	Ports     []guardedPort
+}
+
+// A guardedPort is a guest's tap, and what may pass it.
+type guardedPort struct {
+	Tap     string
+	Open    bool // no port security: nothing is filtered
+	Sources []source
+	policy
+}
+
+// A source is a hardware address a guest may send from, and the addresses that
+// may go with it.
+type source struct {
+	MAC      string
+	Prefixes []netip.Prefix
+}
+
+// A policy is the sum of a port's security groups.
+type policy struct {
+	Stateful bool // replies pass
+	Rules    []network.FilterRule
+}
+
+// render writes the packet filter of a segment for nft(8). It replaces what was
+// there in one transaction. Base chains have the policy accept and end in an
+// explicit drop instead: nft hooks a new base chain in, empty, a moment before
+// the transaction commits, and an empty chain with policy drop would lose the
+// packets of that moment, while the old chain still protects them.
+func (g guard) render() string {
+	w := &script{sets: map[string]string{}}
+	ports := slices.Clone(g.Ports)
+	slices.SortFunc(ports, func(a, b guardedPort) int { return strings.Compare(a.Tap, b.Tap) })
+
+	w.open("chain prerouting")
+	w.line("type filter hook prerouting priority dstnat; policy accept;")
+	w.dispatch("iifname", ports, "jump from_")
+	w.line(`iifname "%s*" drop`, tapPrefix)
+	w.close()
+	g.common(w)
+	for _, port := range ports {
+		g.from(w, port)
+	}
+
+	w.open("chain forwarding")
+	w.line("type filter hook forward priority filter; policy accept;")
+	w.line(`oifname "%s" arp daddr ip %s drop`, vxlanName, metadataV4)
+	w.dispatch("iifname", ports, "jump egress_")
+	w.dispatch("oifname", ports, "goto ingress_")
+	w.line(`oifname "%s*" drop`, tapPrefix)
+	w.close()
+	for _, port := range ports {
+		g.egress(w, port)
+		g.ingress(w, port)
+	}
+
+	var out strings.Builder
+	for _, family := range []string{"inet", "bridge"} {
+		fmt.Fprintf(&out, "table %s %s\ndelete table %[1]s %[2]s\n", family, tableName)
+	}
+	fmt.Fprintf(&out, inetTable, tableName, markEstablished, markInvalid, metadataV4, metadataV6)
+	fmt.Fprintf(&out, "table bridge %s {\n", tableName)
+	names := make([]string, 0, len(w.sets))
+	for name := range w.sets {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		out.WriteString(w.sets[name])
+	}
+	out.WriteString(w.body.String())
+	out.WriteString("}\n")
+	return out.String()
+}
+
+// inetTable tells the bridge what connection tracking knows of its packets
+// (br_netfilter shows them to this hook), and lets guests reach nothing in the
+// namespace but the metadata service.
+const inetTable = `table inet %[1]s {
+	chain tracking {
+		type filter hook prerouting priority mangle; policy accept;
+		ct state established,related meta mark set %[2]d
+		ct state invalid meta mark set %[3]d
+	}
+	chain input {
+		type filter hook input priority filter; policy accept;
+		ip daddr %[4]s tcp dport 80 accept
+		ip6 daddr %[5]s tcp dport 80 accept
+		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+		drop
+	}
+}
+`
+
+// common is the way of every frame that a guest may send: what the host itself
+// answers is turned to the bridge, whoever it was addressed to.
+func (g guard) common(w *script) {
+	w.open("chain common")
+	if g.DHCPv4 {
+		w.line("meta protocol ip udp dport 67 goto to_host")
+	}
+	if g.DHCPv6 {
+		w.line("meta protocol ip6 udp dport 547 goto to_host")
+	}
+	if g.RA {
+		w.line("icmpv6 type nd-router-solicit goto to_host")
+	}
+	if g.Metadata {
+		w.line("ip daddr %s tcp dport 80 goto to_host", metadataV4)
+		w.line("ip6 daddr %s tcp dport 80 goto to_host", metadataV6)
+	}
+	w.line("ip daddr %s drop", metadataV4)
+	w.line("accept")
+	w.close()
+	w.open("chain to_host")
+	w.line("meta pkttype set host ether daddr set %s accept", g.BridgeMAC)
+	w.close()
+}
+
+// from holds a port to its own addresses.
+func (g guard) from(w *script, port guardedPort) {
+	w.open("chain from_" + port.Tap)
+	defer w.close()
+	if port.Open {
+		w.line("goto common")
+		return
+	}
+	w.line("ether type != { ip, arp, ip6 } drop")
+	for _, source := range port.Sources {
+		v4, v6 := split(source.Prefixes)
+		own := "ether saddr " + source.MAC
+		probe, _ := split(append([]netip.Prefix{unspecifiedV4}, source.Prefixes...)) // RFC 5227
+		w.line("%s ether type arp arp saddr ether %s arp saddr ip %s accept", own, source.MAC, inline(probe))
+		w.line("%s ip saddr 0.0.0.0 udp sport 68 udp dport 67 goto common", own)
+		if len(v4) > 0 {
+			w.line("%s ip saddr %s goto common", own, inline(v4))
+		}
+		w.line("%s ip6 saddr :: icmpv6 type { mld-listener-report, nd-router-solicit, nd-neighbor-solicit, mld2-listener-report } goto common", own)
+		if len(v6) > 0 {
+			w.line("%s ip6 saddr %s goto common", own, inline(v6))
+		}
+	}
+	w.line("drop")
+}
+
+// egress decides what may leave a guest. It comes after fragments are put
+// together, so that none hides what it is.
+func (g guard) egress(w *script, port guardedPort) {
+	w.open("chain egress_" + port.Tap)
+	defer w.close()
+	if port.Open {
+		w.line("return")
+		return
+	}
+	w.line("ether type arp return")
+	w.line("meta protocol ip udp sport 67 udp dport 68 drop")
+	w.line("meta protocol ip6 udp sport 547 udp dport 546 drop")
+	w.line("icmpv6 type { nd-router-advert, nd-redirect } drop")
+	var targets []netip.Prefix
+	for _, source := range port.Sources {
+		targets = append(targets, source.Prefixes...)
+	}
+	for _, prefix := range merge(targets) {
+		if prefix.Addr().Is6() {
+			w.line("icmpv6 type nd-neighbor-advert %s return", target(prefix))
+		}
+	}
+	w.line("icmpv6 type nd-neighbor-advert drop")
+	w.line("icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, nd-router-solicit, nd-neighbor-solicit, mld2-listener-report } return")
+	w.line("meta protocol ip udp sport 68 udp dport 67 return")
+	w.line("meta protocol ip6 udp sport 546 udp dport 547 return")
+	port.policy.render(w, false, "return")
+}
+
+// ingress decides what may reach a guest.
+func (g guard) ingress(w *script, port guardedPort) {
+	w.open("chain ingress_" + port.Tap)
+	defer w.close()
+	if port.Open {
+		w.line("accept")
+		return
+	}
+	w.line("ether type arp accept")
+	w.line("icmpv6 type { mld-listener-query, nd-neighbor-solicit, nd-neighbor-advert } accept")
+	if !g.RA {
+		w.line("icmpv6 type nd-router-advert accept")
+	}
+	if !g.DHCPv4 {
+		w.line("meta protocol ip udp sport 67 udp dport 68 accept")
+	}
+	if !g.DHCPv6 {
+		w.line("meta protocol ip6 udp sport 547 udp dport 546 accept")
+	}
+	port.policy.render(w, true, "accept")
+}
+
+// render writes a port's rules for one direction; what passes gets the verdict.
+func (p policy) render(w *script, ingress bool, verdict string) {
+	if p.Stateful {
+		w.line("meta mark %d %s", markEstablished, verdict)
+		w.line("meta mark %d drop", markInvalid)
+	}
+	seen := map[string]bool{}
+	for _, rule := range p.Rules {
+		if rule.Ingress != ingress {
+			continue
+		}
+		match, ok := w.match(rule)
+		if !ok || seen[match] {
+			continue
+		}
+		seen[match] = true
+		w.line("%s %s", match, verdict)
+	}
+	w.line("drop")
+}
+
+// match writes a rule's condition; false if the rule can never match.
+func (w *script) match(rule network.FilterRule) (string, bool) {
+	protocol, header, side := "ip", "ip", "daddr"
+	if rule.V6 {
+		protocol, header = "ip6", "ip6"
+	}
+	if rule.Ingress {
+		side = "saddr"
+	}
+	words := []string{"meta protocol " + protocol}
+	if rule.Remote != nil {
+		remote := remotes(rule)
+		if len(remote) == 0 {
+			return "", false
+		}
+		words = append(words, fmt.Sprintf("%s %s @%s", header, side, w.set(remote, rule.V6)))
+	}
+	if rule.Protocol != 0 {
+		words = append(words, fmt.Sprintf("meta l4proto %d", rule.Protocol))
+		switch {
+		case isICMP(rule.Protocol):
+			if rule.PortMin >= 0 {
+				words = append(words, fmt.Sprintf("@th,0,8 %d", rule.PortMin))
+			}
+			if rule.PortMax >= 0 {
+				words = append(words, fmt.Sprintf("@th,8,8 %d", rule.PortMax))
+			}
+		case hasPorts(rule.Protocol) && (rule.PortMin >= 0 || rule.PortMax >= 0):
+			low, high := portRange(rule)
+			words = append(words, fmt.Sprintf("th dport %d-%d", low, high))
+		}
+	}
+	return strings.Join(words, " "), true
+}
+
+func isICMP(protocol int) bool { return protocol == 1 || protocol == 58 }
+
+// hasPorts: DCCP, TCP, UDP, SCTP and UDP-Lite begin with two port numbers.
+func hasPorts(protocol int) bool {
+	return slices.Contains([]int{6, 17, 33, 132, 136}, protocol)
+}
+
+func portRange(rule network.FilterRule) (low, high int) {
+	low, high = rule.PortMin, rule.PortMax
+	if low < 0 {
+		low = 0
+	}
+	if high < 0 {
+		high = 65535
+	}
+	return low, high
+}
+
+// remotes is a rule's remote of the rule's own family, in the fewest prefixes.
+func remotes(rule network.FilterRule) []netip.Prefix {
+	var own []netip.Prefix
+	for _, prefix := range rule.Remote {
+		if prefix.IsValid() && prefix.Addr().Is6() == rule.V6 {
+			own = append(own, prefix)
+		}
+	}
+	return merge(own)
+}
+
+// merge sorts prefixes and joins those that touch: nft refuses overlaps.
+func merge(prefixes []netip.Prefix) []netip.Prefix {
+	var set netipx.IPSetBuilder
+	for _, prefix := range prefixes {
+		set.AddPrefix(prefix)
+	}
+	merged, err := set.IPSet()
+	if err != nil { // a prefix that is not valid: let through none of it
+		return nil
+	}
+	return merged.Prefixes()
+}
+
+// set names a set of addresses. Rules about the same remotes share it.
+func (w *script) set(prefixes []netip.Prefix, v6 bool) string {
+	kind, flags := "ipv4_addr", ""
+	if v6 {
+		kind = "ipv6_addr"
+	}
+	elements := make([]string, len(prefixes))
+	for i, prefix := range prefixes {
+		elements[i] = address(prefix)
+		if !prefix.IsSingleIP() {
+			flags = "flags interval; "
+		}
+	}
+	text := strings.Join(elements, ", ")
+	sum := sha256.Sum256([]byte(text))
+	name := "remote_" + hex.EncodeToString(sum[:8])
+	w.sets[name] = fmt.Sprintf("\tset %s { type %s; %selements = { %s }; }\n", name, kind, flags, text)
+	return name
+}
+
+// target matches the target address of a neighbour advertisement (RFC 4861,
+// section 4.4), which not every nft has a word for.
+func target(prefix netip.Prefix) string {
+	if prefix.Bits() == 0 {
+		return ""
+	}
+	number := new(big.Int).SetBytes(prefix.Addr().AsSlice())
+	number.Rsh(number, uint(128-prefix.Bits()))
+	return fmt.Sprintf("@th,64,%d 0x%x", prefix.Bits(), number)
+}
+
+func split(prefixes []netip.Prefix) (v4, v6 []string) {
+	for _, prefix := range merge(prefixes) {
+		if prefix.Addr().Is4() {
+			v4 = append(v4, address(prefix))
+		} else {
+			v6 = append(v6, address(prefix))
+		}
+	}
+	return v4, v6
+}
+
+// address spells a prefix of one address without its length.
+func address(prefix netip.Prefix) string {
+	if prefix.IsSingleIP() {
+		return prefix.Addr().String()
+	}
+	return prefix.String()
+}
+
+func inline(elements []string) string { return "{ " + strings.Join(elements, ", ") + " }" }
+
+// A script is nft's input under construction.
+type script struct {
+	body strings.Builder
+	sets map[string]string // by name
+}
+
+func (w *script) open(what string) { fmt.Fprintf(&w.body, "\t%s {\n", what) }
+func (w *script) close()           { w.body.WriteString("\t}\n") }
+func (w *script) line(format string, args ...any) {
+	fmt.Fprintf(&w.body, "\t\t"+format+"\n", args...)
+}
+
+// dispatch sends each port's packets to its own chain.
+func (w *script) dispatch(key string, ports []guardedPort, verdict string) {
+	if len(ports) == 0 {
+		return
+	}
+	branches := make([]string, len(ports))
+	for i, port := range ports {
+		branches[i] = fmt.Sprintf("%q : %s%s", port.Tap, verdict, port.Tap)
+	}
+	w.line("%s vmap { %s }", key, strings.Join(branches, ", "))
+}

@@ -1,0 +1,273 @@
+package linuxnet
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/core/network"
+)
+
+// A server answers the guests of one segment: DHCP, router solicitations and
+// metadata. Its sockets are in the segment's namespace, it is not.
+type server struct {
+	driver  *Driver
+	device  int // the bridge's index, by which a new bridge is told from the old
+	socket  *os.File
+	web     []*listener
+	known   atomic.Pointer[knowledge]
+	changed chan struct{} // what is announced has changed
+	done    chan struct{}
+	running sync.WaitGroup
+}
+
+// knowledge is what a server answers from. It is never changed, only replaced.
+type knowledge struct {
+	mac       net.HardwareAddr // the bridge's, from which answers come
+	segment   network.Segment
+	lease     time.Duration
+	ports     map[string]network.Attachment // by hardware address, those that are up
+	byAddress map[netip.Addr]resource.ID    // whose an address is, link-local ones too
+}
+
+func (s *segment) knowledge() *knowledge {
+	k := &knowledge{
+		mac: s.mac(), segment: *s.want, lease: s.driver.options.Lease,
+		ports: map[string]network.Attachment{}, byAddress: map[netip.Addr]resource.ID{},
+	}
+	k.segment.Neighbors = nil // not asked about, and long
+	for id, attachment := range s.attachments {
+		mac, err := net.ParseMAC(attachment.MAC)
+		if err != nil || !attachment.AdminUp {
+			continue
+		}
+		k.ports[mac.String()] = attachment
+		k.byAddress[linkLocal(mac)] = id
+		for _, fixed := range attachment.Addresses {
+			k.byAddress[fixed.Address] = id
+		}
+	}
+	return k
+}
+
+// serve starts the segment's server, or tells it what is new.
+func (s *segment) serve(ns *namespace, bridge netlink.Link) error {
+	if s.want == nil {
+		s.stopServing()
+		return nil
+	}
+	k := s.knowledge()
+	if s.server != nil && s.server.device == bridge.Attrs().Index {
+		s.server.learn(k)
+		return nil
+	}
+	s.stopServing()
+	v := &server{
+		driver: s.driver, device: bridge.Attrs().Index,
+		changed: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	v.known.Store(k)
+	if err := ns.do(v.open); err != nil {
+		v.closeSockets()
+		return fmt.Errorf("answer guests of network %s: %w", s.id, err)
+	}
+	v.running.Add(2)
+	go v.answer()
+	go v.announce()
+	for _, l := range v.web {
+		v.running.Add(1)
+		go func() {
+			defer v.running.Done()
+			if err := s.driver.web.Serve(l); err != nil && !l.closed() {
+				s.driver.log.Error("metadata service ended", "network", s.id, "error", err)
+			}
+		}()
+	}
+	s.server = v
+	return nil
+}
+
+// resume starts the server of a segment that is as it should be already.
+func (s *segment) resume() error {
+	ns, err := openNamespace(filepath.Join(netnsDir, s.namespaceName()))
+	if err != nil {
+		return err
+	}
+	defer ns.close()
+	bridge, err := ns.LinkByName(bridgeName)
+	if err != nil {
+		return fmt.Errorf("find bridge of network %s: %w", s.id, err)
+	}
+	return s.serve(ns, bridge)
+}
+
+func (s *segment) stopServing() {
+	if s.server == nil {
+		return
+	}
+	close(s.server.done)
+	s.server.closeSockets()
+	s.server.running.Wait()
+	s.server = nil
+}
+
+// open makes the server's sockets. Its thread is in the segment's namespace.
+func (v *server) open() (err error) {
+	if v.socket, err = packetSocket(v.device, questions); err != nil {
+		return err
+	}
+	for _, address := range []string{metadataV4 + ":80", "[" + metadataV6 + "%" + strconv.Itoa(v.device) + "]:80"} {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			return fmt.Errorf("listen for metadata requests: %w", err)
+		}
+		v.web = append(v.web, &listener{Listener: l, server: v, open: map[net.Conn]netip.Addr{}})
+	}
+	return nil
+}
+
+func (v *server) closeSockets() {
+	if v.socket != nil {
+		v.socket.Close()
+	}
+	for _, l := range v.web {
+		l.Close()
+	}
+}
+
+// learn replaces what the server knows, and announces what that changes.
+func (v *server) learn(k *knowledge) {
+	before := v.known.Swap(k)
+	if !reflect.DeepEqual(before.advertisements(), k.advertisements()) {
+		select {
+		case v.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// answer reads questions from the bridge and writes answers to it until the
+// socket is closed.
+func (v *server) answer() {
+	defer v.running.Done()
+	buffer := make([]byte, 65536)
+	for {
+		n, err := v.socket.Read(buffer)
+		if err != nil {
+			select {
+			case <-v.done:
+				return
+			default:
+			}
+			// The device is down for a moment, or memory is short.
+			v.driver.log.Warn("reading guests' questions", "network", v.known.Load().segment.ID, "error", err)
+			select {
+			case <-v.done:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		question, ok := parseFrame(buffer[:n])
+		if !ok {
+			continue
+		}
+		k := v.known.Load()
+		port, ok := k.ports[question.fromMAC.String()]
+		if !ok {
+			continue // not ours to answer
+		}
+		if reply, ok := k.reply(port, question); ok {
+			v.send(reply)
+		}
+	}
+}
+
+// reply answers a question of a port.
+func (k *knowledge) reply(port network.Attachment, question datagram) (datagram, bool) {
+	switch {
+	case question.protocol == protocolICMPv6 && question.payload[0] == routerSolicitation:
+		for _, advertisement := range k.advertisements() {
+			return advertisement.to(port), true
+		}
+	case question.protocol == protocolUDP && question.toPort == 67:
+		return k.replyDHCPv4(port, question)
+	case question.protocol == protocolUDP && question.toPort == 547:
+		return k.replyDHCPv6(port, question)
+	}
+	return datagram{}, false
+}
+
+func (v *server) send(d datagram) {
+	if _, err := v.socket.Write(d.frame()); err != nil {
+		select {
+		case <-v.done:
+		default:
+			v.driver.log.Warn("answering a guest", "network", v.known.Load().segment.ID, "error", err)
+		}
+	}
+}
+
+// announceEvery is shorter than a router's lifetime by enough to lose two.
+const announceEvery = routerLifetime / 4
+
+// announce sends router advertisements unasked, to each guest of this host by
+// its own address: guests elsewhere hear it from their own host.
+func (v *server) announce() {
+	defer v.running.Done()
+	ticker := time.NewTicker(announceEvery)
+	defer ticker.Stop()
+	for {
+		k := v.known.Load()
+		for _, advertisement := range k.advertisements() {
+			for _, port := range k.ports {
+				v.send(advertisement.to(port))
+			}
+		}
+		select {
+		case <-v.done:
+			return
+		case <-v.changed:
+		case <-ticker.C:
+		}
+	}
+}
+
+// subnetOf finds the subnet of a port's address.
+func (k *knowledge) subnetOf(fixed network.FixedAddress) (network.SegmentSubnet, bool) {
+	for _, subnet := range k.segment.Subnets {
+		if subnet.ID == fixed.SubnetID {
+			return subnet, true
+		}
+	}
+	return network.SegmentSubnet{}, false
+}
+
+func (k *knowledge) mtu(port network.Attachment) int {
+	if port.MTU != 0 {
+		return port.MTU
+	}
+	return k.segment.MTU
+}
+
+// answersDHCPv6: the subnet gives addresses, or at least options, by DHCPv6.
+func answersDHCPv6(subnet network.SegmentSubnet) bool {
+	return subnet.CIDR.Addr().Is6() && subnet.DHCP && strings.HasPrefix(subnet.V6Mode, "dhcpv6-")
+}
+
+// announces: the subnet is announced by router advertisements, and there is a
+// router to announce.
+func announces(subnet network.SegmentSubnet) bool {
+	return subnet.CIDR.Addr().Is6() && subnet.RAMode != "" && subnet.RouterMAC != ""
+}
