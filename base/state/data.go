@@ -75,14 +75,16 @@ func (d *tableData) conflict(def *tableDef, id resource.ID, obj resource.Object)
 			if key == "" {
 				continue
 			}
-			var other resource.ID
 			taken := false
 			d.places[i].Ascend(string(key), func(at string, _ struct{}) bool {
-				if len(at) == len(key)+16 && strings.HasPrefix(at, string(key)) {
-					copy(other[:], at[len(key):])
-					taken = other != id
+				if !strings.HasPrefix(at, string(key)) {
+					return false
 				}
-				return false
+				if len(at) > len(key)+16 {
+					return true // a longer key that begins so
+				}
+				taken = at[len(key):] != string(id[:])
+				return !taken
 			})
 			if taken {
 				return fault.Errorf(fault.Exists, "Another %s has the same %s.", def.kind, index.name).
@@ -170,12 +172,15 @@ func (d *tableData) scan(def *tableDef, index string, r Range, yield func(resour
 	}
 	places := d.places[def.index(index)]
 	visit := func(at string, _ struct{}) bool {
-		var id resource.ID
-		copy(id[:], at[len(at)-16:])
-		if len(at)-16 < len(r.Prefix) || at[:len(r.Prefix)] != string(r.Prefix) {
+		if !strings.HasPrefix(at, string(r.Prefix)) {
 			// Beside the prefix: past its end, or, in reverse, not yet in it.
 			return r.Reverse && at > string(r.Prefix)
 		}
+		if len(at) < len(r.Prefix)+16 {
+			return true // a shorter key: it is the ID that goes on like the prefix
+		}
+		var id resource.ID
+		copy(id[:], at[len(at)-16:])
 		if id == r.After && at == place(r.AfterKey, id) {
 			return true
 		}

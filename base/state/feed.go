@@ -30,33 +30,28 @@ type feed struct {
 
 	mu      sync.Mutex
 	events  []Event       // oldest first; guarded by mu
-	floor   int64         // changes above this revision are all kept; guarded by mu
+	floor   Head          // all changes after this moment are kept; its time may be unknown; guarded by mu
 	head    int64         // guarded by mu
 	changed chan struct{} // closed and replaced at each append; guarded by mu
 }
 
-func newFeed(keep int, head int64) *feed {
-	return &feed{keep: keep, floor: head, head: head, changed: make(chan struct{})}
+func newFeed(keep int, head Head) *feed {
+	return &feed{keep: keep, floor: head, head: head.Revision, changed: make(chan struct{})}
 }
 
 // restore fills the feed with what the engine still remembers, so that a watch
 // can be resumed over a restart.
-func (f *feed) restore(ctx context.Context, engine Engine, head Head) error {
+func (f *feed) restore(ctx context.Context, engine Engine, now *snapshot) error {
+	head := now.head
 	if head.Revision == 0 {
 		return nil
 	}
 	done := errors.New("caught up")
 	for since := max(0, head.Revision-int64(f.keep)); ; {
-		f.events, f.floor = nil, since
+		h := history{now: now, newest: map[row2]resource.Object{}}
 		err := engine.Watch(ctx, since, func(b Batch) error {
-			events, err := eventsOf(b)
-			if err != nil {
+			if err := h.add(b, since); err != nil {
 				return err
-			}
-			for _, e := range events {
-				if e.Revision > since && e.Revision <= head.Revision {
-					f.events = append(f.events, e)
-				}
 			}
 			if b.Head().Revision >= head.Revision {
 				return done
@@ -65,13 +60,13 @@ func (f *feed) restore(ctx context.Context, engine Engine, head Head) error {
 		})
 		switch {
 		case errors.Is(err, done):
+			f.events, f.floor = h.events, Head{Revision: since}
 			f.trim()
 			return nil
 		case errors.Is(err, ErrCompacted):
 			// Keep half of what was hoped for; in the end nothing, which is no error.
 			since += max(1, (head.Revision-since)/2)
 			if since >= head.Revision {
-				f.events, f.floor = nil, head.Revision
 				return nil
 			}
 		default:
@@ -80,71 +75,67 @@ func (f *feed) restore(ctx context.Context, engine Engine, head Head) error {
 	}
 }
 
-// eventsOf gives the changes of a watched batch, oldest first.
-func eventsOf(b Batch) ([]Event, error) {
-	events := make([]Event, 0, len(b.Records)+len(b.Earlier))
-	type version struct {
-		version int
-		value   []byte
+// history turns watched batches into events. An object that the tables, or another
+// event, have already is not decoded again but shared, as among live events.
+type history struct {
+	now    *snapshot
+	newest map[row2]resource.Object // as the events so far left it; nil: deleted
+	events []Event
+}
+
+func (h *history) add(b Batch, since int64) error {
+	if b.Head().Revision > h.now.head.Revision {
+		return nil // another writer's
 	}
-	now := map[row2]version{} // of the objects that Earlier has, as the next change finds them
-	add := func(r Record) error {
+	records := make([]Record, 0, len(b.Earlier)+len(b.Records))
+	records = append(append(records, b.Earlier...), b.Records...)
+	sort.SliceStable(records, func(i, j int) bool { return records[i].Tx < records[j].Tx })
+	before := map[row2]Record{} // the records that know what was there before the batch
+	for _, r := range b.Records {
+		if def := defOf(r.Kind); def != nil {
+			before[row2{def.slot, r.ID}] = r
+		}
+	}
+	for _, r := range records {
 		def := defOf(r.Kind)
 		if def == nil {
 			return fmt.Errorf("the history has objects of unknown kind %q", r.Kind)
 		}
+		tx := b.Txs[r.Tx]
 		at := row2{def.slot, r.ID}
-		before, ok := now[at]
-		if !ok {
-			before = version{r.BeforeVersion, r.Before}
+		was, known := h.newest[at]
+		if from := before[at]; !known && from.Before != nil {
+			var err error
+			if was, err = decodeRecord(Record{Kind: r.Kind, ID: r.ID, Version: from.BeforeVersion, Value: from.Before}); err != nil {
+				return err
+			}
 		}
-		e, err := eventOf(b.Txs[r.Tx], def, r, before.version, before.value)
+		is, err := h.object(def, r, tx.Revision)
 		if err != nil {
 			return err
 		}
-		now[at] = version{r.Version, r.Value}
-		events = append(events, e)
-		return nil
-	}
-	// What was there before the batch stands in an object's record.
-	if len(b.Earlier) > 0 {
-		for _, r := range b.Records {
-			if def := defOf(r.Kind); def != nil {
-				now[row2{def.slot, r.ID}] = version{r.BeforeVersion, r.Before}
-			}
+		h.newest[at] = is
+		if tx.Revision > since {
+			h.events = append(h.events, Event{tx.Revision, tx.Time, tx.Cause, r.Kind, r.ID, was, is})
 		}
 	}
-	for _, r := range b.Earlier {
-		if err := add(r); err != nil {
-			return nil, err
-		}
-	}
-	for _, r := range b.Records {
-		if err := add(r); err != nil {
-			return nil, err
-		}
-	}
-	sort.SliceStable(events, func(i, j int) bool { return events[i].Revision < events[j].Revision })
-	return events, nil
+	return nil
 }
 
-func eventOf(tx TxInfo, def *tableDef, r Record, beforeVersion int, before []byte) (Event, error) {
-	e := Event{Revision: tx.Revision, Time: tx.Time, Cause: tx.Cause, Kind: r.Kind, ID: r.ID}
-	var err error
-	if before != nil {
-		if e.Before, err = def.decode(beforeVersion, before); err != nil {
-			return e, fmt.Errorf("decode %s %s: %w", r.Kind, r.ID, err)
-		}
+// object gives what a record of a revision made; nil if it deleted.
+func (h *history) object(def *tableDef, r Record, revision int64) (resource.Object, error) {
+	if r.Value == nil {
+		return nil, nil
 	}
-	if r.Value != nil {
-		if e.After, err = def.decode(r.Version, r.Value); err != nil {
-			return e, fmt.Errorf("decode %s %s: %w", r.Kind, r.ID, err)
-		}
+	if now, ok := h.now.tables[def.slot].rows.Get(row{id: r.ID}); ok && now.obj.GetMeta().Revision == revision {
+		return now.obj, nil
 	}
-	return e, nil
+	return decodeRecord(r)
 }
 
-func (f *feed) append(txs []*Tx) {
+// append adds the transactions' changes. It calls publish in between, so that nobody finds
+// an event of what cannot be read yet, nor reads what has no event yet.
+func (f *feed) append(txs []*Tx, publish func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, tx := range txs {
@@ -154,6 +145,7 @@ func (f *feed) append(txs []*Tx) {
 		f.head = tx.revision
 	}
 	f.trim()
+	publish()
 	close(f.changed)
 	f.changed = make(chan struct{})
 }
@@ -165,8 +157,8 @@ func (f *feed) trim() {
 		return
 	}
 	cut := len(f.events) - f.keep
-	f.floor = f.events[cut-1].Revision
-	for cut < len(f.events) && f.events[cut].Revision == f.floor {
+	f.floor = Head{f.events[cut-1].Revision, f.events[cut-1].Time}
+	for cut < len(f.events) && f.events[cut].Revision == f.floor.Revision {
 		cut++
 	}
 	kept := make([]Event, len(f.events)-cut, f.keep+f.keep/2)
@@ -174,20 +166,20 @@ func (f *feed) trim() {
 	f.events = kept
 }
 
-// after gives up to max events above a revision, and a channel that is closed when there are more.
-func (f *feed) after(since int64, max int) ([]Event, int64, <-chan struct{}, error) {
+// after gives up to atMost events above a revision, and a channel that is closed when there are more.
+func (f *feed) after(since int64, atMost int) ([]Event, int64, <-chan struct{}, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if since < f.floor {
+	if since < f.floor.Revision {
 		return nil, since, nil, ErrCompacted
 	}
 	from := sort.Search(len(f.events), func(i int) bool { return f.events[i].Revision > since })
-	to := min(len(f.events), from+max)
+	to := min(len(f.events), from+atMost)
 	for to > from && to < len(f.events) && f.events[to].Revision == f.events[to-1].Revision {
 		to++ // never cut a transaction in two
 	}
 	events := f.events[from:to:to]
-	at := f.head
+	at := max(since, f.head)
 	if to < len(f.events) {
 		at = f.events[to-1].Revision
 	}
@@ -260,8 +252,10 @@ func asOf(ctx context.Context) (moment, bool) {
 
 // viewAt forks the newest snapshot and undoes what came after the moment.
 func (s *State) viewAt(m moment) (*Tx, error) {
-	now := s.published.Load()
+	s.feed.mu.Lock()
+	now := s.published.Load() // the events reach exactly as far
 	undo, head, err := s.feed.since(m, now.head)
+	s.feed.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
@@ -291,30 +285,32 @@ func (s *State) fork(at *snapshot, touched []Event) []*tableData {
 	return tables
 }
 
-// since gives the events after a moment and not after head.
+// since gives the events after a moment, and where the state stood then. The caller holds mu.
 func (f *feed) since(m moment, head Head) ([]Event, Head, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	gone := fault.Errorf(fault.Gone, "The state of that time is no longer kept.")
-	after := func(e Event) bool { return e.Revision > m.revision }
-	if !m.time.IsZero() {
-		after = func(e Event) bool { return e.Time.After(m.time) }
-		if len(f.events) == 0 && m.time.Before(head.Time) || len(f.events) > 0 && m.time.Before(f.events[0].Time) && f.floor > 0 {
-			return nil, head, gone
-		}
-	} else if m.revision < f.floor {
-		return nil, head, gone
-	} else if m.revision > head.Revision {
+	if m.time.IsZero() && m.revision > head.Revision {
 		return nil, head, fault.Errorf(fault.Invalid, "Revision %d is in the future; the newest is %d.", m.revision, head.Revision)
 	}
-	from := sort.Search(len(f.events), func(i int) bool { return after(f.events[i]) })
-	to := sort.Search(len(f.events), func(i int) bool { return f.events[i].Revision > head.Revision })
-	if from >= to {
+	from := sort.Search(len(f.events), func(i int) bool {
+		if m.time.IsZero() {
+			return f.events[i].Revision > m.revision
+		}
+		return f.events[i].Time.After(m.time)
+	})
+	was := f.floor
+	if from > 0 {
+		was = Head{f.events[from-1].Revision, f.events[from-1].Time}
+	}
+	switch {
+	case m.time.IsZero() && m.revision < f.floor.Revision:
+		return nil, head, gone
+	case m.time.IsZero():
+		was.Revision = m.revision
+	case from == 0 && f.floor.Revision > 0 && (f.floor.Time.IsZero() || m.time.Before(f.floor.Time)):
+		return nil, head, gone
+	}
+	if from == len(f.events) {
 		return nil, head, nil
 	}
-	was := Head{Revision: f.events[from].Revision - 1, Time: f.events[from].Time}
-	if from > 0 {
-		was.Time = f.events[from-1].Time
-	}
-	return f.events[from:to:to], was, nil
+	return f.events[from:], was, nil
 }

@@ -82,30 +82,19 @@ func Open(ctx context.Context, engine Engine, o Options) (*State, error) {
 }
 
 func (s *State) load(ctx context.Context, history int) error {
-	defs := tableDefs()
-	tables := make([]*tableData, len(defs))
-	for i, def := range defs {
-		tables[i] = newTableData(def)
+	l := newLoader()
+	head, err := s.engine.Load(ctx, l.add)
+	tables, failed := l.finish()
+	if err == nil {
+		err = failed
 	}
-	head, err := s.engine.Load(ctx, func(r Record) error {
-		def := defOf(r.Kind)
-		if def == nil {
-			return fmt.Errorf("stored objects of kind %q are of a newer release", r.Kind)
-		}
-		obj, err := def.decode(r.Version, r.Value)
-		if err != nil {
-			return fmt.Errorf("decode %s %s: %w", r.Kind, r.ID, err)
-		}
-		tables[def.slot].apply(def, r.ID, nil, obj)
-		return nil
-	})
 	if err != nil {
 		return fmt.Errorf("load the state: %w", err)
 	}
 	s.live = &snapshot{head, tables}
 	s.publish(nil)
-	s.feed = newFeed(history, head.Revision)
-	return s.feed.restore(ctx, s.engine, head)
+	s.feed = newFeed(history, head)
+	return s.feed.restore(ctx, s.engine, s.live)
 }
 
 func tableDefs() []*tableDef {
@@ -143,6 +132,8 @@ type request struct {
 	fn   func(*Tx) error
 	done chan answer
 	err  error
+	// How many transactions of its group must be stored for its outcome to be true.
+	needs int
 }
 
 // answer tells a waiting caller its outcome, or that it is to be the writer now.
@@ -187,7 +178,14 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) error {
 	group := s.take()
 	s.mu.Unlock()
 
+	finished := false
+	defer func() {
+		if !finished {
+			s.abandon(r, group)
+		}
+	}()
 	s.run(group)
+	finished = true
 
 	s.mu.Lock()
 	if len(s.queue) > 0 {
@@ -202,6 +200,20 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) error {
 		}
 	}
 	return r.err
+}
+
+// abandon answers everybody when a transaction ended the writer's goroutine, as t.Fatal
+// does: what it left in the live tables is not known, so no more is accepted.
+func (s *State) abandon(writer *request, group []*request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.broken = errors.New("a transaction ended the goroutine that it ran on")
+	for _, r := range append(group, s.queue...) {
+		if r != writer {
+			r.done <- answer{err: unavailable()}
+		}
+	}
+	s.queue, s.leading = nil, false
 }
 
 func unavailable() error {
@@ -227,42 +239,48 @@ func (s *State) take() []*request {
 func (s *State) run(group []*request) {
 	for len(group) > 0 {
 		var txs []*Tx
-		var members []*request
+		var ran, writers []*request // writers[i] asked for txs[i]
 		changes := 0
 		for len(group) > 0 && changes < groupChanges {
 			r := group[0]
 			group = group[1:]
+			if r.err = r.ctx.Err(); r.err != nil {
+				continue
+			}
 			tx := s.begin(r.ctx)
-			if r.err = protect(tx, r.fn); r.err != nil {
-				tx.undo(0)
-				continue
-			}
-			if len(tx.changes) > maxChanges {
-				tx.undo(0)
+			if r.err = protect(tx, r.fn); r.err == nil && len(tx.changes) > maxChanges {
 				r.err = tooLarge()
-				continue
 			}
-			if len(tx.changes) == 0 {
-				continue
+			if r.err != nil {
+				tx.undo(0)
 			}
-			s.live.head = Head{tx.revision, tx.now}
-			txs, members = append(txs, tx), append(members, r)
-			changes += len(tx.changes)
+			ran = append(ran, r)
+			if len(tx.changes) > 0 {
+				s.live.head = Head{tx.revision, tx.now}
+				txs, writers = append(txs, tx), append(writers, r)
+				changes += len(tx.changes)
+			}
+			r.needs = len(txs)
 		}
 		if len(txs) == 0 {
 			continue
 		}
-		if err := s.commit(txs); err != nil {
-			for _, r := range members {
-				r.err = err
+		stored, err := s.commit(txs)
+		for _, r := range ran {
+			// One that changed nothing, or was refused, has still seen what those before it wrote.
+			if r.needs > stored {
+				r.err = unavailable()
 			}
+		}
+		if err != nil {
+			writers[stored].err = err
 		}
 	}
 }
 
 // begin makes a transaction on the live tables. Only the writer calls it.
 func (s *State) begin(ctx context.Context) *Tx {
-	now := s.now().UTC()
+	now := s.now().UTC().Round(0) // as it will be read from the engine
 	if now.Before(s.live.head.Time) {
 		now = s.live.head.Time
 	}
@@ -284,41 +302,65 @@ func protect(tx *Tx, fn func(*Tx) error) (err error) {
 	return fn(tx)
 }
 
-// commit makes the transactions durable, then visible. When it fails, all of them
-// are undone.
-func (s *State) commit(txs []*Tx) error {
-	base := txs[0].revision - 1
-	batch, err := makeBatch(s.term, base, txs)
+// commit makes the transactions durable, then visible. It gives how many of them it
+// stored; when that is not all, the others are undone and the error says why.
+func (s *State) commit(txs []*Tx) (int, error) {
+	stored, err := s.store(txs)
+	for i := len(txs) - 1; i >= stored; i-- {
+		txs[i].undo(0)
+	}
+	if stored == 0 {
+		s.live.head = s.published.Load().head
+	} else {
+		last := txs[stored-1]
+		s.live.head = Head{last.revision, last.now}
+		s.show(txs[:stored])
+	}
+	return stored, err
+}
+
+// store hands transactions to the engine, in halves when all at once are too large for it.
+func (s *State) store(txs []*Tx) (int, error) {
+	if s.Broken() != nil {
+		return 0, unavailable()
+	}
+	batch, err := makeBatch(s.term, txs[0].revision-1, txs)
 	if err == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), commitWithin)
 		err = s.engine.Commit(ctx, batch)
 		cancel()
 	}
-	if err != nil {
-		for i := len(txs) - 1; i >= 0; i-- {
-			txs[i].undo(0)
+	switch {
+	case err == nil:
+		return len(txs), nil
+	case errors.Is(err, ErrTooLarge) && len(txs) > 1:
+		half := len(txs) / 2
+		if n, err := s.store(txs[:half]); err != nil {
+			return n, err
 		}
-		s.live.head = s.published.Load().head
-		if errors.Is(err, ErrTooLarge) && len(txs) == 1 {
-			return tooLarge()
-		}
-		slog.Error("commit failed", "err", err)
-		if errors.Is(err, ErrUncertain) || errors.Is(err, ErrFenced) {
-			s.mu.Lock()
-			s.broken = err
-			s.mu.Unlock()
-		}
-		return unavailable()
+		n, err := s.store(txs[half:])
+		return half + n, err
+	case errors.Is(err, ErrTooLarge):
+		return 0, tooLarge()
 	}
+	slog.Error("commit failed", "err", err)
+	if errors.Is(err, ErrUncertain) || errors.Is(err, ErrFenced) {
+		s.mu.Lock()
+		s.broken = err
+		s.mu.Unlock()
+	}
+	return 0, unavailable()
+}
+
+// show makes stored transactions visible to readers and watchers.
+func (s *State) show(txs []*Tx) {
 	dirty := map[int]bool{}
 	for _, tx := range txs {
 		for _, c := range tx.changes {
 			dirty[c.def.slot] = true
 		}
 	}
-	s.publish(dirty)
-	s.feed.append(txs)
-	return nil
+	s.feed.append(txs, func() { s.publish(dirty) })
 }
 
 // Broken says why no more changes are accepted: another writer leads, or the outcome of a
