@@ -32,7 +32,7 @@ type Handler struct {
 // An Agent is one host's loop.
 type Agent struct {
 	handlers []Handler
-	store    *Store // nil: nothing is kept over a restart
+	store    Store // nil: nothing is kept over a restart
 
 	mu        sync.Mutex
 	wants     map[host.Key]json.RawMessage // guarded by mu
@@ -48,7 +48,7 @@ type Agent struct {
 
 // New makes an agent that begins with what its store remembers. Handlers come in the
 // order in which things build on each other.
-func New(store *Store, now time.Time, handlers ...Handler) (*Agent, error) {
+func New(store Store, now time.Time, handlers ...Handler) (*Agent, error) {
 	a := &Agent{handlers: handlers, store: store, wants: map[host.Key]json.RawMessage{}, removing: map[host.Key]bool{},
 		seen: map[host.Key]json.RawMessage{}, told: map[host.Key]json.RawMessage{},
 		wake: make(chan struct{}, 1), report: make(chan struct{}, 1)}

@@ -59,7 +59,7 @@ type rig struct {
 
 func newRig(t *testing.T, m *machine, dir string) *rig {
 	t.Helper()
-	store, err := NewStore(dir)
+	store, err := NewDirStore(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,22 +14,30 @@ import (
 	"github.com/unkai-cloud/unkai/core/host"
 )
 
-// A Store keeps what is wanted on disk, one file a thing, so that a host goes on
-// without a controller. Only the agent's own user may read it: guests' secrets are in it.
-type Store struct{ dir string }
-
-// NewStore makes a store in a directory, which it creates.
-func NewStore(dir string) (*Store, error) {
-	return &Store{dir}, os.MkdirAll(dir, 0o700)
+// A Store keeps what is wanted over a restart, so that a host goes on without a controller.
+type Store interface {
+	// Load gives everything kept.
+	Load() ([]host.Item, error)
+	// Save keeps a delivery. had is what was wanted before.
+	Save(d host.Delivery, had map[host.Key]json.RawMessage) error
 }
 
-func (s *Store) path(key host.Key) string {
+// A DirStore is a Store on disk, one file a thing. Only the agent's own user may read it:
+// guests' secrets are in it.
+type DirStore struct{ dir string }
+
+// NewDirStore makes a store in a directory, which it creates.
+func NewDirStore(dir string) (*DirStore, error) {
+	return &DirStore{dir}, os.MkdirAll(dir, 0o700)
+}
+
+func (s *DirStore) path(key host.Key) string {
 	return filepath.Join(s.dir, key.Kind+"_"+key.ID.String()+".json")
 }
 
 // Load gives everything kept. A file that cannot be read as JSON is left out: the
 // controller will tell it again.
-func (s *Store) Load() ([]host.Item, error) {
+func (s *DirStore) Load() ([]host.Item, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return nil, err
@@ -55,8 +63,8 @@ func (s *Store) Load() ([]host.Item, error) {
 	return items, nil
 }
 
-// Save keeps a delivery. had is what was wanted before.
-func (s *Store) Save(d host.Delivery, had map[host.Key]json.RawMessage) error {
+// Save keeps a delivery.
+func (s *DirStore) Save(d host.Delivery, had map[host.Key]json.RawMessage) error {
 	named := map[host.Key]bool{}
 	for _, item := range d.Items {
 		named[item.Key] = true
@@ -77,7 +85,7 @@ func (s *Store) Save(d host.Delivery, had map[host.Key]json.RawMessage) error {
 	return nil
 }
 
-func (s *Store) save(item host.Item, had json.RawMessage) error {
+func (s *DirStore) save(item host.Item, had json.RawMessage) error {
 	path := s.path(item.Key)
 	if item.Body == nil {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

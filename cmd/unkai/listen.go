@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/unkai-cloud/unkai/core/host"
+)
+
+// listenOptions say where clients come in.
+type listenOptions struct {
+	Listen   string `default:"127.0.0.1:8700" help:"Address for the APIs and the console."`
+	TLSCert  string `help:"Certificate for --listen (PEM). Beyond loopback the built-in authority's is used when none is given." type:"existingfile"`
+	TLSKey   string `help:"Its key (PEM)." type:"existingfile"`
+	Insecure bool   `name:"insecure-plain-http" help:"Serve plain HTTP beyond loopback too. Passwords then cross the network unprotected."`
+}
+
+// loopback reports whether only this machine can reach an address.
+func loopback(address string) (bool, error) {
+	name, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false, fmt.Errorf("--listen %s: %w", address, err)
+	}
+	ip, err := netip.ParseAddr(name)
+	return name == "localhost" || err == nil && ip.IsLoopback(), nil
+}
+
+// listener opens the address for clients and says whether it speaks TLS.
+func (o *listenOptions) listener(a *host.Authority) (net.Listener, bool, error) {
+	local, err := loopback(o.Listen)
+	if err != nil {
+		return nil, false, err
+	}
+	l, err := net.Listen("tcp", o.Listen)
+	if err != nil {
+		return nil, false, err
+	}
+	var cert tls.Certificate
+	switch {
+	case o.TLSCert != "" || o.TLSKey != "":
+		cert, err = tls.LoadX509KeyPair(o.TLSCert, o.TLSKey)
+	case local:
+		return l, false, nil
+	case o.Insecure:
+		slog.Warn("serving plain HTTP beyond loopback, as told: passwords cross the network unprotected")
+		return l, false, nil
+	default:
+		cert, err = a.ServerCertificate(time.Now(), serverNames(o.Listen)...)
+	}
+	if err != nil {
+		return nil, false, errors.Join(fmt.Errorf("the certificate for --listen: %w", err), l.Close())
+	}
+	return tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}), true, nil
+}
+
+// serverNames are those under which a controller may be reached: the name it listens on, and
+// every address of this machine.
+func serverNames(address string) []string {
+	names := []string{"localhost", "127.0.0.1", "::1"}
+	if name, _, err := net.SplitHostPort(address); err == nil && name != "" {
+		names = append(names, name)
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		slog.Warn("could not list this machine's addresses for the certificate", "err", err)
+	}
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			names = append(names, n.IP.String())
+		}
+	}
+	return names
+}
+
+// hostTLS is how the hosts' listener speaks: hosts show certificates of the authority,
+// whoever joins has none yet.
+func hostTLS(a *host.Authority, address string) (*tls.Config, error) {
+	cert, err := a.ServerCertificate(time.Now(), serverNames(address)...)
+	if err != nil {
+		return nil, fmt.Errorf("make the controller's certificate: %w", err)
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},
+		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: a.Pool(), NextProtos: []string{"http/1.1"}}, nil
+}
+
+// serve answers on a listener until ctx ends, then lets requests under way finish for a moment.
+func serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug)}
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(l) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+	defer cancel()
+	if err := s.Shutdown(grace); err != nil {
+		s.Close() // streams do not end by themselves: cut them off
+	}
+	<-done
+	return nil
+}
