@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/unkai-cloud/unkai/agent"
+	"github.com/unkai-cloud/unkai/api/metadata"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/driver/linuxnet"
+	"github.com/unkai-cloud/unkai/driver/qemu"
+)
+
+// machineOptions say how this machine is used as a host.
+type machineOptions struct {
+	Prefix string `default:"unkai" help:"Begins the names of everything made in the kernel, so that two clouds on one machine do not meet. At most six letters."`
+	Pool   string `default:"172.24.4.0/24" help:"The external network on this machine: floating addresses come from it, and the machine itself has its first address."`
+	Name   string `help:"The host's name; the machine's own when empty."`
+	Zone   string `help:"The availability zone that a new host is in."`
+}
+
+// pool is the external network's prefix and the machine's own address in it.
+func (o machineOptions) pool() (prefix netip.Prefix, own netip.Prefix, err error) {
+	prefix, err = netip.ParsePrefix(o.Pool)
+	if err != nil || !prefix.Addr().Is4() || prefix.Bits() > 29 || prefix.Masked() != prefix {
+		return prefix, own, fmt.Errorf("--pool %s: want an IPv4 network of at least eight addresses, such as 172.24.4.0/24", o.Pool)
+	}
+	return prefix, netip.PrefixFrom(prefix.Addr().Next(), prefix.Bits()), nil
+}
+
+// A machine is this machine as a host: its drivers, and the agent that calls them.
+type machine struct {
+	agent   *agent.Agent
+	guests  *agent.Guests
+	qemu    *qemu.Driver
+	network *linuxnet.Driver
+	options machineOptions
+	dir     string
+}
+
+// smbios is what guests' cloud-init looks for to know what cloud it is in.
+var smbios = qemu.SMBIOS{Manufacturer: "Unkai", Product: "OpenStack Nova", Version: version, Family: "Virtual Machine"}
+
+func openNetwork(o machineOptions, dir string, md func(resource.ID) http.Handler) (*linuxnet.Driver, error) {
+	_, own, err := o.pool()
+	if err != nil {
+		return nil, err
+	}
+	return linuxnet.New(linuxnet.Options{
+		Prefix: o.Prefix, Metadata: md,
+		Physical: map[string]linuxnet.Physical{"public": {Bridge: o.Prefix + "-public", HostAddresses: []netip.Prefix{own}, Masquerade: true}},
+	})
+}
+
+func openQEMU(o machineOptions, dir string) (*qemu.Driver, error) {
+	return qemu.New(qemu.Options{Dir: filepath.Join(dir, "qemu"), SMBIOS: smbios, Cgroup: o.Prefix})
+}
+
+// openMachine takes up whatever an earlier process left in dir.
+func openMachine(o machineOptions, dir string) (*machine, error) {
+	m := &machine{options: o, dir: dir}
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, err
+	}
+	store, err := agent.NewDirStore(filepath.Join(dir, "wants"))
+	if err != nil {
+		return nil, err
+	}
+	answers := metadata.New(func(port resource.ID) (compute.Guest, bool) { return m.agent.GuestOf(port) })
+	if m.network, err = openNetwork(o, dir, answers.For); err != nil {
+		return nil, fmt.Errorf("open the network driver: %w", err)
+	}
+	if m.qemu, err = openQEMU(o, dir); err != nil {
+		return nil, fmt.Errorf("open the guests' driver: %w", err)
+	}
+	taps := new(agent.Taps)
+	drives := seeds{filepath.Join(dir, "seeds")}
+	m.guests = &agent.Guests{Driver: m.qemu, Taps: taps, Seed: drives.build, Unseed: drives.remove,
+		Images: &agent.Images{Dir: filepath.Join(dir, "images")}}
+	networks := &agent.Networks{Driver: m.network, Taps: taps, Wired: func(server resource.ID) {
+		m.agent.Touch(host.Key{Kind: "guest", ID: server}, time.Now())
+	}}
+	m.agent, err = agent.New(store, time.Now(), append(networks.Handlers(), m.guests.Handler())...)
+	return m, err
+}
+
+// hello is what the host says of itself.
+func (m *machine) hello(ctx context.Context) (host.Hello, error) {
+	c, err := m.qemu.Capabilities(ctx)
+	if err != nil {
+		return host.Hello{}, fmt.Errorf("look at this machine: %w", err)
+	}
+	name := m.options.Name
+	if name == "" {
+		if name, err = os.Hostname(); err != nil {
+			return host.Hello{}, err
+		}
+	}
+	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Capacity: capacityOf(c)}, nil
+}
+
+func capacityOf(c compute.Capabilities) host.Capacity {
+	return host.Capacity{Driver: c.Driver, Release: c.Version, VCPUs: c.VCPUs, MemoryMiB: c.MemoryMiB, DiskGiB: c.DiskGiB,
+		MaxVCPUs: c.MaxVCPUs, Isolating: c.Isolating, Arch: c.Arch, CPUModel: c.CPUModel}
+}
+
+const agentWorkers = 8
+
+// run is the host's work until ctx ends. Guests go on after it.
+func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error {
+	link, err := agent.NewRemote(url, id, m.hello, m.qemu)
+	if err != nil {
+		return err
+	}
+	m.guests.Images.Get = func(ctx context.Context, id resource.ID) (io.ReadCloser, error) { return link.Image(ctx, id) }
+	var wg sync.WaitGroup
+	wg.Go(func() { m.guests.Follow(ctx, m.agent) })
+	wg.Go(func() {
+		tick := time.NewTicker(time.Hour)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				m.guests.SweepImages(m.agent)
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	m.agent.Run(ctx, link, agentWorkers)
+	wg.Wait()
+	return nil
+}
+
+func (m *machine) close() error {
+	if err := m.network.Close(); err != nil {
+		return err
+	}
+	return m.qemu.Close()
+}
