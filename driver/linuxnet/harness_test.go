@@ -195,9 +195,9 @@ func (m *machine) boot(tap network.Tap, mac string, addresses ...string) *guest 
 		t.Fatal(err)
 	}
 	ok(t, g.do(func() error {
-		return errors.Join(makeTap("eth0"), set([]setting{
-			{"ipv6/conf/default/accept_dad", "0"}, {"ipv4/conf/all/rp_filter", "1"},
-		}))
+		return errors.Join(set([]setting{
+			{"ipv6/conf/all/accept_dad", "0"}, {"ipv6/conf/default/accept_dad", "0"}, {"ipv4/conf/all/rp_filter", "1"},
+		}), makeTap("eth0"))
 	}))
 	g.eth0 = must(g.LinkByName("eth0"))(t)
 	ok(t, g.LinkSetHardwareAddr(g.eth0, hardware))
@@ -347,31 +347,33 @@ func connect(ns *namespace, address string) net.Conn {
 // after a line with the address that it was asked from.
 func echo(t *testing.T, ns *namespace, port int) {
 	t.Helper()
-	var l net.Listener
-	ok(t, ns.do(func() (err error) {
-		l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
-		return err
-	}))
-	var running sync.WaitGroup
-	running.Add(1)
-	go func() {
-		defer running.Done()
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
+	for _, wildcard := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		var l net.Listener
+		ok(t, ns.do(func() (err error) {
+			l, err = listenTCP(netip.AddrPortFrom(wildcard, uint16(port)), 0)
+			return err
+		}))
+		var running sync.WaitGroup
+		running.Add(1)
+		go func() {
+			defer running.Done()
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				running.Add(1)
+				go func() {
+					defer running.Done()
+					defer conn.Close()
+					fmt.Fprintln(conn, peer(conn))
+					io.Copy(conn, conn)
+				}()
+				t.Cleanup(func() { conn.Close() })
 			}
-			running.Add(1)
-			go func() {
-				defer running.Done()
-				defer conn.Close()
-				fmt.Fprintln(conn, peer(conn))
-				io.Copy(conn, conn)
-			}()
-			t.Cleanup(func() { conn.Close() })
-		}
-	}()
-	t.Cleanup(func() { l.Close(); running.Wait() })
+		}()
+		t.Cleanup(func() { l.Close(); running.Wait() })
+	}
 }
 
 // asks connects to an echo service and answers who it took us for; "" if it

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -127,10 +126,10 @@ func (v *server) open() (err error) {
 	if v.socket, err = packetSocket(v.device, questions); err != nil {
 		return err
 	}
-	for _, address := range []string{metadataV4 + ":80", "[" + metadataV6 + "%" + strconv.Itoa(v.device) + "]:80"} {
-		l, err := net.Listen("tcp", address)
+	for _, address := range []string{metadataV4, metadataV6} {
+		l, err := listenTCP(netip.AddrPortFrom(netip.MustParseAddr(address), 80), v.device)
 		if err != nil {
-			return fmt.Errorf("listen for metadata requests: %w", err)
+			return fmt.Errorf("metadata service: %w", err)
 		}
 		v.web = append(v.web, &listener{Listener: l, server: v, open: map[net.Conn]netip.Addr{}})
 	}

@@ -51,6 +51,41 @@ func attach(fd int, filter []bpf.Instruction) error {
 	return nil
 }
 
+// listenTCP listens on an address; one without a zone's name is in the zone of
+// the device. The caller is in the namespace that it is for. The net package's
+// own Listen would find out here, once and for the whole process, what the
+// network can do.
+func listenTCP(address netip.AddrPort, device int) (net.Listener, error) {
+	var family int
+	var name unix.Sockaddr
+	if address.Addr().Is4() {
+		family, name = unix.AF_INET, &unix.SockaddrInet4{Port: int(address.Port()), Addr: address.Addr().As4()}
+	} else {
+		family, name = unix.AF_INET6, &unix.SockaddrInet6{Port: int(address.Port()), Addr: address.Addr().As16(), ZoneId: uint32(device)}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open socket: %w", err)
+	}
+	file := os.NewFile(uintptr(fd), address.String())
+	defer file.Close() // the listener has its own
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return nil, fmt.Errorf("set up socket: %w", err)
+	}
+	if family == unix.AF_INET6 {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+			return nil, fmt.Errorf("set up socket: %w", err)
+		}
+	}
+	if err := unix.Bind(fd, name); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", address, err)
+	}
+	if err := unix.Listen(fd, 128); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", address, err)
+	}
+	return net.FileListener(file)
+}
+
 // questions lets through what the host answers: DHCP requests of both
 // versions and router solicitations. Everything else stays in the kernel.
 var questions = []bpf.Instruction{
