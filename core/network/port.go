@@ -1,0 +1,643 @@
+package network
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+// A Port is a place in a network where something is plugged in: its MAC address, its IP
+// addresses, and what may pass.
+type Port struct {
+	resource.Meta
+
+	// Asked for by the owner.
+	Description  string
+	Tags         []string
+	NetworkID    resource.ID
+	AdminUp      bool
+	MAC          string         // "" at creation: chosen
+	Fixed        []FixedAddress // nil at creation: chosen; an entry without an address, or without a subnet: chosen
+	AllowedPairs []AddressPair
+	PortSecurity bool
+	Groups       []resource.ID // nil at creation: the project's default group; empty: none
+	DHCPOptions  []DHCPOption
+	DNSName      string
+	DNSDomain    string
+
+	NetworkOwner resource.ID // the network's project, which never changes
+
+	// Who uses it.
+	DeviceID   string // the ID of a server or router of ours, or whatever a client wrote
+	Owner      Owner
+	OwnerLabel string // what a client wrote; for a server its zone
+	HostID     resource.ID
+	HostLabel  string // what an operator wrote and is no host of ours
+	Adopted    bool   // the server was given the port: it is let go, not deleted, with the server
+	VNIC       string
+	Profile    map[string]string // JSON texts by key: what an operator wrote for drivers
+
+	// Found out by the host.
+	Wired bool // the attachment is in place
+}
+
+// An Owner says what kind of thing a port is for.
+type Owner string
+
+// The owners that mean something here. A port of no owner is free for whoever takes it.
+const (
+	OwnerNone     Owner = ""
+	OwnerServer   Owner = "server"
+	OwnerRouter   Owner = "router"   // a router's interface
+	OwnerGateway  Owner = "gateway"  // a router's leg in an external network
+	OwnerFloating Owner = "floating" // holds a floating address
+	OwnerDHCP     Owner = "dhcp"
+)
+
+// internal reports whether only the cloud itself handles such ports.
+func (o Owner) internal() bool { return o == OwnerRouter || o == OwnerGateway || o == OwnerFloating }
+
+// A Status is what is known of whether something works.
+type Status string
+
+// The statuses.
+const (
+	Active Status = "active"
+	Build  Status = "build"
+	Down   Status = "down"
+)
+
+// Status tells whether the port is wired. One that nobody uses, or that its owner turned off, is down.
+func (p *Port) Status() Status {
+	switch {
+	case p.Owner.internal():
+		if p.DeviceID == "" || !p.AdminUp {
+			return Down
+		}
+		return Active
+	case p.HostID.IsZero() || !p.AdminUp:
+		return Down
+	case p.Wired:
+		return Active
+	default:
+		return Build
+	}
+}
+
+// Bounds of what one port may hold.
+const (
+	maxFixed = 5
+	maxPairs = 10
+)
+
+var portFields = common(fields[Port]{
+	"description": {text: func(p *Port) []string { return []string{p.Description} }},
+	"tag":         {text: func(p *Port) []string { return p.Tags }, by: true},
+	"network":     {text: func(p *Port) []string { return oneID(p.NetworkID) }, index: "network", key: idKey},
+	"up":          {text: func(p *Port) []string { return oneBool(p.AdminUp) }, by: true, single: true},
+	"status":      {text: func(p *Port) []string { return []string{string(p.Status())} }, by: true, single: true},
+	"mac":         {text: func(p *Port) []string { return []string{p.MAC} }, index: "mac", key: textKey},
+	"device":      {text: func(p *Port) []string { return []string{p.DeviceID} }, by: true, single: true},
+	"owner":       {text: func(p *Port) []string { return []string{OwnerText(p.Owner, p.OwnerLabel)} }, by: true, single: true},
+	"host":        {text: func(p *Port) []string { return oneID(p.HostID) }, index: "host", key: idKey},
+	"host-label":  {text: func(p *Port) []string { return []string{p.HostLabel} }, by: true},
+	"group":       {text: func(p *Port) []string { return idTexts(p.Groups) }, index: "group", key: idKey},
+	"subnet":      {text: (*Port).subnetTexts, index: "subnet", key: idKey},
+	"address":     {text: (*Port).addressTexts, index: "ip", key: addressKey},
+	"security":    {text: func(p *Port) []string { return oneBool(p.PortSecurity) }, by: true, single: true},
+	"dns-name":    {text: func(p *Port) []string { return []string{p.DNSName} }, by: true},
+	"vnic":        {text: func(p *Port) []string { return []string{p.VNIC} }, by: true, single: true},
+})
+
+// OwnerText is how the field "owner" spells an owner with its label.
+func OwnerText(o Owner, label string) string { return string(o) + ":" + label }
+
+// owners are the projects whose lists show the port.
+func (p *Port) owners() []resource.ID {
+	if p.NetworkOwner == p.ProjectID || p.NetworkOwner.IsZero() {
+		return []resource.ID{p.ProjectID}
+	}
+	return []resource.ID{p.ProjectID, p.NetworkOwner}
+}
+
+func (p *Port) addressTexts() []string {
+	texts := make([]string, len(p.Fixed))
+	for i, f := range p.Fixed {
+		texts[i] = f.Address.String()
+	}
+	return texts
+}
+
+func (p *Port) subnetTexts() []string {
+	texts := make([]string, len(p.Fixed))
+	for i, f := range p.Fixed {
+		texts[i] = f.SubnetID.String()
+	}
+	return texts
+}
+
+func textKey(value string) (state.Key, bool) { return state.KeyOf(value), value != "" }
+
+func addressKey(value string) (state.Key, bool) {
+	a, err := netip.ParseAddr(value)
+	return state.KeyOf(a), err == nil
+}
+
+func idKeys(ids []resource.ID) []state.Key {
+	keys := make([]state.Key, len(ids))
+	for i, id := range ids {
+		keys[i] = state.KeyOf(id)
+	}
+	return keys
+}
+
+var ports = state.NewTable[Port]("port",
+	facets(portFields),
+	state.Index("network", func(p *Port) state.Key { return state.KeyOf(p.NetworkID) }),
+	state.Index("mac", func(p *Port) state.Key { return state.KeyOf(p.MAC) }),
+	state.Unique("network-mac", func(p *Port) state.Key { return state.KeyOf(p.NetworkID, p.MAC) }),
+	state.Index("device", func(p *Port) state.Key {
+		if p.DeviceID == "" {
+			return ""
+		}
+		return state.KeyOf(p.DeviceID)
+	}),
+	state.Index("host", func(p *Port) state.Key {
+		if p.HostID.IsZero() {
+			return ""
+		}
+		return state.KeyOf(p.HostID)
+	}),
+	state.Index("network-host", func(p *Port) state.Key {
+		if p.HostID.IsZero() {
+			return ""
+		}
+		return state.KeyOf(p.NetworkID, p.HostID)
+	}),
+	state.MultiIndex("group", func(p *Port) []state.Key { return idKeys(p.Groups) }),
+	state.MultiIndex("subnet", func(p *Port) []state.Key {
+		keys := make([]state.Key, len(p.Fixed))
+		for i, f := range p.Fixed {
+			keys[i] = state.KeyOf(f.SubnetID)
+		}
+		return keys
+	}),
+	// In the order of addresses, so that a free one is found; ip is the same without the network.
+	state.MultiIndex("address", func(p *Port) []state.Key {
+		keys := make([]state.Key, len(p.Fixed))
+		for i, f := range p.Fixed {
+			keys[i] = state.KeyOf(p.NetworkID, f.Address)
+		}
+		return keys
+	}),
+	state.MultiIndex("ip", func(p *Port) []state.Key {
+		keys := make([]state.Key, len(p.Fixed))
+		for i, f := range p.Fixed {
+			keys[i] = state.KeyOf(f.Address)
+		}
+		return keys
+	}),
+	state.Tally("project", func(p *Port) (state.Key, state.Amounts) { return state.KeyOf(p.ProjectID), state.Amounts{} }),
+)
+
+var _ = identity.Rules(map[string]identity.Rule{
+	"port.create": identity.Member, "port.read": identity.Reader,
+	"port.update": identity.Member, "port.delete": identity.Member,
+	"port.set-host": identity.Admin, "port.set-owner": identity.Admin,
+})
+
+var portNoun = noun[Port]{
+	name: "port", title: "Port", table: ports, fields: portFields,
+	// Who owns a network sees what is plugged into it.
+	shown: func(_ *state.Tx, a *identity.Actor, p *Port) bool {
+		return !p.NetworkOwner.IsZero() && p.NetworkOwner == a.ProjectID
+	},
+	narrow: true,
+}
+
+func init() {
+	portNoun.add, portNoun.change, portNoun.remove = addPort, changePort, removePort
+}
+
+// Ports gives other domains and the native API a look at every port.
+func Ports() *state.Table[Port] { return ports }
+
+// owns reports whether the actor rules the network: it, and not just a port's owner, may say what
+// ports are called and who they pretend to be.
+func owns(ctx context.Context, n *Network) bool {
+	a := identity.ActorOf(ctx)
+	return a.Admin() || !n.ProjectID.IsZero() && n.ProjectID == a.ProjectID
+}
+
+func addPort(ctx context.Context, tx *state.Tx, p *Port) error {
+	if err := mayCreate(ctx, "port.create", p.ProjectID); err != nil {
+		return err
+	}
+	n, err := visibleOne(ctx, tx, &networkNoun, p.NetworkID)
+	if err != nil {
+		return err
+	}
+	if !owns(ctx, n) && !usable(tx, n, identity.ActorOf(ctx).ProjectID) {
+		return fault.Errorf(fault.Forbidden, "You are not allowed to make a port on network %s.", n.ID)
+	}
+	if err := mayWishPort(ctx, n, &Port{Meta: resource.Meta{ProjectID: p.ProjectID}, NetworkID: n.ID, PortSecurity: n.Secured, VNIC: p.VNIC}, p); err != nil {
+		return err
+	}
+	return makePort(ctx, tx, n, p)
+}
+
+// makePort completes and writes a port; who may has been asked.
+func makePort(ctx context.Context, tx *state.Tx, n *Network, p *Port) error {
+	p.NetworkOwner = n.ProjectID
+	if err := checkQuota(tx, p.ProjectID, "port"); err != nil {
+		return err
+	}
+	var err error
+	if p.MAC == "" {
+		if p.MAC, err = newMAC(tx); err != nil {
+			return err
+		}
+	}
+	if err := chooseGroups(ctx, tx, p); err != nil {
+		return err
+	}
+	if err := chooseAddresses(ctx, tx, n, p, nil); err != nil {
+		return err
+	}
+	if err := checkPort(tx, p); err != nil {
+		return err
+	}
+	return putPort(tx, p)
+}
+
+func putPort(tx *state.Tx, p *Port) error {
+	err := ports.Put(tx, p)
+	if fault.Is(err, fault.Exists) {
+		return fault.Errorf(fault.Conflict, "Unable to complete operation for network %s. The mac address %s is in use.", p.NetworkID, p.MAC).
+			WithCode("mac-in-use")
+	}
+	return err
+}
+
+func changePort(ctx context.Context, tx *state.Tx, was, now *Port) error {
+	n, err := networkNoun.get(tx, was.NetworkID)
+	if err != nil {
+		return err
+	}
+	if err := mayWishPort(ctx, n, was, now); err != nil {
+		return err
+	}
+	if was.MAC != now.MAC && was.Owner != OwnerNone && !was.HostID.IsZero() {
+		return fault.Errorf(fault.Conflict, "Unable to complete operation on port %s, port is already bound: its MAC address cannot be changed.", was.ID).
+			WithCode("port-bound")
+	}
+	if was.Owner.internal() && (now.DeviceID != was.DeviceID || now.Owner != was.Owner || now.OwnerLabel != was.OwnerLabel) {
+		return fault.Errorf(fault.Conflict, "Port %s is a router's or a floating address's: who uses it cannot be changed here.", was.ID).WithCode("port-in-use")
+	}
+	if err := chooseGroups(ctx, tx, now); err != nil {
+		return err
+	}
+	if !slices.Equal(was.Fixed, now.Fixed) {
+		if err := chooseAddresses(ctx, tx, n, now, was); err != nil {
+			return err
+		}
+		if err := keepFloating(ctx, tx, now); err != nil {
+			return err
+		}
+	}
+	if err := checkPort(tx, now); err != nil {
+		return err
+	}
+	if now.HostID != was.HostID {
+		now.Wired = false
+	}
+	return putPort(tx, now)
+}
+
+func removePort(ctx context.Context, tx *state.Tx, p *Port) error {
+	if p.Owner.internal() {
+		return fault.Errorf(fault.Conflict, "Port %s cannot be deleted directly via the port API: has device owner %s.", p.ID, p.Owner).
+			WithCode("port-in-use").With("owner", string(p.Owner))
+	}
+	return dropPort(ctx, tx, p.ID)
+}
+
+// dropPort deletes a port and lets go of the floating addresses that led to it.
+func dropPort(ctx context.Context, tx *state.Tx, id resource.ID) error {
+	if err := letGo(tx, id); err != nil {
+		return err
+	}
+	if err := dropForwards(tx, id); err != nil {
+		return err
+	}
+	return ports.Delete(tx, id)
+}
+
+// mayWishPort asks for what only a network's owner or an operator may set.
+func mayWishPort(ctx context.Context, n *Network, was, now *Port) error {
+	if now.HostID != was.HostID || now.HostLabel != was.HostLabel || !sameProfile(was.Profile, now.Profile) {
+		if err := identity.Allow(ctx, "port.set-host", was.Meta); err != nil {
+			return err
+		}
+	}
+	if owns(ctx, n) {
+		return nil
+	}
+	var ask string
+	switch {
+	case now.MAC != was.MAC:
+		ask = "its MAC address"
+	case now.PortSecurity != was.PortSecurity:
+		ask = "its port security"
+	case !slices.Equal(now.AllowedPairs, was.AllowedPairs):
+		ask = "its allowed address pairs"
+	case now.Owner.internal() || now.Owner == OwnerDHCP:
+		ask = "its device's owner"
+	case slices.ContainsFunc(now.Fixed, func(f FixedAddress) bool { return f.Address.IsValid() && !slices.Contains(was.Fixed, f) }):
+		ask = "its addresses"
+	default:
+		return nil
+	}
+	return fault.Errorf(fault.Forbidden, "You are not allowed to set %s of a port: only the owner of the network may.", ask)
+}
+
+func sameProfile(a, b map[string]string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if w, ok := b[k]; !ok || v != w {
+			return false
+		}
+	}
+	return true
+}
+
+// checkPort is what must hold of any port.
+func checkPort(tx *state.Tx, p *Port) error {
+	if err := checkTexts(&p.Meta, p.Description, p.Tags); err != nil {
+		return err
+	}
+	m, err := parseMAC(p.MAC)
+	if err != nil {
+		return err
+	}
+	if m[0]&1 != 0 || m == ([6]byte{}) {
+		return invalid("mac", "'%s' is not the MAC address of a single device.", p.MAC)
+	}
+	if len(p.DeviceID) > 255 || len(p.OwnerLabel) > 255 || len(p.HostLabel) > 255 {
+		return fault.InvalidField("device", "must be at most 255 characters")
+	}
+	if len(p.AllowedPairs) > maxPairs {
+		return invalid("pairs-exhausted", "The number of allowed address pairs exceeds the maximum %d.", maxPairs)
+	}
+	for i, pair := range p.AllowedPairs {
+		if slices.Contains(p.AllowedPairs[:i], pair) {
+			return invalid("pair-twice", "Request contains duplicate address pair: mac_address %s ip_address %s.", pair.MAC, pair.Address)
+		}
+	}
+	if !p.PortSecurity {
+		if len(p.Groups) > 0 {
+			return fault.Errorf(fault.Conflict, "Port has security group associated. Cannot disable port security or ip address until security group is removed.").
+				WithCode("port-has-groups")
+		}
+		if len(p.AllowedPairs) > 0 {
+			return fault.Errorf(fault.Conflict, "Port Security must be enabled in order to have allowed address pairs on a port.").
+				WithCode("pairs-need-security")
+		}
+	}
+	return nil
+}
+
+// chooseGroups completes and checks a port's security groups.
+func chooseGroups(ctx context.Context, tx *state.Tx, p *Port) error {
+	if p.Groups == nil && p.PortSecurity && !p.Owner.internal() && p.Owner != OwnerDHCP {
+		if p.ProjectID.IsZero() {
+			p.Groups = []resource.ID{}
+			return nil
+		}
+		g, err := ensureDefaultGroup(tx, p.ProjectID)
+		if err != nil {
+			return err
+		}
+		p.Groups = []resource.ID{g.ID}
+		return nil
+	}
+	if p.Groups == nil {
+		p.Groups = []resource.ID{}
+	}
+	for i, id := range p.Groups {
+		g, ok := groups.PeekOne(tx, id)
+		// The port's project must be able to use the group; an operator sees all but that does not help the port.
+		if !ok || !groupNoun.visible(tx, identity.ActorOf(ctx), g) {
+			return groupNoun.missing(id)
+		}
+		if slices.Contains(p.Groups[:i], id) {
+			return invalid("group-twice", "Security group %s stands twice.", id)
+		}
+	}
+	return nil
+}
+
+// chooseAddresses completes and checks a port's addresses; was is nil for a new port.
+func chooseAddresses(ctx context.Context, tx *state.Tx, n *Network, p, was *Port) error {
+	var all []*Subnet
+	for s := range subnets.Each(tx, "network", state.KeyOf(n.ID)) {
+		all = append(all, s)
+	}
+	if p.Fixed == nil && was == nil {
+		return autoAddresses(tx, all, p)
+	}
+	if len(p.Fixed) > maxFixed && !p.Owner.internal() {
+		return invalid("too-many-addresses", "Invalid input for operation: Exceeded maximum amount of fixed ips per port: %d.", maxFixed)
+	}
+	kept := map[resource.ID][]FixedAddress{}
+	if was != nil {
+		for _, f := range was.Fixed {
+			kept[f.SubnetID] = append(kept[f.SubnetID], f)
+		}
+	}
+	for i := range p.Fixed {
+		if err := chooseAddress(tx, n, all, p, i, kept); err != nil {
+			return err
+		}
+	}
+	if p.Owner == OwnerRouter || p.Owner == OwnerGateway || p.Owner == OwnerFloating {
+		return nil
+	}
+	// A guest makes itself an address in every subnet where it can.
+	for _, s := range all {
+		if s.Auto() && len(p.Fixed) > 0 && !slices.ContainsFunc(p.Fixed, func(f FixedAddress) bool { return f.SubnetID == s.ID }) && was == nil {
+			if err := addAuto(tx, p, s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func addAuto(tx *state.Tx, p *Port, s *Subnet) error {
+	a, err := eui64(s.CIDR, p.MAC)
+	if err != nil {
+		return err
+	}
+	if addressTaken(tx, s.NetworkID, a) {
+		return addressInUse(a, s.NetworkID)
+	}
+	p.Fixed = append(p.Fixed, FixedAddress{s.ID, a})
+	return nil
+}
+
+func addressInUse(a netip.Addr, networkID resource.ID) error {
+	return fault.Errorf(fault.Conflict, "IP address %s already allocated in subnet of network %s.", a, networkID).WithCode("address-in-use")
+}
+
+// chooseAddress completes the port's i-th address. kept are addresses that the port has already.
+func chooseAddress(tx *state.Tx, n *Network, all []*Subnet, p *Port, i int, kept map[resource.ID][]FixedAddress) error {
+	f := &p.Fixed[i]
+	var s *Subnet
+	switch {
+	case !f.SubnetID.IsZero():
+		at := slices.IndexFunc(all, func(s *Subnet) bool { return s.ID == f.SubnetID })
+		if at < 0 {
+			if !subnets.Has(tx, f.SubnetID) {
+				return subnetNoun.missing(f.SubnetID)
+			}
+			return invalid("invalid-input", "Invalid input for operation: Failed to create port on network %s, because fixed_ips included invalid subnet %s.", n.ID, f.SubnetID)
+		}
+		s = all[at]
+	case f.Address.IsValid():
+		at := slices.IndexFunc(all, func(s *Subnet) bool { return s.CIDR.Contains(f.Address) })
+		if at < 0 {
+			return invalid("address-not-in-network", "IP address %s is not a valid IP for any of the subnets on the specified network.", f.Address)
+		}
+		s = all[at]
+		f.SubnetID = s.ID
+	default:
+		return invalid("invalid-input", "Invalid input for operation: IP allocation requires subnet_id or ip_address.")
+	}
+	if !f.Address.IsValid() {
+		return fillAddress(tx, s, p, i, kept)
+	}
+	if !s.CIDR.Contains(f.Address) {
+		return invalid("address-not-in-subnet", "IP address %s is not a valid IP for the specified subnet.", f.Address)
+	}
+	if s.CIDR.Addr().Is4() && s.CIDR.Bits() < 31 && (f.Address == s.CIDR.Addr() || f.Address == lastAddress(s.CIDR)) {
+		return invalid("address-not-in-subnet", "IP address %s is not a valid IP for the specified subnet.", f.Address)
+	}
+	if slices.ContainsFunc(p.Fixed[:i], func(other FixedAddress) bool { return other.Address == f.Address }) {
+		return invalid("invalid-input", "Invalid input for operation: Duplicate IP address %s specified.", f.Address)
+	}
+	if had := kept[s.ID]; slices.Contains(had, *f) {
+		kept[s.ID] = slices.DeleteFunc(had, func(h FixedAddress) bool { return h == *f })
+		return nil
+	}
+	if s.Auto() && !p.Owner.internal() {
+		if auto, err := eui64(s.CIDR, p.MAC); err != nil || auto != f.Address {
+			return invalid("auto-address", "IPv6 address %s can not be directly assigned to a port on subnet %s since the subnet is configured for automatic addresses.", f.Address, s.ID)
+		}
+	}
+	if addressTaken(tx, n.ID, f.Address) {
+		return addressInUse(f.Address, n.ID)
+	}
+	return nil
+}
+
+// fillAddress chooses the i-th address from its subnet: one that the port has there already, or a free one.
+func fillAddress(tx *state.Tx, s *Subnet, p *Port, i int, kept map[resource.ID][]FixedAddress) error {
+	for _, had := range kept[s.ID] {
+		if !slices.Contains(p.Fixed, had) {
+			p.Fixed[i] = had
+			kept[s.ID] = slices.DeleteFunc(kept[s.ID], func(h FixedAddress) bool { return h == had })
+			return nil
+		}
+	}
+	if s.Auto() && !p.Owner.internal() {
+		a, err := eui64(s.CIDR, p.MAC)
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(p.Fixed, func(f FixedAddress) bool { return f.Address == a }) {
+			return invalid("invalid-input", "Invalid input for operation: Duplicate automatic address of subnet %s.", s.ID)
+		}
+		if addressTaken(tx, s.NetworkID, a) {
+			return addressInUse(a, s.NetworkID)
+		}
+		p.Fixed[i].Address = a
+		return nil
+	}
+	// What this very port asks for or was just given is not in the table yet.
+	free, ok := freeAddress(tx, s, p.Fixed)
+	if !ok {
+		return exhausted(s.NetworkID)
+	}
+	p.Fixed[i].Address = free
+	return nil
+}
+
+func exhausted(networkID resource.ID) error {
+	return fault.Errorf(fault.Exhausted, "No more IP addresses available on network %s.", networkID).WithCode("addresses-exhausted")
+}
+
+// autoAddresses gives a port that asked for nothing an address of each IP version, and one in
+// every subnet where guests make their own.
+func autoAddresses(tx *state.Tx, all []*Subnet, p *Port) error {
+	p.Fixed = []FixedAddress{}
+	for _, v4 := range []bool{true, false} {
+		asked, given := false, false
+		for _, s := range all {
+			if s.CIDR.Addr().Is4() != v4 || s.Auto() && !p.Owner.internal() || !serves(s, p) || given {
+				continue
+			}
+			asked = true
+			if a, ok := freeAddress(tx, s, nil); ok {
+				p.Fixed = append(p.Fixed, FixedAddress{s.ID, a})
+				given = true
+			}
+		}
+		if asked && !given {
+			return exhausted(p.NetworkID)
+		}
+	}
+	if p.Owner.internal() {
+		return nil
+	}
+	for _, s := range all {
+		if s.Auto() && serves(s, p) {
+			if err := addAuto(tx, p, s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// serves reports whether a subnet is for such a port: one with service types is for these alone.
+func serves(s *Subnet, p *Port) bool {
+	return len(s.ServiceFor) == 0 || slices.Contains(s.ServiceFor, OwnerText(p.Owner, p.OwnerLabel))
+}
+
+// addAutoAddresses gives the ports of a network their addresses in a new subnet where guests
+// make their own.
+func addAutoAddresses(tx *state.Tx, s *Subnet) error {
+	var there []*Port
+	for p := range ports.Each(tx, "network", state.KeyOf(s.NetworkID)) {
+		if !p.Owner.internal() && len(p.Fixed) > 0 {
+			there = append(there, p)
+		}
+	}
+	for _, p := range there {
+		if err := addAuto(tx, p, s); err != nil {
+			return err
+		}
+		if err := ports.Put(tx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
