@@ -1,0 +1,58 @@
+# make up    a cloud on this machine, with a first server in it
+# make test  everything a contributor runs
+SHELL := /bin/bash
+export PATH := $(PATH):/usr/local/go/bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
+DATA    ?= /var/lib/unkai
+GUEST   ?= /var/cache/unkai/guest
+SEEDS   ?= 1-300
+GO      := CGO_ENABLED=0 go
+
+.PHONY: build up down test check unit sim cloud tempest bench guest packages
+
+build: bin/unkai
+
+bin/unkai: FORCE
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/unkai ./cmd/unkai
+
+FORCE:
+
+packages:
+	@scripts/packages.sh run
+
+guest:
+	@guest/build.sh $(GUEST)
+
+up: packages
+	@scripts/up.sh "$(DATA)" "$(GUEST)"
+
+down: build
+	bin/unkai down --data "$(DATA)"
+
+# What a contributor runs before every commit that matters, and .ci/run runs too.
+test:
+	@scripts/packages.sh test
+	@$(MAKE) --no-print-directory build check unit sim guest cloud
+
+check:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	cd tools && $(GO) run honnef.co/go/tools/cmd/staticcheck -C .. ./...
+
+unit:
+	$(GO) test ./...
+
+# A range of seeds of the deterministic simulation.
+sim:
+	@$(GO) run ./cmd/unkai-sim -seeds $(SEEDS)
+
+# Whole clouds on real QEMU with stock clients.
+cloud: build
+	test/cloud.sh
+
+tempest: build
+	test/tempest.sh
+
+bench: build
+	$(GO) run ./bench
