@@ -6,7 +6,6 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/unkai-cloud/unkai/core/network"
 )
@@ -63,21 +62,19 @@ type cutter func(flow *netlink.ConntrackFlow) bool
 
 func (c cutter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool { return c(flow) }
 
-// cut ends connections: their next packet is judged by the rules again.
-func (n *namespace) cut(c cutter) error {
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		for try := 0; ; try++ {
-			_, err := n.ConntrackDeleteFilters(netlink.ConntrackTable, family, c)
-			if try < 10 && errors.Is(err, netlink.ErrDumpInterrupted) {
-				continue
-			}
-			if err != nil {
-				return fmt.Errorf("end connections that are no longer allowed: %w", err)
-			}
-			break
+// cut ends connections of a family: their next packet is judged by the rules
+// again. It reads the kernel's whole table, which takes milliseconds.
+func (n *namespace) cut(family netlink.InetFamily, c cutter) error {
+	for try := 0; ; try++ {
+		_, err := n.ConntrackDeleteFilters(netlink.ConntrackTable, family, c)
+		if try < 10 && errors.Is(err, netlink.ErrDumpInterrupted) {
+			continue
 		}
+		if err != nil {
+			return fmt.Errorf("end connections that are no longer allowed: %w", err)
+		}
+		return nil
 	}
-	return nil
 }
 
 func tupleOf(flow *netlink.ConntrackFlow) tuple {

@@ -151,6 +151,7 @@ func (d *Driver) takeUp() error {
 		return err
 	}
 	for id, s := range d.segments {
+		s.policies = s.bounds() // in force until a wish says otherwise
 		if s.want == nil || !mounted(filepath.Join(netnsDir, s.namespaceName())) {
 			continue
 		}

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/network"
@@ -28,6 +29,7 @@ type gateway struct {
 	want    *network.Gateway
 
 	// What this process has made sure of since it started.
+	fresh    bool // the namespace is new: there are no rules and no connections in it
 	prepared bool
 	applied  string
 	mapped   map[mapping]bool // nil before the first look at what runs over mappings
@@ -133,7 +135,7 @@ func (g *gateway) converge(ctx context.Context) error {
 	}
 	defer ns.close()
 	if made {
-		g.prepared, g.applied, g.mapped = false, "", nil
+		g.prepared, g.applied, g.mapped, g.fresh = false, "", g.mappings(), true
 	}
 	if !g.prepared {
 		if err := ns.do(func() error { return set(gatewaySettings) }); err != nil {
@@ -143,7 +145,12 @@ func (g *gateway) converge(ctx context.Context) error {
 	}
 	// NAT first: no packet is to leave under an address that is nobody's outside.
 	if rules := renderGateway(*g.want); rules != g.applied {
-		if err := ns.nft(ctx, rules); err != nil {
+		script := rules
+		if !g.fresh {
+			script = removeTable("inet", tableName) + rules
+		}
+		g.fresh = false
+		if err := ns.nft(ctx, script); err != nil {
 			return fmt.Errorf("rules of router %s: %w", g.id, err)
 		}
 		g.applied = rules
@@ -371,7 +378,7 @@ func (g *gateway) cutConnections(ns *namespace) error {
 	if g.mapped != nil && maps.Equal(g.mapped, now) {
 		return nil
 	}
-	err := ns.cut(func(flow *netlink.ConntrackFlow) bool {
+	err := ns.cut(unix.AF_INET, func(flow *netlink.ConntrackFlow) bool {
 		from, to := addrOf(flow.Forward.SrcIP), addrOf(flow.Forward.DstIP)
 		led, seen := addrOf(flow.Reverse.SrcIP), addrOf(flow.Reverse.DstIP)
 		if to != led { // its destination was changed
@@ -434,7 +441,6 @@ func (g *gateway) remove() error {
 // renderGateway writes a router's rules for nft(8).
 func renderGateway(want network.Gateway) string {
 	var out strings.Builder
-	out.WriteString(removeTable("inet", tableName))
 	fmt.Fprintf(&out, "table inet %s {\n", tableName)
 	if want.External != nil {
 		writeNAT(&out, want, outerLegPrefix+want.External.PortID.Hex()[18:])

@@ -206,8 +206,10 @@ func (m *machine) boot(tap network.Tap, mac string, addresses ...string) *guest 
 	inside := must(openTap(g.namespace, "eth0"))(t)
 	far := must(openNamespace(tap.Netns))(t)
 	g.tap = must(openTap(far, tap.Name))(t)
-	far.close()
+	defer far.close()
 	ok(t, g.LinkSetUp(g.eth0))
+	awaitCarrier(t, far, tap.Name)
+	awaitCarrier(t, g.namespace, "eth0")
 	for _, text := range addresses {
 		prefix := netip.MustParsePrefix(text)
 		addr := &netlink.Addr{IPNet: ipNet(prefix)}
@@ -230,6 +232,18 @@ func (m *machine) boot(tap network.Tap, mac string, addresses ...string) *guest 
 		}
 	})
 	return g
+}
+
+// awaitCarrier waits until the kernel has noticed that somebody holds a tap
+// open, which it does at its leisure. Until then a bridge drops its frames.
+func awaitCarrier(t *testing.T, ns *namespace, name string) {
+	t.Helper()
+	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if must(ns.LinkByName(name))(t).Attrs().OperState == netlink.OperUp {
+			return
+		}
+	}
+	t.Fatalf("%s did not come up", name)
 }
 
 // copy moves frames until a side is closed.
@@ -334,7 +348,7 @@ func (g *guest) connect(address string) net.Conn { return connect(g.namespace, a
 func connect(ns *namespace, address string) net.Conn {
 	var conn net.Conn
 	err := ns.do(func() (err error) {
-		conn, err = net.DialTimeout("tcp", address, 700*time.Millisecond)
+		conn, err = net.DialTimeout("tcp", address, 400*time.Millisecond)
 		return err
 	})
 	if err != nil {

@@ -70,8 +70,8 @@ type policy struct {
 	Rules    []network.FilterRule
 }
 
-// render writes the packet filter of a segment for nft(8). It replaces what was
-// there in one transaction. Base chains have the policy accept and end in an
+// render writes the packet filter of a segment for nft(8), which replaces what
+// was there in one transaction. Base chains have the policy accept and end in an
 // explicit drop instead: nft hooks a new base chain in, empty, a moment before
 // the transaction commits, and an empty chain with policy drop would lose the
 // packets of that moment, while the old chain still protects them.
@@ -103,9 +103,6 @@ func (g guard) render() string {
 	}
 
 	var out strings.Builder
-	for _, family := range []string{"inet", "bridge"} {
-		fmt.Fprintf(&out, "table %s %s\ndelete table %[1]s %[2]s\n", family, tableName)
-	}
 	fmt.Fprintf(&out, inetTable, tableName, markEstablished, markInvalid, metadataV4, metadataV6)
 	fmt.Fprintf(&out, "table bridge %s {\n", tableName)
 	names := make([]string, 0, len(w.sets))

@@ -32,9 +32,11 @@ type segment struct {
 	attachments map[resource.ID]network.Attachment
 
 	// What this process has made sure of since it started.
-	prepared bool
+	fresh    bool   // the namespace is new: there are no rules and no connections in it
+	prepared bool   // its settings are made
 	applied  string // the packet filter that is in force
-	policies map[netip.Addr]policy
+	swept    bool   // every connection has been held against the policies
+	policies map[netip.Addr]bound
 	flags    map[string]portFlags
 	server   *server
 }
@@ -112,19 +114,25 @@ func (s *segment) converge(ctx context.Context) error {
 
 // forgetKernel forgets what this process knew of a namespace that is gone.
 func (s *segment) forgetKernel() {
-	s.prepared, s.applied = false, ""
-	s.policies = nil
+	s.fresh, s.prepared, s.applied = true, false, ""
+	s.swept, s.policies = true, nil
 	s.flags = map[string]portFlags{}
 	s.stopServing()
 }
 
-// guardPorts puts the packet filter in force.
+// guardPorts puts the packet filter in force. Without a guest there is nobody
+// to filter; the first to come finds the filter in place.
 func (s *segment) guardPorts(ctx context.Context, ns *namespace) error {
 	rules := s.guard().render()
-	if rules == s.applied {
+	if rules == s.applied || s.applied == "" && len(s.attachments) == 0 {
 		return nil
 	}
-	if err := ns.nft(ctx, rules); err != nil {
+	script := rules
+	if !s.fresh { // removing tables, even if there are none, takes the kernel longer than all the rest
+		script = removeTable("inet", tableName) + removeTable("bridge", tableName) + rules
+	}
+	s.fresh = false
+	if err := ns.nft(ctx, script); err != nil {
 		return fmt.Errorf("packet filter of network %s: %w", s.id, err)
 	}
 	s.applied = rules
@@ -509,56 +517,78 @@ func linkLocal(mac net.HardwareAddr) netip.Addr {
 	return netip.AddrFrom16(a)
 }
 
-// cutConnections ends the connections that may not begin any more. The first
-// time it looks at all of them, as the last process may have died before it did.
-func (s *segment) cutConnections(ns *namespace) error {
-	now := map[netip.Addr]policy{}
+// A bound is what holds a port's address.
+type bound struct {
+	policy
+	open bool // no port security
+	down bool
+}
+
+func (b bound) equal(other bound) bool {
+	return b.open == other.open && b.down == other.down && equal(b.policy, other.policy)
+}
+
+// permits reports whether the port may take part in a connection.
+func (b bound) permits(ingress bool, t tuple) bool {
+	return !b.down && (b.open || b.policy.permits(ingress, t))
+}
+
+// bounds is what holds each address of the segment's ports.
+func (s *segment) bounds() map[netip.Addr]bound {
+	all := map[netip.Addr]bound{}
 	for _, attachment := range s.attachments {
-		if !attachment.PortSecurity || !attachment.AdminUp {
-			continue
-		}
-		sum := s.policy(attachment)
+		b := bound{policy: s.policy(attachment), open: !attachment.PortSecurity, down: !attachment.AdminUp}
 		for _, fixed := range attachment.Addresses {
-			now[fixed.Address] = sum
+			all[fixed.Address] = b
 		}
 	}
-	first := s.policies == nil
-	changed := map[netip.Addr]bool{}
+	return all
+}
+
+// cutConnections ends the connections that may not begin any more: those of
+// addresses whose rules have changed, or which have gone and may soon be
+// another's. A new process looks at all of them once, as the last one may have
+// died before it did.
+func (s *segment) cutConnections(ns *namespace) error {
+	now := s.bounds()
+	concerned := map[netip.Addr]bool{}
+	var families []netlink.InetFamily
 	for addr, before := range s.policies {
-		if after, still := now[addr]; !still || !equal(before, after) {
-			changed[addr] = true
+		if after, still := now[addr]; !still || !after.equal(before) {
+			concerned[addr] = true
+			families = append(families, familyOf(addr))
 		}
 	}
-	for addr := range now {
-		if _, was := s.policies[addr]; !was {
-			changed[addr] = true // what an earlier owner of the address left behind
+	if !s.swept {
+		for addr := range now {
+			concerned[addr] = true
+			families = append(families, familyOf(addr))
 		}
 	}
-	if !first && len(changed) == 0 {
-		return nil
-	}
-	judge := func(addr netip.Addr, ingress bool, t tuple) bool {
-		if !first && !changed[addr] {
-			return true
+	slices.Sort(families)
+	for _, family := range slices.Compact(families) {
+		err := ns.cut(family, func(flow *netlink.ConntrackFlow) bool {
+			t := tupleOf(flow)
+			if t.Destination.IsLinkLocalUnicast() { // the metadata service
+				return false
+			}
+			// An address that has gone is held by no rules: nothing is permitted.
+			return concerned[t.Source] && !now[t.Source].permits(false, t) ||
+				concerned[t.Destination] && !now[t.Destination].permits(true, t)
+		})
+		if err != nil {
+			return err
 		}
-		rules, guarded := now[addr]
-		if !guarded {
-			return !changed[addr]
-		}
-		return rules.permits(ingress, t)
 	}
-	err := ns.cut(func(flow *netlink.ConntrackFlow) bool {
-		t := tupleOf(flow)
-		if t.Destination.IsLinkLocalUnicast() { // the metadata service
-			return false
-		}
-		return !judge(t.Source, false, t) || !judge(t.Destination, true, t)
-	})
-	if err != nil {
-		return err
-	}
-	s.policies = now
+	s.swept, s.policies = true, now
 	return nil
+}
+
+func familyOf(addr netip.Addr) netlink.InetFamily {
+	if addr.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
 }
 
 func equal(a, b policy) bool {
