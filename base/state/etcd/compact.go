@@ -50,10 +50,8 @@ func (e *Engine) reclaim() {
 		if err := e.compact(ctx, head.Header.Revision); err != nil {
 			return err
 		}
-		for _, endpoint := range e.endpoints() {
-			if _, err := e.client.Defragment(ctx, endpoint); err != nil {
-				return err
-			}
+		if err := e.defragment(ctx); err != nil {
+			return err
 		}
 		// The zero alarm stands for all of them. Should there still be no room, etcd raises it again.
 		_, err = e.client.AlarmDisarm(ctx, &clientv3.AlarmMember{Alarm: etcdserverpb.AlarmType_NONE})
@@ -61,11 +59,17 @@ func (e *Engine) reclaim() {
 	})
 }
 
-func (e *Engine) endpoints() []string {
+// defragment makes the files smaller. Who uses a file meanwhile has to wait.
+func (e *Engine) defragment(ctx context.Context) error {
 	if e.server != nil {
-		return []string{""}
+		return e.server.etcd.Server.Defragment()
 	}
-	return e.options.Endpoints
+	for _, endpoint := range e.options.Endpoints {
+		if _, err := e.client.Defragment(ctx, endpoint); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (e *Engine) compact(ctx context.Context, revision int64) error {

@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/unkai-cloud/unkai/base/state"
 )
@@ -92,7 +95,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	client, err := clientv3.New(clientv3.Config{
 		Context: context.WithoutCancel(ctx), Endpoints: o.Endpoints, TLS: o.TLS, Username: o.Username, Password: o.Password,
 		DialTimeout: askWithin, DialKeepAliveTime: askWithin, DialKeepAliveTimeout: askWithin,
-		MaxCallSendMsgSize: maxRequestBytes, RejectOldCluster: true, Logger: zapTo(slog.Default()),
+		MaxCallSendMsgSize: 2 * maxRequestBytes, RejectOldCluster: true, Logger: zapTo(slog.Default()),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to etcd: %w", err)
@@ -185,10 +188,11 @@ func (e *Engine) fault(step string) error {
 	return e.options.Fault(step)
 }
 
-// notStored reports whether the error means that etcd refused the transaction without
-// doing any of it. Other errors may hide a success: even "no space" is also said after the fact.
+// notStored gives the error for a transaction that was refused without doing any of it, and
+// nil for an error that may hide a success: even "no space" is also said after the fact.
 func notStored(err error) error {
-	if errors.Is(err, rpctypes.ErrRequestTooLarge) || errors.Is(err, rpctypes.ErrTooManyOps) {
+	if errors.Is(err, rpctypes.ErrRequestTooLarge) || errors.Is(err, rpctypes.ErrTooManyOps) ||
+		status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "larger than max") {
 		return fmt.Errorf("%w: %w", state.ErrTooLarge, err)
 	}
 	return nil

@@ -1,6 +1,12 @@
 package etcd
 
-import "context"
+import (
+	"context"
+	"log/slog"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
 
 // Beside makes a second engine on the same server, as another controller would have.
 func (e *Engine) Beside() *Engine {
@@ -14,4 +20,15 @@ func (e *Engine) Compact(ctx context.Context) error {
 		return err
 	}
 	return e.compact(ctx, head.Header.Revision)
+}
+
+// ReplaceKV puts something between the engine and etcd.
+func (e *Engine) ReplaceKV(with func(clientv3.KV) clientv3.KV) { e.client.KV = with(e.client.KV) }
+
+// Abort ends every call as Close does, and leaves the server.
+func (e *Engine) Abort() { e.close() }
+
+// LogForTest warns as etcd does.
+func LogForTest(message, name, value string) {
+	zapTo(slog.Default()).Warn(message, zap.String(name, value))
 }

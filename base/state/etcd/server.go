@@ -26,11 +26,11 @@ const (
 	maxTxnOps       = 1 << 16
 	maxRequestBytes = 128 << 20
 	// How many log entries lie between two snapshots, and are read again at a start.
-	snapshotEvery = 1000
+	snapshotEvery = 500
 	// How many applied log entries stay in memory for followers. There are none.
-	catchUpEntries = 64
+	catchUpEntries = 16
 	// bbolt may lag behind the write-ahead log, which is what makes a commit durable.
-	backendInterval = 500 * time.Millisecond
+	backendInterval = 250 * time.Millisecond
 	// At a start the file gives room back when more than this is free.
 	defragAboveMiB = 2048
 )

@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"log/slog"
+	"strings"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -13,14 +14,27 @@ func zapTo(logger *slog.Logger) *zap.Logger {
 	return zap.New(slogCore{logger: logger, LevelEnabler: zapcore.WarnLevel})
 }
 
-// harmless are warnings about what is meant so, or goes by itself: they are for debugging.
-var harmless = map[string]bool{
-	"Running http and grpc server on single port. This is not recommended for production.": true, // it serves neither
-	"exceeded recommended request limit":                                                   true, // see maxRequestBytes
-	"simple token is not cryptographically signed":                                         true, // nobody can connect
+// harmless are the beginnings of warnings about what is meant so, or goes by itself:
+// they are for debugging.
+var harmless = []string{
+	"Running http and grpc server on single port",  // it serves neither
+	"exceeded recommended request limit",           // see maxRequestBytes
+	"simple token is not cryptographically signed", // nobody can connect
+	"failed to lock file",                          // of the log, in use by this very process
+	"retrying of unary invoker failed",             // the caller has the error, too
 	// A new member has no version on disk until its first write-back.
-	"Failed to detect schema version":  true,
-	"failed to update storage version": true,
+	"Failed to detect schema version",
+	"failed to update storage version",
+}
+
+func isHarmless(message string) bool {
+	for _, beginning := range harmless {
+		if strings.HasPrefix(message, beginning) {
+			return true
+		}
+	}
+	// A start may come back to where the member was just joining its own cluster.
+	return strings.Contains(message, "cannot campaign at term")
 }
 
 type slogCore struct {
@@ -42,7 +56,7 @@ func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Chec
 func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	level := slog.LevelWarn
 	switch {
-	case harmless[e.Message]:
+	case isHarmless(e.Message):
 		level = slog.LevelDebug
 	case e.Level > zapcore.WarnLevel:
 		level = slog.LevelError
