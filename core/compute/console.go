@@ -1,0 +1,165 @@
+package compute
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+)
+
+// A ConsoleToken lets whoever holds it reach one console of one server, once and soon. Only
+// its hash is kept.
+type ConsoleToken struct {
+	resource.Meta // ProjectID is the server's
+
+	ServerID resource.ID
+	HostID   resource.ID
+	Kind     string // "vnc" or "serial"
+	Hash     string
+	Deadline time.Time
+}
+
+var consoleTokens = state.NewTable("console-token",
+	state.Unique("hash", func(t *ConsoleToken) state.Key { return state.KeyOf(t.Hash) }),
+	state.Index("deadline", func(t *ConsoleToken) state.Key { return state.KeyOf(t.Deadline) }),
+	state.Index("server", func(t *ConsoleToken) state.Key { return state.KeyOf(t.ServerID) }),
+)
+
+// ConsoleTokens gives the auditor a look at every token.
+func ConsoleTokens() *state.Table[ConsoleToken] { return consoleTokens }
+
+// Kinds of consoles.
+const (
+	VNC    = "vnc"
+	Serial = "serial"
+)
+
+const (
+	consoleWithin = 10 * time.Minute
+	sweepAtOnce   = 16
+)
+
+// OpenConsole makes a token for a console.
+func (s *Service) OpenConsole(ctx context.Context, id resource.ID, kind string) (token string, err error) {
+	if kind != VNC && kind != Serial {
+		return "", fault.Errorf(fault.Unsupported, "There are no consoles of kind %s here.", kind).WithCode("console-kind")
+	}
+	var secret [24]byte
+	if _, err := rand.Read(secret[:]); err != nil {
+		return "", fmt.Errorf("make a console token: %w", err)
+	}
+	token = base64.RawURLEncoding.EncodeToString(secret[:])
+	err = s.State.Update(ctx, func(tx *state.Tx) error {
+		srv, err := serverFor(ctx, tx, "server.console", id)
+		if err != nil {
+			return err
+		}
+		if srv.HostID.IsZero() || srv.Doomed() || srv.Stage() == Building {
+			return fault.Errorf(fault.Conflict, "Instance %s is not ready", id).WithCode("server-not-ready")
+		}
+		if err := sweepConsoleTokens(tx); err != nil {
+			return err
+		}
+		return consoleTokens.Put(tx, &ConsoleToken{Meta: resource.Meta{ID: tx.NewID(), ProjectID: srv.ProjectID},
+			ServerID: id, HostID: srv.HostID, Kind: kind, Hash: hashToken(token), Deadline: tx.Now().Add(consoleWithin)})
+	})
+	return token, err
+}
+
+func hashToken(token string) string {
+	sum := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(sum[:])
+}
+
+// sweepConsoleTokens forgets a few that nobody used in time: more than one, so that they cannot pile up.
+func sweepConsoleTokens(tx *state.Tx) error {
+	var old []resource.ID
+	for t := range consoleTokens.Peek(tx, "deadline", state.Range{}) {
+		if t.Deadline.After(tx.Now()) || len(old) == sweepAtOnce {
+			break
+		}
+		old = append(old, t.ID)
+	}
+	return dropConsoleTokens(tx, old)
+}
+
+func dropConsoleTokens(tx *state.Tx, ids []resource.ID) error {
+	for _, id := range ids {
+		if err := consoleTokens.Delete(tx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A Console is what a token opened.
+type Console struct {
+	ServerID, HostID resource.ID
+	Kind             string
+}
+
+// Redeem takes a token once and says what it opens. Whoever has it needs nothing else.
+func (s *Service) Redeem(ctx context.Context, token string) (Console, error) {
+	var c Console
+	err := s.State.Update(ctx, func(tx *state.Tx) error {
+		refused := fault.Errorf(fault.Unauthorized, "The console token is not valid, or no longer.")
+		t, ok := consoleTokens.Lookup(tx, "hash", state.KeyOf(hashToken(token)))
+		if !ok || !t.Deadline.After(tx.Now()) {
+			return refused
+		}
+		srv, ok := servers.PeekOne(tx, t.ServerID)
+		if !ok || srv.Doomed() {
+			return refused
+		}
+		c = Console{srv.ID, srv.HostID, t.Kind}
+		return consoleTokens.Delete(tx, t.ID)
+	})
+	return c, err
+}
+
+// Peek says what a token would open, and leaves it valid: for an operator who debugs a console.
+func (s *Service) PeekConsole(ctx context.Context, token string) (Console, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return Console{}, err
+	}
+	t, ok := consoleTokens.Lookup(tx, "hash", state.KeyOf(hashToken(token)))
+	if !ok || !t.Deadline.After(time.Now()) {
+		return Console{}, fault.Errorf(fault.NotFound, "Token not found")
+	}
+	if _, err := serverFor(ctx, tx, "server.diagnose", t.ServerID); err != nil {
+		return Console{}, err
+	}
+	return Console{t.ServerID, t.HostID, t.Kind}, nil
+}
+
+// ConsoleLog is the newest part of what a server wrote to its serial port; max 0 is all that is kept.
+func (s *Service) ConsoleLog(ctx context.Context, id resource.ID, max int) ([]byte, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	srv, err := serverFor(ctx, tx, "server.console", id)
+	if err != nil {
+		return nil, err
+	}
+	if srv.HostID.IsZero() || srv.Doomed() || !slices.Contains([]Stage{Running, Stopped, Frozen, Asleep, Failed, Unsettled}, srv.Stage()) {
+		return nil, fault.Errorf(fault.Conflict, "Instance %s is not ready", id).WithCode("server-not-ready")
+	}
+	if s.config.Hosts == nil {
+		return nil, unreachable()
+	}
+	log, err := s.config.Hosts.ConsoleLog(ctx, srv.HostID, id, max)
+	if err != nil && fault.From(err) == nil {
+		return nil, fmt.Errorf("read the console log of server %s from host %s: %w", id, srv.HostID, err)
+	}
+	return log, err
+}

@@ -1,0 +1,180 @@
+package compute
+
+import (
+	"bytes"
+	"context"
+	"iter"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/query"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+// A Query says which servers are wanted. Zero fields keep all.
+type Query struct {
+	query.List
+	AllProjects bool        // an operator looks at all of them
+	ProjectID   resource.ID // or at this one; otherwise the actor's
+
+	Standings    []Standing // any of these; nil: all
+	ImageID      resource.ID
+	FlavorID     resource.ID
+	HostID       resource.ID
+	Reservation  string
+	Name         string // exactly
+	ChangedSince time.Time
+	Keep         func(*Server) bool     // what else is asked
+	Order        func(a, b *Server) int // nil: the newest first, or the oldest if Reverse
+}
+
+// A View is servers as they were at one moment, with the view to look up what belongs to
+// them. What it holds is shared: look, do not touch.
+type View struct {
+	Tx      *state.Tx
+	Servers []*Server
+	More    bool
+}
+
+// Get shows one server.
+func (s *Service) Get(ctx context.Context, id resource.ID) (*state.Tx, *Server, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	srv, err := serverFor(ctx, tx, "server.get", id)
+	return tx, srv, err
+}
+
+// List shows servers. Its cost is that of the page, and of those that an index could not leave out.
+func (s *Service) List(ctx context.Context, q Query) (View, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return View{}, err
+	}
+	actor := identity.ActorOf(ctx)
+	project := actor.ProjectID
+	if !q.ProjectID.IsZero() {
+		project = q.ProjectID
+	}
+	if q.AllProjects {
+		if err := identity.Allow(ctx, "server.list-all", resource.Meta{}); err != nil {
+			return View{}, err
+		}
+		project = q.ProjectID
+	} else if err := identity.Allow(ctx, "server.list", resource.Meta{ProjectID: project}); err != nil {
+		return View{}, err
+	}
+	if !q.Marker.IsZero() {
+		if m, ok := servers.PeekOne(tx, q.Marker); !ok || !project.IsZero() && m.ProjectID != project {
+			return View{}, fault.Errorf(fault.Invalid, "marker [%s] not found", q.Marker).WithCode("marker")
+		}
+	}
+	keep := q.keeper(project)
+	var page query.Page[Server]
+	if q.Order != nil {
+		all := q
+		all.Marker, all.Reverse = resource.ID{}, true
+		page = query.Sorted(all.scan(tx, project), q.List, func(s *Server) *resource.Meta { return &s.Meta }, q.Order, keep)
+	} else {
+		page = query.Take(q.scan(tx, project), q.Limit, keep)
+	}
+	return View{tx, page.Items, page.More}, nil
+}
+
+// keeper is what is asked of each server that the scan gives.
+func (q *Query) keeper(project resource.ID) func(*Server) bool {
+	standings := map[Standing]bool{}
+	for _, st := range q.Standings {
+		standings[st] = true
+	}
+	return func(s *Server) bool {
+		return (project.IsZero() || s.ProjectID == project) &&
+			(q.Standings == nil || standings[s.Standing()]) &&
+			(q.ImageID.IsZero() || s.Boot.ImageID() == q.ImageID) &&
+			(q.FlavorID.IsZero() || s.Shape.FlavorID == q.FlavorID) &&
+			(q.HostID.IsZero() || s.HostID == q.HostID) &&
+			(q.Reservation == "" || s.ReservationID == q.Reservation) &&
+			(q.Name == "" || s.Name == q.Name) &&
+			!s.UpdatedAt.Before(q.ChangedSince) &&
+			(q.Keep == nil || q.Keep(s))
+	}
+}
+
+// scan gives the servers of the narrowest index that serves the query, by ID from the marker on, downwards
+// unless Reverse.
+func (q *Query) scan(tx *state.Tx, project resource.ID) iter.Seq[*Server] {
+	down := !q.Reverse
+	at := func(index string, parts ...any) iter.Seq[*Server] {
+		key := state.KeyOf(parts...)
+		return servers.Peek(tx, index, state.Range{Prefix: key, After: q.Marker, AfterKey: key, Reverse: down})
+	}
+	switch {
+	case q.Reservation != "":
+		return at("reservation", q.Reservation)
+	case q.Name != "":
+		return at("name", project, q.Name)
+	case !q.HostID.IsZero():
+		return at("host", q.HostID)
+	case q.Standings != nil:
+		var all []iter.Seq[*Server]
+		for _, st := range q.Standings {
+			all = append(all, at("standing", project, string(st.Stage), string(st.Task)))
+		}
+		return merge(all, down)
+	case !q.ImageID.IsZero():
+		return at("image", project, q.ImageID)
+	case !q.FlavorID.IsZero():
+		return at("flavor", project, q.FlavorID)
+	}
+	// Most of the table, in its own order, is read faster than a large part of it by an index.
+	const most = 4
+	held, _ := servers.Sum(tx, "use", state.KeyOf(project))
+	if project.IsZero() || held > int64(servers.Len(tx)/most) {
+		return servers.Peek(tx, "", state.Range{After: q.Marker, Reverse: down})
+	}
+	return at("project", project)
+}
+
+// merge gives the servers of several sequences that are each in the order of IDs in that order.
+func merge(all []iter.Seq[*Server], down bool) iter.Seq[*Server] {
+	switch len(all) {
+	case 0:
+		return func(func(*Server) bool) {}
+	case 1:
+		return all[0]
+	}
+	return func(yield func(*Server) bool) {
+		type head struct {
+			next func() (*Server, bool)
+			at   *Server
+		}
+		var heads []head
+		for _, seq := range all {
+			next, stop := iter.Pull(seq)
+			defer stop()
+			if first, ok := next(); ok {
+				heads = append(heads, head{next, first})
+			}
+		}
+		for len(heads) > 0 {
+			best := 0
+			for i := range heads {
+				if c := bytes.Compare(heads[i].at.ID[:], heads[best].at.ID[:]); down && c > 0 || !down && c < 0 {
+					best = i
+				}
+			}
+			if !yield(heads[best].at) {
+				return
+			}
+			following, ok := heads[best].next()
+			if ok {
+				heads[best].at = following
+			} else {
+				heads = append(heads[:best], heads[best+1:]...)
+			}
+		}
+	}
+}

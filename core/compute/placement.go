@@ -1,0 +1,292 @@
+package compute
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/operation"
+)
+
+// A demand is what a server asks of the host that it is put on.
+type demand struct {
+	load      state.Amounts
+	zone      string      // "" for any
+	host      resource.ID // an operator named it; zero for any
+	arch      string      // "" for any
+	isolating bool
+	labels    map[string]string // of an aggregate that the host must be in
+	group     *Group
+}
+
+// isolatingKey is the flavor's demand for hardware that separates guests; aggregateKey begins
+// its demands for hosts in aggregates with such metadata.
+const (
+	isolatingKey = "unkai:isolating"
+	aggregateKey = "aggregate_instance_extra_specs:"
+)
+
+// ask makes the demands that lie in the shape itself.
+func (s *Shape) ask() demand {
+	d := demand{load: s.load(), isolating: strings.EqualFold(s.Extra[isolatingKey], "true")}
+	for k, v := range s.Extra {
+		if label, ok := strings.CutPrefix(k, aggregateKey); ok {
+			if d.labels == nil {
+				d.labels = map[string]string{}
+			}
+			d.labels[label] = v
+		}
+	}
+	return d
+}
+
+// A placing is one search for a host.
+type placing struct {
+	demand
+	service *Service
+	tx      *state.Tx
+	zones   ZoneMap
+	labeled map[resource.ID]bool // hosts in an aggregate with the labels
+	members map[resource.ID]int  // of the group, by host
+	used    state.Amounts        // of the host that is looked at
+	loaded  bool                 // used is known
+	short   string               // what the host that is looked at lacks
+}
+
+// A constraint keeps a host or removes it.
+type constraint struct {
+	name string
+	asks func(p *placing) bool // whether this search has it at all; nil: always
+	keep func(p *placing, h *host.Host) bool
+}
+
+// constraints in the order they are applied: the cheap ones first, capacity last, so that what
+// came nearest is a host that was only too full.
+var constraints = []constraint{
+	{"is the host that was named", func(p *placing) bool { return !p.host.IsZero() },
+		func(p *placing, h *host.Host) bool { return h.ID == p.host }},
+	{"can be heard", nil, func(_ *placing, h *host.Host) bool { return h.Up() }},
+	{"takes new servers", nil, func(p *placing, h *host.Host) bool { return !h.Maintenance && !h.Disabled }},
+	{"is in the zone", func(p *placing) bool { return p.zone != "" },
+		func(p *placing, h *host.Host) bool { return p.zones.Of(h) == p.zone }},
+	{"has the architecture", func(p *placing) bool { return p.arch != "" },
+		func(p *placing, h *host.Host) bool { return h.Capacity.Arch == "" || h.Capacity.Arch == p.arch }},
+	{"separates guests by hardware", func(p *placing) bool { return p.isolating },
+		func(_ *placing, h *host.Host) bool { return h.Capacity.Isolating }},
+	{"is in an aggregate for the flavor", func(p *placing) bool { return p.labels != nil },
+		func(p *placing, h *host.Host) bool { return p.labeled[h.ID] }},
+	{"suits the group", func(p *placing) bool { return p.group != nil }, (*placing).suitsGroup},
+	{"can run so many processors in one guest", nil, func(p *placing, h *host.Host) bool {
+		return h.Capacity.MaxVCPUs == 0 || p.load[0] <= int64(h.Capacity.MaxVCPUs)
+	}},
+	{"has the processors", nil, func(p *placing, h *host.Host) bool { return p.room(h, 0) }},
+	{"has the memory", nil, func(p *placing, h *host.Host) bool { return p.room(h, 1) }},
+	{"has the disk", nil, func(p *placing, h *host.Host) bool { return p.room(h, 2) }},
+}
+
+func (p *placing) suitsGroup(h *host.Host) bool {
+	switch p.group.Policy {
+	case Together:
+		return len(p.members) == 0 || p.members[h.ID] > 0
+	case Apart:
+		return p.members[h.ID] < max(1, p.group.MaxPerHost)
+	}
+	return true
+}
+
+// total is what of a host may be promised in all.
+func (s *Service) total(h *host.Host) state.Amounts {
+	c := &h.Capacity
+	return state.Amounts{int64(float64(c.VCPUs) * s.config.CPURatio), int64(float64(c.MemoryMiB) * s.config.MemoryRatio),
+		int64(float64(c.DiskGiB) * s.config.DiskRatio)}
+}
+
+var units = [...]string{"processors", "MiB of memory", "GiB of disk"}
+
+func (p *placing) room(h *host.Host, what int) bool {
+	if !p.loaded {
+		_, p.used = servers.Sum(p.tx, "load", state.Key(h.ID[:]))
+		p.loaded = true
+	}
+	lack := p.used[what] + p.load[what] - p.service.total(h)[what]
+	if lack > 0 {
+		p.short = fmt.Sprintf("%d %s", lack, units[what])
+	}
+	return lack <= 0
+}
+
+// score judges a host that fits: how much of it is left free, from 0 to 1, then by the group.
+func (p *placing) score(h *host.Host) float64 {
+	total := p.service.total(h)
+	score, counted := 0.0, 0
+	for i := range units {
+		if total[i] > 0 {
+			score += float64(total[i]-p.used[i]-p.load[i]) / float64(total[i])
+			counted++
+		}
+	}
+	score /= float64(max(1, counted))
+	if p.service.config.Pack {
+		score = 1 - score
+	}
+	if p.group != nil {
+		switch p.group.Policy {
+		case SoftTogether:
+			score += float64(p.members[h.ID])
+		case SoftApart:
+			score -= float64(p.members[h.ID])
+		}
+	}
+	return score
+}
+
+const (
+	examples = 3 // of removed hosts
+	best     = 3 // scores that are kept
+)
+
+// place chooses a host for a demand, and explains it; nil if none fits. It reads every host, but no server.
+func (s *Service) place(tx *state.Tx, d demand) (*host.Host, *operation.Why) {
+	p := placing{demand: d, service: s, tx: tx, zones: ZonesOf(tx)}
+	p.lookAround()
+	var asked []constraint
+	for _, c := range constraints {
+		if c.asks == nil || c.asks(&p) {
+			asked = append(asked, c)
+		}
+	}
+	removed := make([]operation.Removed, len(asked))
+	why := &operation.Why{}
+	dice := newDice(tx)
+	var chosen *host.Host
+	var top []operation.Score
+	ties, furthest := 0, -1
+hosts:
+	for h := range host.Table().Peek(tx, "", state.Range{}) {
+		why.Looked++
+		p.loaded = false
+		for n, c := range asked {
+			if c.keep(&p, h) {
+				continue
+			}
+			r := &removed[n]
+			r.Count++
+			if len(r.Examples) < examples {
+				r.Examples = append(r.Examples, h.Name)
+			}
+			if n > furthest {
+				furthest = n
+				why.Nearest = nearest(c.name, p.short)
+			}
+			p.short = ""
+			continue hosts
+		}
+		score := p.score(h)
+		switch {
+		case chosen == nil || score > top[0].Score:
+			chosen, ties = h, 1
+		case score == top[0].Score:
+			if ties++; dice.below(ties) == 0 {
+				chosen = h
+			}
+		}
+		top = rank(top, h.Name, score)
+	}
+	for n, r := range removed {
+		if r.Count > 0 {
+			r.Constraint = asked[n].name
+			why.Removed = append(why.Removed, r)
+		}
+	}
+	why.Scores = top
+	if chosen != nil {
+		why.Chosen, why.Nearest = chosen.Name, ""
+	} else if why.Looked == 0 {
+		why.Nearest = "There are no hosts yet."
+	}
+	return chosen, why
+}
+
+func nearest(constraint, short string) string {
+	if short != "" {
+		return "The host that came nearest lacks " + short + "."
+	}
+	return "No host that " + constraint + " was left."
+}
+
+// rank keeps the best few scores, the best first.
+func rank(top []operation.Score, name string, score float64) []operation.Score {
+	if len(top) == best && score <= top[best-1].Score {
+		return top
+	}
+	at := len(top)
+	for at > 0 && score > top[at-1].Score {
+		at--
+	}
+	top = slices.Insert(top, at, operation.Score{Name: name, Score: score})
+	return top[:min(len(top), best)]
+}
+
+// lookAround learns what the constraints need besides the hosts themselves.
+func (p *placing) lookAround() {
+	if p.group != nil {
+		p.members = map[resource.ID]int{}
+		for srv := range servers.Peek(p.tx, "group", state.Range{Prefix: state.KeyOf(p.group.ID)}) {
+			if !srv.HostID.IsZero() {
+				p.members[srv.HostID]++
+			}
+		}
+	}
+	if p.labels == nil {
+		return
+	}
+	p.labeled = map[resource.ID]bool{}
+	for a := range aggregates.Peek(p.tx, "", state.Range{}) {
+		fits := true
+		for k, v := range p.labels {
+			fits = fits && a.Metadata[k] == v
+		}
+		if fits {
+			for _, id := range a.Hosts {
+				p.labeled[id] = true
+			}
+		}
+	}
+}
+
+// dice are cheap random numbers from one draw of the transaction's (SplitMix64).
+type dice struct{ at uint64 }
+
+func newDice(tx *state.Tx) dice {
+	var b [8]byte
+	tx.Random(b[:])
+	return dice{binary.LittleEndian.Uint64(b[:])}
+}
+
+func (d *dice) below(n int) int {
+	d.at += 0x9e3779b97f4a7c15
+	z := d.at
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return int((z ^ z>>31) % uint64(n))
+}
+
+// explain says in words for the owner why no host was found, without names of any.
+func explain(why *operation.Why) string {
+	var parts []string
+	for _, r := range why.Removed {
+		parts = append(parts, fmt.Sprintf("%d of %d were left out because none of them %s", r.Count, why.Looked, r.Constraint))
+	}
+	text := "No valid host was found."
+	if why.Nearest != "" {
+		text += " " + why.Nearest
+	}
+	if len(parts) > 0 {
+		text += " Of the hosts, " + strings.Join(parts, "; ") + "."
+	}
+	return text
+}

@@ -1,0 +1,317 @@
+package compute
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+// A Server is a virtual machine that somebody asked for.
+type Server struct {
+	resource.Meta
+
+	// Asked for by the owner when it was made.
+	UserID        resource.ID
+	Shape         Shape
+	Boot          Boot
+	Key           *Key   `json:",omitempty"`
+	UserData      []byte `json:",omitempty" secret:"true"`
+	Files         []File `json:",omitempty" secret:"true"`
+	AdminPassword string `json:",omitempty" secret:"true"`
+	ConfigDrive   bool   `json:",omitempty"`
+	Zone          string `json:",omitempty"` // "" for any
+	GroupID       resource.ID
+	Trusted       []string          `json:",omitempty"` // certificates that the image's signature is to be checked with
+	Plugs         []Plug            `json:",omitempty"` // its ports, in the order in which it got them
+	Hints         map[string]string `json:",omitempty"`
+	LaunchIndex   int               `json:",omitempty"` // among those of the same request
+	ReservationID string            // of the request
+
+	// Asked for by the owner, and changed at will.
+	Description string            `json:",omitempty"`
+	Hostname    string            // what the guest is told to call itself
+	Metadata    map[string]string `json:",omitempty"`
+	Tags        []string          `json:",omitempty"`
+	AccessIPv4  string            `json:",omitempty"` // what the owner says is the address to reach it at
+	AccessIPv6  string            `json:",omitempty"`
+	Lock        *Lock             `json:",omitempty"`
+	ManualDisk  bool              `json:",omitempty"` // the guest is not to grow its file system by itself
+	Power       Power             // On, Off, Paused or Suspended
+	HardBoots   int               `json:",omitempty"` // see Guest
+	SoftBoots   int               `json:",omitempty"`
+	Rebuilds    int               `json:",omitempty"`
+	DeletedAt   time.Time         `json:",omitzero"` // since when the owner no longer wants it
+	Before      *Reshaped         `json:",omitempty"`
+
+	// Decided by the control plane.
+	HostID      resource.ID
+	Task        Task        `json:",omitempty"` // what is under way
+	OperationID resource.ID // of the task
+	Failure     *Failure    `json:",omitempty"`
+	LaunchedAt  time.Time   `json:",omitzero"` // when it ran for the first time
+
+	// Reported by the host.
+	Seen Seen
+}
+
+// A Boot is what a server's root disk is made from: its image as it was then.
+type Boot struct {
+	Image    *ImageRef `json:",omitempty"`
+	Kernel   *ImageRef `json:",omitempty"`
+	Initrd   *ImageRef `json:",omitempty"`
+	Cmdline  string    `json:",omitempty"`
+	Machine  string    `json:",omitempty"`
+	UEFI     bool      `json:",omitempty"`
+	DiskBus  string    `json:",omitempty"`
+	NICModel string    `json:",omitempty"`
+}
+
+// ImageID is the image's ID; zero if there is none.
+func (b *Boot) ImageID() resource.ID {
+	if b.Image == nil {
+		return resource.ID{}
+	}
+	return b.Image.ID
+}
+
+// A Key is a key pair's public half as it was when a server was given it.
+type Key struct{ Name, Type, Public string }
+
+// A Lock keeps everybody but operators from changing a server.
+type Lock struct {
+	ByUserID resource.ID
+	ByAdmin  bool
+	Reason   string
+}
+
+// Reshaped is what a server was before it was given another shape, until its owner has
+// confirmed the new one.
+type Reshaped struct {
+	Shape Shape
+	Power Power
+	At    time.Time
+}
+
+// A Failure is why a server is not what its owner asked for.
+type Failure struct {
+	At      time.Time
+	Code    int // in the sense of HTTP's: 4xx for what the owner, 5xx for what the cloud must mend
+	Message string
+	Details string `json:",omitempty"` // for operators
+}
+
+// Seen is what a host reports of a guest.
+type Seen struct {
+	Observation
+	Gone  bool      `json:",omitempty"` // the host holds nothing of it any more
+	Since time.Time `json:",omitzero"`  // when Power became what it is
+}
+
+// A Task is what is under way with a server: at most one thing, also the verb of its operation.
+type Task string
+
+const (
+	Creating      Task = "create"
+	Starting      Task = "start"
+	Stopping      Task = "stop"
+	SoftRebooting Task = "reboot"
+	HardRebooting Task = "reboot-hard"
+	Pausing       Task = "pause"
+	Unpausing     Task = "unpause"
+	Suspending    Task = "suspend"
+	Resuming      Task = "resume"
+	Rebuilding    Task = "rebuild"
+	Reshaping     Task = "resize"
+	Reverting     Task = "resize-revert"
+	Deleting      Task = "delete"
+)
+
+// Tasks lists them all.
+func Tasks() []Task {
+	return []Task{"", Creating, Starting, Stopping, SoftRebooting, HardRebooting, Pausing, Unpausing, Suspending,
+		Resuming, Rebuilding, Reshaping, Reverting, Deleting}
+}
+
+// A Stage is how a server stands, whatever is under way with it.
+type Stage string
+
+const (
+	Building  Stage = "building" // it never ran yet
+	Running   Stage = "running"
+	Stopped   Stage = "stopped"
+	Frozen    Stage = "paused"
+	Asleep    Stage = "suspended"
+	Failed    Stage = "failed"
+	Unsettled Stage = "reshaped" // it has a new shape that its owner has not confirmed
+)
+
+// Stages lists them all.
+func Stages() []Stage {
+	return []Stage{Building, Running, Stopped, Frozen, Asleep, Failed, Unsettled}
+}
+
+// A Standing is a server's stage and what is under way: all that a dialect needs to
+// name its state.
+type Standing struct {
+	Stage Stage
+	Task  Task
+}
+
+// Standing tells how the server stands.
+func (s *Server) Standing() Standing { return Standing{s.Stage(), s.Task} }
+
+// stages are the stages of a server that ran before, by what its host saw.
+var stages = map[Power]Stage{On: Running, Off: Stopped, Crashed: Stopped, Paused: Frozen, Suspended: Asleep}
+
+// Stage tells how the server stands, as far as is known: of a server that cannot be heard, what
+// was last seen.
+func (s *Server) Stage() Stage {
+	switch {
+	case s.Failure != nil:
+		return Failed
+	case s.LaunchedAt.IsZero():
+		return Building
+	case s.Before != nil && s.Task == "":
+		return Unsettled
+	}
+	if stage, ok := stages[s.Seen.Power]; ok {
+		return stage
+	}
+	return stages[s.Power]
+}
+
+// Locked reports whether the server is locked.
+func (s *Server) Locked() bool { return s.Lock != nil }
+
+// Doomed reports whether the owner no longer wants the server.
+func (s *Server) Doomed() bool { return !s.DeletedAt.IsZero() }
+
+var servers = state.NewTable("server",
+	state.Index("project", func(s *Server) state.Key { return state.KeyOf(s.ProjectID) }),
+	state.Index("host", func(s *Server) state.Key {
+		if s.HostID.IsZero() {
+			return ""
+		}
+		return state.KeyOf(s.HostID)
+	}),
+	// Under its project, and under none for those who look at all projects.
+	state.MultiIndex("standing", func(s *Server) []state.Key {
+		return bothScopes(s.ProjectID, string(s.Stage()), string(s.Task))
+	}),
+	state.MultiIndex("image", func(s *Server) []state.Key { return bothScopes(s.ProjectID, s.Boot.ImageID()) }),
+	state.MultiIndex("flavor", func(s *Server) []state.Key { return bothScopes(s.ProjectID, s.Shape.FlavorID) }),
+	state.MultiIndex("name", func(s *Server) []state.Key { return bothScopes(s.ProjectID, s.Name) }),
+	state.Index("reservation", func(s *Server) state.Key { return state.KeyOf(s.ReservationID) }),
+	state.Index("tail", func(s *Server) state.Key { return state.KeyOf(s.ID.Tail()) }),
+	state.Index("group", func(s *Server) state.Key {
+		if s.GroupID.IsZero() {
+			return ""
+		}
+		return state.KeyOf(s.GroupID)
+	}),
+	state.Tally("use", func(s *Server) (state.Key, state.Amounts) { return state.KeyOf(s.ProjectID), s.Shape.load() }),
+	state.Tally("user", func(s *Server) (state.Key, state.Amounts) {
+		return state.KeyOf(s.ProjectID, s.UserID), s.Shape.load()
+	}),
+	state.Tally("load", func(s *Server) (state.Key, state.Amounts) {
+		if s.HostID.IsZero() {
+			return "", state.Amounts{}
+		}
+		return state.KeyOf(s.HostID), s.taken()
+	}),
+)
+
+// taken is what the server takes of its host. While a new shape is unconfirmed the larger
+// of both is held, so that there is a way back.
+func (s *Server) taken() state.Amounts {
+	load := s.Shape.load()
+	if s.Before != nil {
+		for i, n := range s.Before.Shape.load() {
+			load[i] = max(load[i], n)
+		}
+	}
+	return load
+}
+
+func bothScopes(project resource.ID, parts ...any) []state.Key {
+	return []state.Key{
+		state.KeyOf(append([]any{project}, parts...)...),
+		state.KeyOf(append([]any{resource.ID{}}, parts...)...),
+	}
+}
+
+var _ = identity.Rules(map[string]identity.Rule{
+	"server.get": identity.Reader, "server.list": identity.Reader, "server.list-all": identity.Admin,
+	"server.create": identity.Member, "server.create-on-host": identity.Admin,
+	"server.update": identity.Member, "server.delete": identity.Member, "server.operate": identity.Member,
+	"server.lock": identity.Member, "server.override-lock": identity.Admin, "server.console": identity.Member,
+	"server.reset": identity.Admin, "server.diagnose": identity.Admin,
+})
+
+// Servers gives other domains, the native API and the auditor a look at every server.
+func Servers() *state.Table[Server] { return servers }
+
+// fail says why the server is not what was asked for.
+func (s *Server) fail(tx *state.Tx, code int, message string) {
+	s.Failure = &Failure{At: tx.Now(), Code: code, Message: message}
+}
+
+// hostnameFor makes a name that a guest may have out of any name (RFC 1123).
+func hostnameFor(name string, id resource.ID) string {
+	var b strings.Builder
+	for _, r := range strings.ToLower(name) {
+		switch {
+		case r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '.':
+			b.WriteRune(r)
+		case r == ' ' || r == '_':
+			b.WriteByte('-')
+		}
+	}
+	host := strings.Trim(b.String(), "-.")
+	if len(host) > 63 {
+		host = strings.TrimRight(host[:63], "-.")
+	}
+	if host == "" {
+		return "server-" + id.String()
+	}
+	return host
+}
+
+// Bounds of what owners may write.
+const (
+	MaxName     = 255
+	MaxUserData = 65535 // bytes in base64, of the encoded text
+	MaxTags     = 50
+)
+
+func checkTags(tags []string) error {
+	if len(tags) > MaxTags {
+		return fault.Errorf(fault.Invalid, "The number of tags exceeded the per-server limit %d", MaxTags)
+	}
+	for i, tag := range tags {
+		if tag == "" || len([]rune(tag)) > 60 || strings.ContainsAny(tag, ",/") {
+			return fault.Errorf(fault.Invalid, "Invalid tag %q: it must be of 1 to 60 characters without '/' and ','.", tag)
+		}
+		if slices.Contains(tags[:i], tag) {
+			return fault.Errorf(fault.Invalid, "Tag %q stands twice.", tag)
+		}
+	}
+	return nil
+}
+
+func checkMetadata(metadata map[string]string) error {
+	for k, v := range metadata {
+		if k == "" || len([]rune(k)) > 255 {
+			return fault.InvalidField("metadata", "must have keys of 1 to 255 characters")
+		}
+		if len([]rune(v)) > 255 {
+			return fault.InvalidField("metadata", "must have values of at most 255 characters")
+		}
+	}
+	return nil
+}

@@ -1,0 +1,208 @@
+package compute
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/operation"
+)
+
+// Source tells hosts which guests they are to run, and takes in what became of them.
+func (s *Service) Source() host.Source {
+	return host.Source{
+		Kind:    "guest",
+		All:     func(tx *state.Tx, h resource.ID) []resource.ID { return servers.IDs(tx, "host", state.KeyOf(h)) },
+		Want:    s.want,
+		Touched: touched,
+		Observe: s.observe,
+	}
+}
+
+// want derives a server's guest. A host that is to be rid of it is told so until it says that it is.
+func (s *Service) want(tx *state.Tx, h, id resource.ID) (any, bool) {
+	srv, ok := servers.PeekOne(tx, id)
+	switch {
+	case !ok || srv.HostID != h:
+		return nil, false
+	case srv.Doomed():
+		return nil, true
+	}
+	return s.guest(tx, srv), true
+}
+
+func (s *Service) guest(tx *state.Tx, srv *Server) *Guest {
+	g := &Guest{
+		ID: srv.ID, ProjectID: srv.ProjectID, Name: srv.Name, VCPUs: srv.Shape.VCPUs, MemoryMiB: srv.Shape.MemoryMiB,
+		Kernel: srv.Boot.Kernel, Initrd: srv.Boot.Initrd, Cmdline: srv.Boot.Cmdline, Machine: srv.Boot.Machine, UEFI: srv.Boot.UEFI,
+		Disks: srv.disks(), ConfigDrive: srv.ConfigDrive,
+		Power: srv.Power, HardBoots: srv.HardBoots, SoftBoots: srv.SoftBoots, Rebuilds: srv.Rebuilds,
+		GraceSeconds: int(s.config.Grace.Seconds()),
+	}
+	g.Metadata = Metadata{
+		Hostname: srv.Hostname, Zone: srv.Zone, Type: srv.Shape.Name, ImageID: srv.Boot.ImageID(), LaunchIndex: srv.LaunchIndex,
+		ReservationID: srv.ReservationID, CreatedAt: srv.CreatedAt, Tags: srv.Metadata, UserData: srv.UserData,
+		Files: srv.Files, AdminPassword: srv.AdminPassword,
+	}
+	if h, ok := host.Table().PeekOne(tx, srv.HostID); ok && g.Metadata.Zone == "" {
+		g.Metadata.Zone = ZonesOf(tx).Of(h)
+	}
+	if srv.Key != nil {
+		g.Metadata.Keys = []PublicKey{{Name: srv.Key.Name, Type: srv.Key.Type, Key: srv.Key.Public}}
+	}
+	s.wire(tx, srv, g)
+	return g
+}
+
+func (s *Server) disks() []Disk {
+	disks := []Disk{{Name: "root", SizeMiB: s.Shape.RootGiB * 1024, Image: s.Boot.Image, Bus: s.Boot.DiskBus}}
+	if s.Before != nil {
+		// The disk grows once there is no way back: it could not shrink again.
+		disks[0].SizeMiB = min(s.Before.Shape.RootGiB, s.Shape.RootGiB) * 1024
+	}
+	if s.Shape.EphemeralGiB > 0 {
+		disks = append(disks, Disk{Name: "ephemeral0", SizeMiB: s.Shape.EphemeralGiB * 1024, Bus: s.Boot.DiskBus, Label: "ephemeral0"})
+	}
+	if s.Shape.SwapMiB > 0 {
+		disks = append(disks, Disk{Name: "swap", SizeMiB: s.Shape.SwapMiB, Bus: s.Boot.DiskBus, Label: "swap"})
+	}
+	return disks
+}
+
+// touched says which guests a change concerns.
+func touched(tx *state.Tx, e state.Event) []host.Ref {
+	var refs []host.Ref
+	if e.Kind != servers.Kind() {
+		return touchedByNetwork(tx, e)
+	}
+	for _, obj := range []resource.Object{e.Before, e.After} {
+		if srv, ok := obj.(*Server); ok && !srv.HostID.IsZero() {
+			ref := host.Ref{Host: srv.HostID, ID: srv.ID}
+			if len(refs) == 0 || refs[0] != ref {
+				refs = append(refs, ref)
+			}
+		}
+	}
+	return refs
+}
+
+// observe takes in what a host saw of a guest. What is under way ends here.
+func (s *Service) observe(tx *state.Tx, h, id resource.ID, report json.RawMessage) error {
+	var seen Seen
+	if err := json.Unmarshal(report, &seen); err != nil {
+		return fmt.Errorf("decode a guest's report: %w", err)
+	}
+	srv, ok := servers.Find(tx, id)
+	if !ok || srv.HostID != h {
+		return nil // it is no longer this host's; what is left there goes with its next full delivery
+	}
+	if seen.Gone {
+		if srv.Doomed() {
+			return s.bury(tx, srv, "")
+		}
+		return nil // it is wanted again, and the host has been told
+	}
+	seen.Since = srv.Seen.Since
+	if seen.Power != srv.Seen.Power {
+		seen.Since = tx.Now()
+	}
+	if seen.same(&srv.Seen) && !srv.awaits(&seen) {
+		return nil
+	}
+	srv.Seen = seen
+	if err := srv.advance(tx); err != nil {
+		return err
+	}
+	return servers.Put(tx, srv)
+}
+
+// same reports whether a report says nothing new.
+func (s *Seen) same(was *Seen) bool {
+	a, b := *s, *was
+	started := a.StartedAt.Equal(b.StartedAt)
+	a.StartedAt, a.Since = b.StartedAt, b.Since
+	return started && a == b
+}
+
+// awaits reports whether what is under way would end with this.
+func (s *Server) awaits(seen *Seen) bool {
+	m, ok := moves[s.Task]
+	return ok && (m.done(s, seen) || seen.stuck())
+}
+
+// stuck reports whether the host has given up on a wish.
+func (s *Seen) stuck() bool { return s.Trouble != "" && !s.Busy }
+
+// advance draws the conclusions from what was last seen.
+func (s *Server) advance(tx *state.Tx) error {
+	if s.LaunchedAt.IsZero() && s.Seen.Power == s.Power && !s.Doomed() {
+		s.LaunchedAt, s.Failure = tx.Now(), nil // late perhaps, but there it is
+	}
+	m, busy := moves[s.Task]
+	switch {
+	case busy && m.done(s, &s.Seen):
+		return settle(tx, s, operation.Succeeded, "")
+	case busy && s.Seen.stuck() && s.Task != Deleting:
+		return s.giveUp(tx, s.Seen.Trouble)
+	case !busy:
+		s.follow()
+	}
+	return nil
+}
+
+// follow lets the wish follow a guest that ended by itself.
+func (s *Server) follow() {
+	ended := s.Seen.Power == Off || s.Seen.Power == Crashed
+	if ended && !s.Seen.Busy && s.Power != Off && !s.LaunchedAt.IsZero() && !s.Doomed() {
+		s.Power = Off
+	}
+}
+
+// giveUp ends what is under way as failed. What never ran, or lost its disk, is then failed
+// itself; anything else is as it was last seen.
+func (s *Server) giveUp(tx *state.Tx, why string) error {
+	switch s.Task {
+	case Creating, Rebuilding:
+		s.fail(tx, 500, why)
+	}
+	if s.Task != Creating {
+		s.fallBack()
+	}
+	return settle(tx, s, operation.Failed, why)
+}
+
+// fallBack makes the wish what was last seen.
+func (s *Server) fallBack() {
+	switch s.Seen.Power {
+	case On, Off, Paused, Suspended:
+		s.Power = s.Seen.Power
+	case Crashed:
+		s.Power = Off
+	}
+	s.HardBoots, s.SoftBoots = s.Seen.HardBoots, s.Seen.SoftBoots
+}
+
+// Expirers end what was not done in time.
+func (s *Service) Expirers() map[string]operation.Expirer {
+	return map[string]operation.Expirer{servers.Kind(): s.expire}
+}
+
+func (s *Service) expire(tx *state.Tx, o *operation.Operation) error {
+	srv, ok := servers.Find(tx, o.TargetID)
+	if !ok || srv.OperationID != o.ID {
+		return nil
+	}
+	if srv.Task == Deleting {
+		return s.bury(tx, srv, "Its host did not confirm in time; it takes the guest away as soon as it can.")
+	}
+	why := "The host did not do it in the time it is given."
+	if h, ok := host.Find(tx, srv.HostID); ok && !h.Up() {
+		why = "The host could not be heard."
+	}
+	if err := srv.giveUp(tx, why); err != nil {
+		return err
+	}
+	return servers.Put(tx, srv)
+}
