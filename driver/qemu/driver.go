@@ -322,6 +322,9 @@ func (d *Driver) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 // converge goes on as long as there is a next step that takes no waiting.
 func (g *guest) converge(ctx context.Context, want compute.Guest) (busy bool, trouble string, err error) {
 	for time.Since(g.began) < patience+answerTime {
+		if err := ctx.Err(); err != nil {
+			return false, "", fmt.Errorf("guest %s: %w", g.id, err)
+		}
 		p, trouble, err := g.step(ctx, want)
 		if err != nil || p == settled {
 			return false, trouble, err

@@ -37,19 +37,27 @@ func (g *guest) toSuspended(ctx context.Context, want compute.Guest, now state) 
 		r.Saving = true
 		return again, "", g.write("save announced")
 	}
-	return g.save(ctx)
+	return g.save(ctx, now)
 }
 
 // save writes the memory out, as far as that has not been done.
-func (g *guest) save(ctx context.Context) (progress, string, error) {
+func (g *guest) save(ctx context.Context, now state) (progress, string, error) {
 	var migration struct{ Status string }
 	if err := g.ask(ctx, "query-migrate", nil, &migration); err != nil {
 		return settled, "", err
 	}
-	switch migration.Status {
-	case "completed":
+	if migration.Status == "completed" && now == paused {
+		// Either that was the loading of memory saved before, or the state has changed just now.
+		var err error
+		if now, err = g.look(ctx); err != nil {
+			return settled, "", err
+		}
+	}
+	switch {
+	case now == saved:
 		return g.keepMemory()
-	case "", "none", "failed", "cancelled":
+	case now == finishing:
+	case migration.Status == "", migration.Status == "none", migration.Status == "completed", migration.Status == "failed", migration.Status == "cancelled":
 		if g.saveBegan {
 			g.saveBegan = false
 			return settled, "", fmt.Errorf("guest %s: saving its memory ended as %q", g.id, migration.Status)

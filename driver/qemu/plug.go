@@ -38,7 +38,12 @@ func (g *guest) devices(ctx context.Context, want compute.Guest) (progress, stri
 			}
 			continue
 		}
-		return again, "", g.discard(ctx, dev)
+		err := g.discard(ctx, dev)
+		if errors.Is(err, errInUse) {
+			g.comeAgain(50 * time.Millisecond)
+			return waiting, "", nil
+		}
+		return again, "", err
 	}
 	for _, w := range want.Disks {
 		if dev := r.disk(w.Name); dev == nil || !plugged[dev.id()] {
@@ -168,15 +173,24 @@ func (g *guest) unback(ctx context.Context, dev device) error {
 	for _, c := range commands {
 		err := g.ask(ctx, c.name, c.args, nil)
 		var refusal *qmp.Error
-		if errors.As(err, &refusal) && strings.Contains(strings.ToLower(refusal.Desc), "not found") || refusal != nil && strings.Contains(refusal.Desc, "Failed to find") {
-			continue
-		}
-		if err != nil {
+		switch {
+		case err == nil:
+		case !errors.As(err, &refusal):
+			return err
+		case strings.Contains(refusal.Desc, "not found"), strings.Contains(refusal.Desc, "Failed to find"):
+			// It was not there, or is not any more.
+		case strings.HasSuffix(refusal.Desc, "is in use"):
+			return errInUse
+		default:
 			return err
 		}
 	}
 	return nil
 }
+
+// errInUse is the answer while a device that is gone for its guest is not yet
+// gone for QEMU.
+var errInUse = errors.New("a device's backend is still in use")
 
 // attachDisk makes a disk if need be, and plugs it.
 func (g *guest) attachDisk(ctx context.Context, w compute.Disk) error {

@@ -602,6 +602,7 @@ func (s *suite) outlives() {
 	want.HardBoots++
 	second := s.reachAs(want, compute.On)
 	s.restarted("a reboot by another agent", first, second)
+	s.booted(want.ID)
 	s.reopen()
 	s.same("the reboot, asked of a third", second, s.reachAs(want, compute.On))
 	want.Power = compute.Off
@@ -909,6 +910,7 @@ func (s *suite) coldDisk() {
 	s.reachAs(want, compute.Off)
 	want.Power = compute.On
 	s.reachAs(want, compute.On)
+	s.booted(want.ID)
 	want.Power = compute.Off
 	s.reachAs(want, compute.Off)
 	want.Disks = before

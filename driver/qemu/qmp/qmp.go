@@ -214,6 +214,9 @@ func (c *Client) ExecuteWithFile(ctx context.Context, file *os.File, command str
 }
 
 func (c *Client) execute(ctx context.Context, file *os.File, command string, args, result any) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%s: %w", command, err)
+	}
 	answer := make(chan message, 1)
 	c.mu.Lock()
 	if c.waiting == nil {
