@@ -27,7 +27,8 @@ type Verifier interface {
 
 // A Service is one OpenStack service on the shared listener.
 type Service struct {
-	Name   string // "compute", …: also the path prefix, "/compute"
+	Name   string   // "compute", …: also the path prefix, "/compute"
+	Types  []string // other types that the service is found by, for access rules: "volumev3", …
 	Auth   Verifier
 	Errors func(w http.ResponseWriter, r *http.Request, status int, f *fault.Error) // writes an error in the service's own shape
 	Limit  int64                                                                    // of a JSON body in bytes; 1 MiB when 0
@@ -58,8 +59,10 @@ func (s *Service) handle(pattern string, h Handler, auth bool) {
 func (s *Service) serve(w http.ResponseWriter, r *http.Request, h Handler, auth bool) error {
 	actor := &identity.Actor{}
 	if auth {
+		// A credential may be limited to some requests: the verifier must know which one this is.
+		asked := identity.WithRequest(r.Context(), identity.Request{Services: append([]string{s.Name}, s.Types...), Method: r.Method, Path: r.URL.Path})
 		var err error
-		if actor, err = s.Auth.Verify(r.Context(), r.Header.Get("X-Auth-Token")); err != nil {
+		if actor, err = s.Auth.Verify(asked, r.Header.Get("X-Auth-Token")); err != nil {
 			return err
 		}
 	}
@@ -159,6 +162,10 @@ func Status(k fault.Kind) int { return statuses[k] }
 // ServeHTTP answers below the service's prefix, which the caller has stripped. Unknown paths
 // and methods get the service's own error.
 func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "" { // the prefix alone: the mux would send the client to "/", away from here
+		r = r.Clone(r.Context())
+		r.URL.Path = "/"
+	}
 	h, pattern := s.mux.Handler(r)
 	if pattern != "" {
 		s.mux.ServeHTTP(w, r)

@@ -23,6 +23,7 @@ type Actor struct {
 	Roles []string // names, with the implied ones
 
 	ApplicationCredentialID resource.ID // zero if none was used
+	TrustID                 resource.ID // the trust that the actor works under; zero for none
 	Unrestricted            bool        // of that credential: it may make others
 	TokenID                 string      // the audit ID of the token, for the trail; never the token
 	ExpiresAt               time.Time

@@ -1,0 +1,408 @@
+package identity
+
+import (
+	"context"
+	"encoding/base64"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+)
+
+// An ApplicationCredential lets a program act for a user in one project, with some of the user's
+// roles, without knowing the user's password.
+type ApplicationCredential struct {
+	resource.Meta
+	UserID       resource.ID
+	InProjectID  resource.ID
+	Description  string
+	RoleIDs      []resource.ID
+	RuleIDs      []resource.ID // the access rules that it is limited to
+	Limited      bool          // it has access rules, even if none is left
+	Unrestricted bool          // it may make and delete credentials of its own kind
+	ExpiresAt    time.Time     // zero: never
+	SecretHash   string        `secret:"true"`
+}
+
+var appCredentials = state.NewTable("application-credential",
+	state.Unique("name", func(c *ApplicationCredential) state.Key { return state.KeyOf(c.UserID, c.Name) }),
+	state.Index("user", func(c *ApplicationCredential) state.Key { return state.KeyOf(c.UserID) }),
+	state.Index("project", func(c *ApplicationCredential) state.Key { return state.KeyOf(c.InProjectID) }),
+	state.MultiIndex("rule", func(c *ApplicationCredential) []state.Key {
+		keys := make([]state.Key, len(c.RuleIDs))
+		for i, id := range c.RuleIDs {
+			keys[i] = state.KeyOf(id)
+		}
+		return keys
+	}),
+)
+
+// An AccessRule allows one kind of request to one service.
+type AccessRule struct {
+	resource.Meta
+	UserID  resource.ID
+	Service string // a service's type
+	Method  string
+	Path    string // * stands for a part between slashes, ** for anything, {name} as *
+}
+
+var accessRules = state.NewTable("access-rule",
+	state.Unique("rule", func(r *AccessRule) state.Key { return state.KeyOf(r.UserID, r.Service, r.Method, r.Path) }),
+	state.Index("user", func(r *AccessRule) state.Key { return state.KeyOf(r.UserID) }),
+)
+
+func (c *ApplicationCredential) expired(now time.Time) bool {
+	return !c.ExpiresAt.IsZero() && !now.Before(c.ExpiresAt)
+}
+
+// rules are what the credential is limited to; nil when it is not.
+func (c *ApplicationCredential) rules(tx *state.Tx) []*AccessRule {
+	if !c.Limited {
+		return nil
+	}
+	all := []*AccessRule{}
+	for _, id := range c.RuleIDs {
+		if r, ok := accessRules.PeekOne(tx, id); ok {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// A Request is what access rules are matched with.
+type Request struct {
+	Services []string // the types of the service that is asked
+	Method   string
+	Path     string // as in the service's own documentation, without where it is mounted
+}
+
+type requestKey struct{}
+
+// WithRequest returns a context that says what is asked, for access rules.
+func WithRequest(ctx context.Context, r Request) context.Context {
+	return context.WithValue(ctx, requestKey{}, r)
+}
+
+// permits asks whether the access rules of a session's credential, if it has any, allow the
+// context's request.
+func (n *Session) permits(ctx context.Context) error {
+	if n.Rules == nil {
+		return nil
+	}
+	r, _ := ctx.Value(requestKey{}).(Request)
+	for _, rule := range n.Rules {
+		if rule.Method == r.Method && slices.Contains(r.Services, rule.Service) && matchPath(rule.Path, r.Path) {
+			return nil
+		}
+	}
+	return fault.Errorf(fault.Unauthorized, "The access rules of the application credential do not allow this request.")
+}
+
+// matchPath matches a path with a rule's pattern.
+func matchPath(pattern, path string) bool {
+	for pattern != "" {
+		switch {
+		case strings.HasPrefix(pattern, "**"):
+			rest := strings.TrimLeft(pattern, "*")
+			for i := 0; i <= len(path); i++ {
+				if matchPath(rest, path[i:]) {
+					return true
+				}
+			}
+			return false
+		case pattern[0] == '*' || pattern[0] == '{' && strings.Contains(pattern, "}"):
+			rest := pattern[1:]
+			if pattern[0] == '{' {
+				_, rest, _ = strings.Cut(pattern, "}")
+			}
+			end := strings.IndexByte(path, '/')
+			if end < 0 {
+				end = len(path)
+			}
+			for i := end; i > 0; i-- {
+				if matchPath(rest, path[i:]) {
+					return true
+				}
+			}
+			return false
+		case path == "" || path[0] != pattern[0]:
+			return false
+		}
+		pattern, path = pattern[1:], path[1:]
+	}
+	return path == ""
+}
+
+// A NewApplicationCredential is what is asked for. The project is that of the actor's token.
+type NewApplicationCredential struct {
+	Name         string
+	Description  string
+	Secret       string // "": one is generated
+	Roles        []RoleRef
+	Rules        []AccessRule
+	RuleIDs      []resource.ID
+	Limited      bool
+	Unrestricted bool
+	ExpiresAt    time.Time
+}
+
+// A RoleRef names a role of the cloud by ID or by name.
+type RoleRef struct {
+	ID   resource.ID
+	Name string
+}
+
+func (r RoleRef) find(tx *state.Tx) (*Role, bool) {
+	if !r.ID.IsZero() {
+		return roles.PeekOne(tx, r.ID)
+	}
+	for found := range roles.Peek(tx, "name", state.Range{Prefix: state.KeyOf(resource.ID{}, r.Name)}) {
+		return found, true
+	}
+	return nil, false
+}
+
+const mostRules = 64
+
+func (c *NewApplicationCredential) check(now time.Time) error {
+	if err := checkName(c.Name, 255); err != nil {
+		return err
+	}
+	if !c.ExpiresAt.IsZero() && !c.ExpiresAt.After(now) {
+		return fault.InvalidField("expires_at", "must be in the future")
+	}
+	if len(c.Rules)+len(c.RuleIDs) > mostRules {
+		return fault.InvalidField("access_rules", "must be at most %d", mostRules)
+	}
+	for _, r := range c.Rules {
+		if r.Service == "" || !strings.HasPrefix(r.Path, "/") || len(r.Path) > 128 || strings.Count(r.Path, "*") > 8 || !slices.Contains(httpMethods, r.Method) {
+			return fault.InvalidField("access_rules", "must each have a service, a method, and a path of at most 128 characters that begins with a slash")
+		}
+	}
+	return nil
+}
+
+var httpMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+// CreateApplicationCredential makes one for the actor itself, and gives its secret, which
+// nobody can read again.
+func (s *Service) CreateApplicationCredential(ctx context.Context, user resource.ID, want NewApplicationCredential) (*ApplicationCredential, string, error) {
+	a := ActorOf(ctx)
+	switch {
+	case !a.own(user) || a.delegated():
+		return nil, "", refuse("application_credential.create")
+	case a.ProjectID.IsZero():
+		return nil, "", fault.Errorf(fault.Invalid, "An application credential is for a project: use a token with a project's scope.")
+	}
+	if err := want.check(s.now()); err != nil {
+		return nil, "", err
+	}
+	secret, hash := want.Secret, ""
+	if secret == "" {
+		secret = base64.RawURLEncoding.EncodeToString(s.random(64))
+		hash = fastHash(secret)
+	} else {
+		if len(secret) > s.config.Password.MaxLength {
+			return nil, "", fault.InvalidField("secret", "must have at most %d bytes", s.config.Password.MaxLength)
+		}
+		var err error
+		if hash, err = s.hasher.hash(ctx, secret); err != nil {
+			return nil, "", err
+		}
+	}
+	made := &ApplicationCredential{
+		UserID: user, InProjectID: a.ProjectID, Description: want.Description, Limited: want.Limited,
+		Unrestricted: want.Unrestricted, ExpiresAt: want.ExpiresAt, SecretHash: hash,
+	}
+	made.Name = want.Name
+	err := s.State.Update(ctx, func(tx *state.Tx) error {
+		made.ID = tx.NewID()
+		var err error
+		if made.RoleIDs, err = want.roles(tx, a); err != nil {
+			return err
+		}
+		if made.RuleIDs, err = want.rules(tx, user); err != nil {
+			return err
+		}
+		return appCredentials.Put(tx, made)
+	})
+	return made, secret, err
+}
+
+// roles are those that were asked for, which the actor must hold, or all of its token's.
+func (c *NewApplicationCredential) roles(tx *state.Tx, a *Actor) ([]resource.ID, error) {
+	have := imply(tx, assigned(tx, a.UserID, Scope{ProjectID: a.ProjectID}))
+	if !a.ApplicationCredentialID.IsZero() {
+		if ac, ok := appCredentials.PeekOne(tx, a.ApplicationCredentialID); ok {
+			have = held(imply(tx, ac.RoleIDs), have)
+		}
+	}
+	var ids []resource.ID
+	if len(c.Roles) == 0 {
+		for _, r := range rolesOf(tx, have) {
+			ids = append(ids, r.ID)
+		}
+		return ids, nil
+	}
+	for _, ref := range c.Roles {
+		r, ok := ref.find(tx)
+		if !ok || !slices.Contains(have, r.ID) {
+			return nil, fault.Errorf(fault.Invalid, "Invalid application credential: you do not hold one of the roles in this project.")
+		}
+		ids = append(ids, r.ID)
+	}
+	return ids, nil
+}
+
+// rules finds or makes the access rules.
+func (c *NewApplicationCredential) rules(tx *state.Tx, user resource.ID) ([]resource.ID, error) {
+	var ids []resource.ID
+	for _, id := range c.RuleIDs {
+		if r, ok := accessRules.PeekOne(tx, id); !ok || r.UserID != user {
+			return nil, fault.Errorf(fault.NotFound, "Could not find Access Rule: %s.", id.Hex())
+		}
+		ids = append(ids, id)
+	}
+	for _, r := range c.Rules {
+		if old, ok := accessRules.Lookup(tx, "rule", state.KeyOf(user, r.Service, r.Method, r.Path)); ok {
+			ids = append(ids, old.ID)
+			continue
+		}
+		r.Meta, r.UserID = resource.Meta{ID: tx.NewID()}, user
+		if err := accessRules.Put(tx, &r); err != nil {
+			return nil, err
+		}
+		ids = append(ids, r.ID)
+	}
+	return ids, nil
+}
+
+// mayReadOf asks whether the actor may see what a user keeps for itself.
+func mayReadOf(ctx context.Context, tx *state.Tx, action string, user resource.ID) error {
+	if ActorOf(ctx).own(user) {
+		return nil
+	}
+	u, ok := users.PeekOne(tx, user)
+	if !ok {
+		return missing(ctx, action, "user", user.Hex())
+	}
+	return mayRead(ctx, action, u.DomainID)
+}
+
+// ApplicationCredentialsOf lists a user's.
+func (s *Service) ApplicationCredentialsOf(ctx context.Context, user resource.ID) ([]*ApplicationCredential, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := mayReadOf(ctx, tx, "application_credential.list", user); err != nil {
+		return nil, err
+	}
+	return collect(appCredentials.Each(tx, "user", state.KeyOf(user)), nil), nil
+}
+
+// ApplicationCredential gives one of a user's.
+func (s *Service) ApplicationCredential(ctx context.Context, user, id resource.ID) (*ApplicationCredential, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := mayReadOf(ctx, tx, "application_credential.get", user); err != nil {
+		return nil, err
+	}
+	c, ok := appCredentials.Find(tx, id)
+	if !ok || c.UserID != user {
+		return nil, noApplicationCredential(id)
+	}
+	return c, nil
+}
+
+func noApplicationCredential(id resource.ID) error {
+	return fault.Errorf(fault.NotFound, "Could not find Application Credential: %s.", id.Hex())
+}
+
+// DeleteApplicationCredential deletes one; its tokens end at once.
+func (s *Service) DeleteApplicationCredential(ctx context.Context, user, id resource.ID) error {
+	return s.State.Update(ctx, func(tx *state.Tx) error {
+		if err := manageOwn(ctx, tx, "application_credential.delete", user); err != nil {
+			return err
+		}
+		if c, ok := appCredentials.PeekOne(tx, id); !ok || c.UserID != user {
+			return noApplicationCredential(id)
+		}
+		return appCredentials.Delete(tx, id)
+	})
+}
+
+// manageOwn asks whether the actor may change what a user keeps for itself: it may, by a token
+// with its full powers; and an admin may.
+func manageOwn(ctx context.Context, tx *state.Tx, action string, user resource.ID) error {
+	a := ActorOf(ctx)
+	if a.own(user) && !a.delegated() {
+		return nil
+	}
+	u, ok := users.PeekOne(tx, user)
+	switch {
+	case !ok:
+		return missing(ctx, action, "user", user.Hex())
+	case a.delegated():
+		return refuse(action)
+	}
+	return manageHolder(ctx, tx, action, user, u.DomainID)
+}
+
+// AccessRulesOf lists the rules that a user has made.
+func (s *Service) AccessRulesOf(ctx context.Context, user resource.ID) ([]*AccessRule, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := mayReadOf(ctx, tx, "access_rule.list", user); err != nil {
+		return nil, err
+	}
+	return collect(accessRules.Each(tx, "user", state.KeyOf(user)), nil), nil
+}
+
+// AccessRule gives one of a user's.
+func (s *Service) AccessRule(ctx context.Context, user, id resource.ID) (*AccessRule, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := mayReadOf(ctx, tx, "access_rule.get", user); err != nil {
+		return nil, err
+	}
+	r, ok := accessRules.Find(tx, id)
+	if !ok || r.UserID != user {
+		return nil, fault.Errorf(fault.NotFound, "Could not find Access Rule: %s.", id.Hex())
+	}
+	return r, nil
+}
+
+// DeleteAccessRule deletes a rule that no credential uses.
+func (s *Service) DeleteAccessRule(ctx context.Context, user, id resource.ID) error {
+	return s.State.Update(ctx, func(tx *state.Tx) error {
+		if err := manageOwn(ctx, tx, "access_rule.delete", user); err != nil {
+			return err
+		}
+		if r, ok := accessRules.PeekOne(tx, id); !ok || r.UserID != user {
+			return fault.Errorf(fault.NotFound, "Could not find Access Rule: %s.", id.Hex())
+		}
+		if _, used := appCredentials.Lookup(tx, "rule", state.KeyOf(id)); used {
+			return fault.Errorf(fault.Forbidden, "Access rule %s is used by an application credential.", id.Hex())
+		}
+		return accessRules.Delete(tx, id)
+	})
+}
+
+// RulesOf gives the access rules of a credential, and the names of its roles, for whoever shows it.
+func (s *Service) RulesOf(ctx context.Context, c *ApplicationCredential) ([]*AccessRule, []*Role, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c.rules(tx), rolesOf(tx, c.RoleIDs), nil
+}

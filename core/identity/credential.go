@@ -1,0 +1,225 @@
+package identity
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+)
+
+// A Credential is a secret that a user keeps with us: one of type "ec2" is an access key for
+// dialects with signatures, one of type "totp" makes one-time passcodes, others mean nothing to us.
+type Credential struct {
+	resource.Meta
+	Type        string
+	UserID      resource.ID
+	InProjectID resource.ID // where an access key counts
+	Blob        string      `secret:"true"`
+
+	Access   string // of type "ec2"
+	Secret   string `secret:"true"`
+	UsedStep int64  // of type "totp": the interval of the last passcode that was used
+}
+
+var credentials = state.NewTable("credential",
+	state.Index("user", func(c *Credential) state.Key { return state.KeyOf(c.UserID) }),
+	state.Index("project", func(c *Credential) state.Key {
+		if c.InProjectID.IsZero() {
+			return ""
+		}
+		return state.KeyOf(c.InProjectID)
+	}),
+	state.Unique("access", func(c *Credential) state.Key {
+		if c.Access == "" {
+			return ""
+		}
+		return state.KeyOf(c.Access)
+	}),
+)
+
+// An accessKey is how an "ec2" credential's blob is written.
+type accessKey struct {
+	Access string `json:"access"`
+	Secret string `json:"secret"`
+}
+
+func (c *Credential) check() error {
+	switch {
+	case c.Type == "" || len(c.Type) > 255:
+		return fault.InvalidField("type", "must have 1 to 255 characters")
+	case len(c.Blob) > 16<<10:
+		return fault.InvalidField("blob", "must be at most %d bytes", 16<<10)
+	}
+	c.Access, c.Secret = "", ""
+	if c.Type != "ec2" {
+		return nil
+	}
+	var key accessKey
+	if err := json.Unmarshal([]byte(c.Blob), &key); err != nil || key.Access == "" || key.Secret == "" || len(key.Access) > 128 {
+		return fault.InvalidField("blob", "must be a JSON object with access and secret")
+	}
+	if c.InProjectID.IsZero() {
+		return fault.InvalidField("project_id", "must be given for a credential of type ec2")
+	}
+	c.Access, c.Secret = key.Access, key.Secret
+	return nil
+}
+
+// CreateAccessKey makes an access key for a user in a project where it holds a role.
+func (s *Service) CreateAccessKey(ctx context.Context, user, project resource.ID) (*Credential, error) {
+	key := accessKey{hex.EncodeToString(s.random(16)), hex.EncodeToString(s.random(16))}
+	blob, err := json.Marshal(key)
+	if err != nil {
+		return nil, fmt.Errorf("spell an access key: %w", err)
+	}
+	return s.CreateCredential(ctx, &Credential{Type: "ec2", UserID: user, InProjectID: project, Blob: string(blob)})
+}
+
+// CreateCredential keeps a credential.
+func (s *Service) CreateCredential(ctx context.Context, c *Credential) (*Credential, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	return create(ctx, s, credentials, func(tx *state.Tx) (*Credential, error) {
+		if err := manageOwn(ctx, tx, "credential.create", c.UserID); err != nil {
+			return nil, err
+		}
+		made := *c
+		made.ID = tx.NewID()
+		return &made, made.place(ctx, tx)
+	})
+}
+
+// place checks that an access key's user may use it where it counts.
+func (c *Credential) place(ctx context.Context, tx *state.Tx) error {
+	if c.InProjectID.IsZero() {
+		return nil
+	}
+	if p, ok := projects.PeekOne(tx, c.InProjectID); !ok || p.IsDomain() {
+		return fault.Errorf(fault.NotFound, "Could not find project: %s.", c.InProjectID.Hex())
+	}
+	if !ActorOf(ctx).Admin() && !hasAny(tx, c.UserID, c.InProjectID) {
+		return fault.Errorf(fault.NotFound, "Could not find project: %s.", c.InProjectID.Hex())
+	}
+	return nil
+}
+
+func noCredential(name string) error {
+	return fault.Errorf(fault.NotFound, "Could not find credential: %s.", name)
+}
+
+// Credential gives one. Nobody but its owner and an admin of the cloud may see it.
+func (s *Service) Credential(ctx context.Context, id resource.ID) (*Credential, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c, ok := credentials.Find(tx, id)
+	if !ok || !c.seenBy(ActorOf(ctx)) {
+		return nil, noCredential(id.Hex())
+	}
+	return c, nil
+}
+
+// seenBy: a secret is power, so a mere reader of the system does not see those of others.
+func (c *Credential) seenBy(a *Actor) bool { return a.own(c.UserID) || a.Admin() }
+
+// AccessKey gives a user's credential of an access key.
+func (s *Service) AccessKey(ctx context.Context, user resource.ID, access string) (*Credential, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c, ok := credentials.Lookup(tx, "access", state.KeyOf(access))
+	if !ok || c.UserID != user || !c.seenBy(ActorOf(ctx)) {
+		return nil, noCredential(access)
+	}
+	return c, nil
+}
+
+// Credentials lists those that the actor may see, of one user or of all, and of one type or any.
+func (s *Service) Credentials(ctx context.Context, user resource.ID, typ string) ([]*Credential, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a := ActorOf(ctx)
+	if user.IsZero() && !a.Admin() {
+		user = a.UserID
+	}
+	keep := func(c *Credential) bool { return c.seenBy(a) && (typ == "" || c.Type == typ) }
+	if user.IsZero() {
+		return collect(credentials.All(tx), keep), nil
+	}
+	return collect(credentials.Each(tx, "user", state.KeyOf(user)), keep), nil
+}
+
+// UpdateCredential changes a credential; its owner only stays the same unless an admin gives it away.
+func (s *Service) UpdateCredential(ctx context.Context, id resource.ID, change func(*Credential) error) (*Credential, error) {
+	var after *Credential
+	err := s.State.Update(ctx, func(tx *state.Tx) error {
+		c, ok := credentials.Find(tx, id)
+		if !ok || !c.seenBy(ActorOf(ctx)) {
+			return noCredential(id.Hex())
+		}
+		if err := manageOwn(ctx, tx, "credential.update", c.UserID); err != nil {
+			return err
+		}
+		if err := change(c); err != nil {
+			return err
+		}
+		if err := manageOwn(ctx, tx, "credential.update", c.UserID); err != nil {
+			return err
+		}
+		if err := c.check(); err != nil {
+			return err
+		}
+		if err := c.place(ctx, tx); err != nil {
+			return err
+		}
+		after = c
+		return credentials.Put(tx, c)
+	})
+	return after, err
+}
+
+// DeleteCredential forgets a credential.
+func (s *Service) DeleteCredential(ctx context.Context, id resource.ID) error {
+	return s.State.Update(ctx, func(tx *state.Tx) error {
+		c, ok := credentials.PeekOne(tx, id)
+		if !ok || !c.seenBy(ActorOf(ctx)) {
+			return noCredential(id.Hex())
+		}
+		if err := manageOwn(ctx, tx, "credential.delete", c.UserID); err != nil {
+			return err
+		}
+		return credentials.Delete(tx, id)
+	})
+}
+
+// EC2Secret gives the secret of an access key and who uses it, for dialects whose requests are
+// signed. A fault of kind Unauthorized when there is no such key or it cannot be used now.
+func (s *Service) EC2Secret(_ context.Context, access string) (string, *Actor, error) {
+	tx := s.State.Latest()
+	for c := range credentials.Peek(tx, "access", state.Range{Prefix: state.KeyOf(access)}) {
+		u, ok := users.PeekOne(tx, c.UserID)
+		if !ok {
+			break
+		}
+		now := s.now()
+		claim := &Claim{UserID: u.ID, Epoch: u.Epoch, Scope: Scope{ProjectID: c.InProjectID}, Methods: BySignature,
+			IssuedAt: now, ExpiresAt: now.Add(s.config.TokenLife)}
+		n, err := open(tx, claim, now)
+		if err != nil {
+			return "", nil, err
+		}
+		a := n.Actor()
+		a.TokenID = ""
+		return c.Secret, a, nil
+	}
+	return "", nil, unauthorized
+}

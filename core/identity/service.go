@@ -1,0 +1,136 @@
+package identity
+
+import (
+	"context"
+	"crypto/rand"
+	"io"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+)
+
+// DefaultDomain is the domain of whoever names none.
+var DefaultDomain = resource.MustID("00000000-0000-7000-8000-000000000001")
+
+// Config is what an operator may choose. The zero value is sound.
+type Config struct {
+	TokenLife time.Duration // of a token that was asked for with a secret; an hour when 0
+	Password  PasswordRules
+	Lockout   Lockout
+	Hash      HashCost
+	MaxDepth  int // of a project tree, its domain counted; 5 when 0
+
+	Now    func() time.Time // the clock for expiry; time.Now when nil
+	Random io.Reader        // for secrets; crypto/rand when nil
+}
+
+// A Service answers who asks, and keeps those who may. Its methods may be called from
+// any number of goroutines.
+type Service struct {
+	State  *state.State
+	config Config
+	hasher *hasher
+}
+
+// New makes the service on a state. Bootstrap fills an empty one.
+func New(s *state.State, c Config) *Service {
+	if c.TokenLife == 0 {
+		c.TokenLife = time.Hour
+	}
+	if c.MaxDepth == 0 {
+		c.MaxDepth = 5
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Random == nil {
+		c.Random = rand.Reader
+	}
+	c.Password = c.Password.withDefaults()
+	c.Lockout = c.Lockout.withDefaults()
+	return &Service{State: s, config: c, hasher: newHasher(c.Hash, c.Random)}
+}
+
+func (s *Service) now() time.Time { return s.config.Now().UTC() }
+
+// random gives n bytes for a secret. It is never called inside a transaction.
+func (s *Service) random(n int) []byte {
+	b := make([]byte, n)
+	if _, err := io.ReadFull(s.config.Random, b); err != nil {
+		panic("identity: random source failed: " + err.Error())
+	}
+	return b
+}
+
+// create runs a transaction that makes one object, and gives the object back. A repeated
+// request with the same idempotency key gets the first one's.
+func create[T any](ctx context.Context, s *Service, table *state.Table[T], make func(tx *state.Tx) (*T, error)) (*T, error) {
+	id, err := state.Do(ctx, s.State, func(tx *state.Tx) (resource.ID, error) {
+		obj, err := make(tx)
+		if err != nil {
+			return resource.ID{}, err
+		}
+		if err := table.Put(tx, obj); err != nil {
+			return resource.ID{}, err
+		}
+		return any(obj).(resource.Object).GetMeta().ID, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return table.Get(tx, id)
+}
+
+// edit runs a transaction that changes one object, and gives what it became.
+func edit[T any](ctx context.Context, s *Service, table *state.Table[T], id resource.ID, change func(tx *state.Tx, obj *T) error) (*T, error) {
+	var after *T
+	err := s.State.Update(ctx, func(tx *state.Tx) error {
+		obj, ok := table.Find(tx, id)
+		if !ok {
+			return missing(ctx, table.Kind()+".update", table.Kind(), id.Hex())
+		}
+		if err := change(tx, obj); err != nil {
+			return err
+		}
+		after = obj
+		return table.Put(tx, obj)
+	})
+	return after, err
+}
+
+// collect gives what a sequence has and keep keeps.
+func collect[T any](seq func(func(*T) bool), keep func(*T) bool) []*T {
+	all := []*T{}
+	for item := range seq {
+		if keep == nil || keep(item) {
+			all = append(all, item)
+		}
+	}
+	return all
+}
+
+// checkName refuses what cannot be a name.
+func checkName(name string, most int) error {
+	switch {
+	case name == "" || isBlank(name):
+		return fault.InvalidField("name", "must not be empty")
+	case len([]rune(name)) > most:
+		return fault.InvalidField("name", "must be at most %d characters", most)
+	}
+	return nil
+}
+
+func isBlank(s string) bool {
+	for _, r := range s {
+		if r != ' ' && r != '\t' && r != '\n' && r != '\r' {
+			return false
+		}
+	}
+	return true
+}

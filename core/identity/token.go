@@ -1,0 +1,450 @@
+package identity
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+)
+
+// A token is a claim with a MAC: who it is for, where it counts, until when. Nobody can make one
+// without a key, so that checking one needs no record of it. What the claim does not hold
+// (roles, whether the user is enabled, whether the token was revoked) is looked up in the
+// tables for each request, so that every change takes effect at once.
+
+// A Claim is what a token says.
+type Claim struct {
+	UserID    resource.ID
+	Epoch     uint32 // the user's, when the token was made
+	Scope     Scope
+	Via       Via
+	ViaID     resource.ID // the application credential or the trust
+	AuditID   resource.ID // names the token, without giving it away
+	ParentID  resource.ID // the audit ID of the first token of a chain; zero for a first one
+	Methods   Methods
+	IssuedAt  time.Time // in whole milliseconds
+	ExpiresAt time.Time
+}
+
+// Via is what else than a user's own roles stands behind a token.
+type Via byte
+
+const (
+	ViaUser Via = iota
+	ViaApplicationCredential
+	ViaTrust
+)
+
+// Methods are the ways in which a user proved who it is; a set of bits.
+type Methods byte
+
+const (
+	ByPassword Methods = 1 << iota
+	ByToken
+	ByApplicationCredential
+	ByTOTP
+	BySignature // an EC2 or S3 signature
+)
+
+// A TokenKey signs tokens. The newest one signs; the older ones are kept for as long as
+// a token of theirs can live.
+type TokenKey struct {
+	resource.Meta
+	Serial int    // stands in the tokens
+	Secret []byte `secret:"true"`
+}
+
+var tokenKeys = state.NewTable("token-key",
+	state.Unique("serial", func(k *TokenKey) state.Key { return state.KeyOf(k.Serial) }),
+)
+
+// A Revocation ends one token before its time. Its ID is the token's audit ID.
+type Revocation struct {
+	resource.Meta
+	ExpiresAt time.Time // the token's: then the revocation can be forgotten
+}
+
+var revocations = state.NewTable("revocation",
+	state.Index("expiry", func(r *Revocation) state.Key { return state.KeyOf(r.ExpiresAt) }),
+)
+
+// The layout of a token: a version, the key's serial, what follows, then the MAC of all before it.
+const (
+	tokenVersion  = 1
+	tokenKeyBytes = 32
+	macBytes      = sha256.Size
+	claimLeast    = 1 + 4 + 1 + 1 + 16 + 4 + 16 + 8 + 8
+	claimMost     = claimLeast + 3*16
+	// TokenMost is the length of the longest token in characters.
+	TokenMost = ((claimMost+macBytes)*8 + 5) / 6
+)
+
+// Bits of a token's second part.
+const (
+	shapeProject = 1 << iota
+	shapeDomain
+	shapeSystem
+	shapeParent
+	shapeCredential
+	shapeTrust
+)
+
+var errToken = errors.New("not a token")
+
+func (c *Claim) encode(key *TokenKey) string {
+	b := make([]byte, 0, claimMost+macBytes)
+	b = append(b, tokenVersion)
+	b = binary.BigEndian.AppendUint32(b, uint32(key.Serial))
+	b = append(b, c.shape(), byte(c.Methods))
+	b = append(b, c.UserID[:]...)
+	b = binary.BigEndian.AppendUint32(b, c.Epoch)
+	b = append(b, c.AuditID[:]...)
+	b = binary.BigEndian.AppendUint64(b, uint64(c.IssuedAt.UnixMilli()))
+	b = binary.BigEndian.AppendUint64(b, uint64(c.ExpiresAt.UnixMilli()))
+	for _, id := range []resource.ID{c.Scope.id(), c.ParentID, c.ViaID} {
+		if !id.IsZero() {
+			b = append(b, id[:]...)
+		}
+	}
+	return base64.RawURLEncoding.EncodeToString(append(b, mac(key, b)...))
+}
+
+func (c *Claim) shape() byte {
+	var shape byte
+	switch c.Scope.kind() {
+	case "project":
+		shape |= shapeProject
+	case "domain":
+		shape |= shapeDomain
+	case "system":
+		shape |= shapeSystem
+	}
+	if !c.ParentID.IsZero() {
+		shape |= shapeParent
+	}
+	switch c.Via {
+	case ViaApplicationCredential:
+		shape |= shapeCredential
+	case ViaTrust:
+		shape |= shapeTrust
+	}
+	return shape
+}
+
+func mac(key *TokenKey, b []byte) []byte {
+	h := hmac.New(sha256.New, key.Secret)
+	h.Write(b)
+	return h.Sum(nil)
+}
+
+// decode checks a token's MAC, with the key that find gives for its serial, and reads it. Whatever
+// is wrong, the answer is the same.
+func decode(token string, find func(serial int) *TokenKey) (*Claim, error) {
+	if len(token) > TokenMost {
+		return nil, errToken
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(token)
+	if err != nil || len(b) < claimLeast+macBytes || b[0] != tokenVersion {
+		return nil, errToken
+	}
+	key := find(int(binary.BigEndian.Uint32(b[1:])))
+	if key == nil {
+		return nil, errToken
+	}
+	b, sum := b[:len(b)-macBytes], b[len(b)-macBytes:]
+	if !hmac.Equal(sum, mac(key, b)) {
+		return nil, errToken
+	}
+	return parse(b)
+}
+
+// parse reads what encode wrote, less the MAC.
+func parse(b []byte) (*Claim, error) {
+	shape, rest := b[5], b[7:]
+	next := func() (id resource.ID) {
+		if len(rest) < len(id) {
+			rest = nil
+			return id
+		}
+		copy(id[:], rest)
+		rest = rest[len(id):]
+		return id
+	}
+	c := &Claim{Methods: Methods(b[6]), UserID: next()}
+	c.Epoch, rest = binary.BigEndian.Uint32(rest), rest[4:]
+	c.AuditID = next()
+	c.IssuedAt, rest = time.UnixMilli(int64(binary.BigEndian.Uint64(rest))).UTC(), rest[8:]
+	c.ExpiresAt, rest = time.UnixMilli(int64(binary.BigEndian.Uint64(rest))).UTC(), rest[8:]
+	switch shape & (shapeProject | shapeDomain | shapeSystem) {
+	case 0:
+	case shapeProject:
+		c.Scope.ProjectID = next()
+	case shapeDomain:
+		c.Scope.DomainID = next()
+	case shapeSystem:
+		c.Scope.System = true
+	default:
+		return nil, errToken
+	}
+	if shape&shapeParent != 0 {
+		c.ParentID = next()
+	}
+	switch shape & (shapeCredential | shapeTrust) {
+	case 0:
+	case shapeCredential:
+		c.Via, c.ViaID = ViaApplicationCredential, next()
+	case shapeTrust:
+		c.Via, c.ViaID = ViaTrust, next()
+	default:
+		return nil, errToken
+	}
+	if len(rest) != 0 || c.shape() != shape {
+		return nil, errToken
+	}
+	return c, nil
+}
+
+func findKey(tx *state.Tx) func(int) *TokenKey {
+	return func(serial int) *TokenKey {
+		for k := range tokenKeys.Peek(tx, "serial", state.Range{Prefix: state.KeyOf(serial)}) {
+			return k
+		}
+		return nil
+	}
+}
+
+func newestKey(tx *state.Tx) *TokenKey {
+	for k := range tokenKeys.Peek(tx, "serial", state.Range{Reverse: true}) {
+		return k
+	}
+	return nil
+}
+
+// signingKey gives the newest key, and makes the first one.
+func (s *Service) signingKey(ctx context.Context) (*TokenKey, error) {
+	if k := newestKey(s.State.Latest()); k != nil {
+		return k, nil
+	}
+	if err := s.addKey(ctx, true); err != nil {
+		return nil, err
+	}
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if k := newestKey(tx); k != nil {
+		return k, nil
+	}
+	return nil, fmt.Errorf("there is no key to sign tokens with")
+}
+
+func (s *Service) addKey(ctx context.Context, first bool) error {
+	secret := s.random(tokenKeyBytes)
+	return s.State.Update(ctx, func(tx *state.Tx) error {
+		newest, serial := newestKey(tx), 1
+		if newest != nil {
+			if first {
+				return nil
+			}
+			serial = newest.Serial + 1
+		}
+		return tokenKeys.Put(tx, &TokenKey{Meta: resource.Meta{ID: tx.NewID()}, Serial: serial, Secret: secret})
+	})
+}
+
+// RotateKeys makes a new key to sign tokens with. Tokens of the older keys stay good for their
+// time; Sweep forgets the keys after that.
+func (s *Service) RotateKeys(ctx context.Context) error { return s.addKey(ctx, false) }
+
+// Sweep forgets what time has made useless: revocations of expired tokens, and keys whose tokens have
+// all expired. It may run at any time.
+func (s *Service) Sweep(ctx context.Context) error {
+	return s.State.Update(ctx, func(tx *state.Tx) error {
+		var old []resource.ID
+		for r := range revocations.Peek(tx, "expiry", state.Range{}) {
+			if r.ExpiresAt.After(tx.Now()) || len(old) == 1000 {
+				break
+			}
+			old = append(old, r.ID)
+		}
+		for _, id := range old {
+			if err := revocations.Delete(tx, id); err != nil {
+				return err
+			}
+		}
+		keys := collect(tokenKeys.Each(tx, "serial", ""), nil)
+		for i := 0; i+1 < len(keys); i++ {
+			// A key signs until the next one is made.
+			if keys[i+1].CreatedAt.Add(s.config.TokenLife).Before(tx.Now()) {
+				if err := tokenKeys.Delete(tx, keys[i].ID); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+var unauthorized = fault.Errorf(fault.Unauthorized, "The request you have made requires authentication.")
+
+// A Session is a verified token, with what it stands for at this moment.
+type Session struct {
+	Claim
+	User       *User
+	UserDomain *Project
+	Project    *Project // of a project's scope
+	Domain     *Project // of a domain's scope, or of the project
+	Roles      []*Role
+
+	Credential *ApplicationCredential // when Via says so
+	Trust      *Trust
+	Rules      []*AccessRule // what the credential is limited to; nil: nothing
+}
+
+// Actor is who a session makes of its holder.
+func (n *Session) Actor() *Actor {
+	a := &Actor{
+		UserID: n.User.ID, UserName: n.User.Name, UserDomainID: n.User.DomainID,
+		ProjectID: n.Scope.ProjectID, DomainID: n.Scope.DomainID, System: n.Scope.System,
+		Roles: names(n.Roles), TokenID: n.AuditID.Hex(), ExpiresAt: n.ExpiresAt,
+	}
+	if n.Credential != nil {
+		a.ApplicationCredentialID, a.Unrestricted = n.Credential.ID, n.Credential.Unrestricted
+	}
+	if n.Trust != nil {
+		a.TrustID = n.Trust.ID
+	}
+	return a
+}
+
+// Verify answers who holds a token. A fault of kind Unauthorized for one that is forged, expired
+// or revoked, or whose user or scope is not usable any more.
+func (s *Service) Verify(ctx context.Context, token string) (*Actor, error) {
+	n, err := s.Session(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.permits(ctx); err != nil {
+		return nil, err
+	}
+	return n.Actor(), nil
+}
+
+// Session verifies a token and gives all that it stands for. What it points to is shared: look, do not touch.
+func (s *Service) Session(ctx context.Context, token string) (*Session, error) {
+	tx := s.State.Latest()
+	c, err := decode(token, findKey(tx))
+	if err != nil {
+		return nil, unauthorized
+	}
+	now := s.now()
+	if !now.Before(c.ExpiresAt) || revocations.Has(tx, c.AuditID) {
+		return nil, unauthorized
+	}
+	return open(tx, c, now)
+}
+
+// open looks up what a claim stands for, and whether all of it is still good.
+func open(tx *state.Tx, c *Claim, now time.Time) (*Session, error) {
+	n := &Session{Claim: *c}
+	var ok bool
+	if n.User, ok = users.PeekOne(tx, c.UserID); !ok || !n.User.Enabled || n.User.Epoch != c.Epoch {
+		return nil, unauthorized
+	}
+	if n.UserDomain, ok = projects.PeekOne(tx, n.User.DomainID); !ok || !n.UserDomain.Enabled {
+		return nil, unauthorized
+	}
+	switch c.Scope.kind() {
+	case "project":
+		if n.Project, ok = projects.PeekOne(tx, c.Scope.ProjectID); !ok || !n.Project.Enabled || n.Project.IsDomain() {
+			return nil, unauthorized
+		}
+		if n.Domain, ok = projects.PeekOne(tx, n.Project.DomainID); !ok || !n.Domain.Enabled {
+			return nil, unauthorized
+		}
+	case "domain":
+		if n.Domain, ok = projects.PeekOne(tx, c.Scope.DomainID); !ok || !n.Domain.Enabled || !n.Domain.IsDomain() {
+			return nil, unauthorized
+		}
+	}
+	if err := n.findRoles(tx, now); err != nil {
+		return nil, err
+	}
+	if c.Scope.kind() != "" && len(n.Roles) == 0 {
+		return nil, unauthorized
+	}
+	return n, nil
+}
+
+func (n *Session) findRoles(tx *state.Tx, now time.Time) error {
+	switch n.Via {
+	case ViaApplicationCredential:
+		ac, ok := appCredentials.PeekOne(tx, n.ViaID)
+		if !ok || ac.UserID != n.UserID || ac.InProjectID != n.Scope.ProjectID || ac.expired(now) {
+			return unauthorized
+		}
+		n.Credential, n.Rules = ac, ac.rules(tx)
+		n.Roles = rolesOf(tx, held(imply(tx, ac.RoleIDs), imply(tx, assigned(tx, n.UserID, n.Scope))))
+	case ViaTrust:
+		t, ok := trusts.PeekOne(tx, n.ViaID)
+		if !ok || t.expired(now) || t.InProjectID != n.Scope.ProjectID {
+			return unauthorized
+		}
+		if !t.usable(tx, n.UserID) {
+			return unauthorized
+		}
+		n.Trust = t
+		n.Roles = rolesOf(tx, held(imply(tx, t.RoleIDs), imply(tx, assigned(tx, t.TrustorID, n.Scope))))
+	default:
+		if n.Scope.kind() != "" {
+			n.Roles = effective(tx, n.UserID, n.Scope)
+		}
+	}
+	return nil
+}
+
+// held gives those that are also in the second list.
+func held(want, have []resource.ID) []resource.ID {
+	var both []resource.ID
+	for _, id := range want {
+		for _, h := range have {
+			if id == h {
+				both = append(both, id)
+				break
+			}
+		}
+	}
+	return both
+}
+
+// RevokeToken ends a token. Whoever holds a token may end it; an admin may end any.
+func (s *Service) RevokeToken(ctx context.Context, n *Session) error {
+	a := ActorOf(ctx)
+	if !a.own(n.UserID) && !a.manages(n.User.DomainID) {
+		return refuse("token.revoke")
+	}
+	return s.State.Update(ctx, func(tx *state.Tx) error {
+		if revocations.Has(tx, n.AuditID) {
+			return nil
+		}
+		return revocations.Put(tx, &Revocation{Meta: resource.Meta{ID: n.AuditID}, ExpiresAt: n.ExpiresAt})
+	})
+}
+
+// MayValidate asks whether the actor may look at another's token: services, admins and readers
+// of the system may, and everybody at their own.
+func (s *Service) MayValidate(ctx context.Context, n *Session) error {
+	a := ActorOf(ctx)
+	if a.own(n.UserID) || a.readsAll() || a.Has("service") {
+		return nil
+	}
+	return refuse("token.validate")
+}
