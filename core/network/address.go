@@ -208,20 +208,38 @@ func eui64(prefix netip.Prefix, mac string) (netip.Addr, error) {
 func parseMAC(s string) (m [6]byte, err error) {
 	raw, err := net.ParseMAC(s)
 	if err != nil || len(raw) != 6 || len(s) != 17 {
-		return m, fault.Errorf(fault.Invalid, "'%s' is not a valid MAC address.", s).WithCode("mac")
+		return m, invalid("mac", "'%s' is not a valid MAC address.", s)
 	}
 	return [6]byte(raw), nil
 }
 
-// newMAC makes an address that no port of the cloud has: unicast, locally administered.
+// Our MAC addresses: unicast, locally administered, all with one prefix. The first one of a cloud is
+// random, so that two clouds on one wire differ, and the others follow it, so that the IPv6 addresses
+// made of them lie side by side.
+const (
+	macPrefix = "fa:16:3e:"
+	lastMAC   = 1<<24 - 1
+)
+
+// newMAC makes an address that no port of the cloud has.
 func newMAC(tx *state.Tx) (string, error) {
-	for range 64 {
-		var b [3]byte
-		tx.Random(b[:])
-		mac := fmt.Sprintf("fa:16:3e:%02x:%02x:%02x", b[0], b[1], b[2])
-		if _, taken := ports.Lookup(tx, "mac", state.KeyOf(mac)); !taken {
-			return mac, nil
-		}
+	spell := func(n uint64) string {
+		return fmt.Sprintf(macPrefix+"%02x:%02x:%02x", byte(n>>16), byte(n>>8), byte(n))
 	}
-	return "", fault.Errorf(fault.Exhausted, "Unable to find a free MAC address.").WithCode("no-mac")
+	used := func(n uint64) bool {
+		_, taken := ports.Lookup(tx, "mac", state.KeyOf(spell(n)))
+		return taken
+	}
+	highest := random(tx) % (lastMAC / 2)
+	for p := range ports.Peek(tx, "mac", state.Range{Prefix: macPrefix, Reverse: true}) {
+		if m, err := parseMAC(p.MAC); err == nil {
+			highest = uint64(m[3])<<16 | uint64(m[4])<<8 | uint64(m[5])
+		}
+		break
+	}
+	n, ok := pickFree(tx, 1, lastMAC, highest, used)
+	if !ok {
+		return "", fault.Errorf(fault.Exhausted, "Unable to find a free MAC address.").WithCode("no-mac")
+	}
+	return spell(n), nil
 }

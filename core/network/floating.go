@@ -223,10 +223,7 @@ func routerTo(tx *state.Tx, externalID resource.ID, fixed FixedAddress) (found r
 	if !there {
 		return found, false
 	}
-	for p := range ports.Peek(tx, "subnet", state.Range{Prefix: state.KeyOf(s.ID)}) {
-		if p.Owner != OwnerRouter {
-			continue
-		}
+	for p := range ports.Peek(tx, "leg", state.Range{Prefix: state.KeyOf(s.ID)}) {
 		id, err := resource.ParseID(p.DeviceID)
 		if err != nil {
 			continue

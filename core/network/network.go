@@ -178,8 +178,7 @@ func changeNetwork(ctx context.Context, tx *state.Tx, was, now *Network) error {
 func removeNetwork(ctx context.Context, tx *state.Tx, n *Network) error {
 	for p := range ports.Each(tx, "network", state.KeyOf(n.ID)) {
 		if p.Owner != OwnerDHCP {
-			return fault.Errorf(fault.Conflict, "Unable to complete operation on network %s. There are one or more ports still in use on the network, id for these ports is %s.", n.ID, p.ID).
-				WithCode("network-in-use")
+			return networkInUse(n.ID, p.ID)
 		}
 	}
 	for _, id := range subnets.IDs(tx, "network", state.KeyOf(n.ID)) {
@@ -191,6 +190,11 @@ func removeNetwork(ctx context.Context, tx *state.Tx, n *Network) error {
 		return err
 	}
 	return networks.Delete(tx, n.ID)
+}
+
+func networkInUse(id, port resource.ID) error {
+	return fault.Errorf(fault.Conflict, "Unable to complete operation on network %s. There are one or more ports still in use on the network, id for these ports is %s.", id, port).
+		WithCode("network-in-use")
 }
 
 // mayWishNetwork asks for what only some may set.

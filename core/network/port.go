@@ -80,7 +80,7 @@ func (p *Port) Status() Status {
 			return Down
 		}
 		return Active
-	case p.HostID.IsZero() || !p.AdminUp:
+	case p.Owner != OwnerServer || p.HostID.IsZero() || !p.AdminUp:
 		return Down
 	case p.Wired:
 		return Active
@@ -141,6 +141,14 @@ func (p *Port) subnetTexts() []string {
 	return texts
 }
 
+func (p *Port) subnetKeys() []state.Key {
+	keys := make([]state.Key, len(p.Fixed))
+	for i, f := range p.Fixed {
+		keys[i] = state.KeyOf(f.SubnetID)
+	}
+	return keys
+}
+
 func textKey(value string) (state.Key, bool) { return state.KeyOf(value), value != "" }
 
 func addressKey(value string) (state.Key, bool) {
@@ -180,13 +188,23 @@ var ports = state.NewTable[Port]("port",
 		return state.KeyOf(p.NetworkID, p.HostID)
 	}),
 	state.MultiIndex("group", func(p *Port) []state.Key { return idKeys(p.Groups) }),
-	state.MultiIndex("subnet", func(p *Port) []state.Key {
-		keys := make([]state.Key, len(p.Fixed))
-		for i, f := range p.Fixed {
-			keys[i] = state.KeyOf(f.SubnetID)
+	state.MultiIndex("group-host", func(p *Port) []state.Key {
+		if p.HostID.IsZero() {
+			return nil
+		}
+		keys := make([]state.Key, len(p.Groups))
+		for i, id := range p.Groups {
+			keys[i] = state.KeyOf(id, p.HostID)
 		}
 		return keys
 	}),
+	state.MultiIndex("leg", func(p *Port) []state.Key { // routers' interfaces by subnet
+		if p.Owner != OwnerRouter {
+			return nil
+		}
+		return p.subnetKeys()
+	}),
+	state.MultiIndex("subnet", (*Port).subnetKeys),
 	// In the order of addresses, so that a free one is found; ip is the same without the network.
 	state.MultiIndex("address", func(p *Port) []state.Key {
 		keys := make([]state.Key, len(p.Fixed))

@@ -30,7 +30,7 @@ type Router struct {
 	NoNDPProxy  bool
 
 	// Found out by the control plane.
-	HostID resource.ID // where the gateway is: translation and floating addresses
+	HostID resource.ID // where it is realized; its ports are bound there
 }
 
 // A RouterGateway is a router's leg in an external network.
@@ -60,8 +60,8 @@ var routerFields = common(fields[Router]{
 var routers = state.NewTable[Router]("router",
 	facets(routerFields),
 	state.Index("host", func(r *Router) state.Key { return nonZero(r.HostID) }),
-	state.Index("homeless", func(r *Router) state.Key { // gateways that no host has yet
-		if r.Gateway == nil || !r.HostID.IsZero() {
+	state.Index("homeless", func(r *Router) state.Key { // those that no host has yet
+		if !r.HostID.IsZero() {
 			return ""
 		}
 		return state.KeyOf(true)
@@ -99,6 +99,7 @@ func addRouter(ctx context.Context, tx *state.Tx, r *Router) error {
 	if err := checkQuota(tx, r.ProjectID, "router"); err != nil {
 		return err
 	}
+	settle(tx, r)
 	if err := plugGateway(ctx, tx, r); err != nil {
 		return err
 	}
@@ -195,12 +196,11 @@ func plugGateway(ctx context.Context, tx *state.Tx, r *Router) error {
 		return err
 	}
 	p := &Port{Meta: resource.Meta{ID: tx.NewID()}, NetworkID: n.ID, AdminUp: true, Fixed: r.Gateway.Fixed,
-		DeviceID: r.ID.String(), Owner: OwnerGateway, Groups: []resource.ID{}, VNIC: NormalVNIC}
+		DeviceID: r.ID.String(), Owner: OwnerGateway, HostID: r.HostID, Groups: []resource.ID{}, VNIC: NormalVNIC}
 	if err := makePort(ctx, tx, n, p); err != nil {
 		return err
 	}
 	r.Gateway.PortID, r.Gateway.Fixed = p.ID, p.Fixed
-	settle(tx, r)
 	return nil
 }
 
@@ -257,7 +257,7 @@ func unplugGateway(tx *state.Tx, was, now *Router) error {
 	if err := ports.Delete(tx, was.Gateway.PortID); err != nil {
 		return err
 	}
-	now.Gateway, now.HostID = nil, resource.ID{}
+	now.Gateway = nil
 	return nil
 }
 
@@ -408,7 +408,7 @@ func makeInterface(ctx context.Context, tx *state.Tx, r *Router, subnetID resour
 		address = netip.Addr{}
 	}
 	p := &Port{Meta: resource.Meta{ID: tx.NewID(), ProjectID: r.ProjectID}, NetworkID: s.NetworkID, AdminUp: true,
-		Fixed: []FixedAddress{{s.ID, address}}, DeviceID: r.ID.String(), Owner: OwnerRouter, Groups: []resource.ID{}, VNIC: NormalVNIC}
+		Fixed: []FixedAddress{{s.ID, address}}, DeviceID: r.ID.String(), Owner: OwnerRouter, HostID: r.HostID, Groups: []resource.ID{}, VNIC: NormalVNIC}
 	return p, makePort(ctx, tx, n, p)
 }
 
@@ -455,7 +455,7 @@ func adoptInterface(ctx context.Context, tx *state.Tx, r *Router, portID resourc
 	if v4 > 1 {
 		return nil, invalid("bad-interface", "Bad router request: Cannot have multiple IPv4 subnets on router port.")
 	}
-	p.DeviceID, p.Owner, p.OwnerLabel, p.Adopted = r.ID.String(), OwnerRouter, "", true
+	p.DeviceID, p.Owner, p.OwnerLabel, p.HostID = r.ID.String(), OwnerRouter, "", r.HostID
 	p.Groups, p.PortSecurity, p.AllowedPairs = []resource.ID{}, false, nil
 	return p, ports.Put(tx, p)
 }
@@ -556,13 +556,10 @@ func (s *Service) RemoveRoutes(ctx context.Context, routerID resource.ID, routes
 	})
 }
 
-// settle puts a router's gateway on a host, if it is on none that still exists: on the one in
-// its zone that has the fewest.
+// settle puts a router on a host, if it is on none that still exists: on the one in its zones that
+// has the fewest.
 func settle(tx *state.Tx, r *Router) {
-	if r.Gateway == nil {
-		return
-	}
-	if _, ok := host.Find(tx, r.HostID); ok {
+	if _, ok := host.Table().PeekOne(tx, r.HostID); ok {
 		return
 	}
 	r.HostID = resource.ID{}
@@ -575,4 +572,19 @@ func settle(tx *state.Tx, r *Router) {
 			least, r.HostID = n, h.ID
 		}
 	}
+}
+
+// followHome binds a router's ports to where the router is.
+func followHome(tx *state.Tx, r *Router) error {
+	for _, id := range ports.IDs(tx, "device", state.KeyOf(r.ID.String())) {
+		p, _ := ports.Find(tx, id)
+		if !p.Owner.internal() || p.HostID == r.HostID {
+			continue
+		}
+		p.HostID = r.HostID
+		if err := ports.Put(tx, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -1,0 +1,256 @@
+package network
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"go4.org/netipx"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+)
+
+// What follows derives what hosts are to make real. It reads and decides nothing. A router
+// is realized on one host, its HostID, and its ports are bound there: frames for its legs
+// go there from wherever they are sent.
+
+// SegmentFor is a network as a host is to make it real; false when nothing of it is there.
+func SegmentFor(tx *state.Tx, networkID, hostID resource.ID) (Segment, bool) {
+	n, ok := networks.PeekOne(tx, networkID)
+	if !ok || !present(tx, networkID, hostID) {
+		return Segment{}, false
+	}
+	s := Segment{ID: n.ID, ProjectID: n.ProjectID, MTU: n.MTU, Physical: n.Physical}
+	if n.Kind == Overlay {
+		s.VNI = n.Segment
+	} else {
+		s.VLAN = n.Segment
+	}
+	for sub := range subnets.Peek(tx, "network", state.Range{Prefix: state.KeyOf(networkID)}) {
+		s.Subnets = append(s.Subnets, segmentSubnet(tx, n, sub))
+	}
+	if n.Kind == Overlay {
+		s.Neighbors = neighbors(tx, networkID, hostID)
+	}
+	return s, true
+}
+
+// present reports whether a host has something plugged into a network.
+func present(tx *state.Tx, networkID, hostID resource.ID) bool {
+	for range ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(networkID, hostID)}) {
+		return true
+	}
+	return false
+}
+
+func segmentSubnet(tx *state.Tx, n *Network, s *Subnet) SegmentSubnet {
+	out := SegmentSubnet{ID: s.ID, CIDR: s.CIDR, Gateway: s.Gateway, DHCP: s.DHCP, DNS: s.DNS, Routes: s.Routes,
+		V6Mode: string(s.V6Mode), RAMode: string(s.RAMode), MetadataOn: !n.External && n.AdminUp}
+	for p := range ports.Peek(tx, "leg", state.Range{Prefix: state.KeyOf(s.ID)}) {
+		mine := slices.Contains(p.Fixed, FixedAddress{s.ID, s.Gateway})
+		if mine || s.CIDR.Addr().Is6() && out.RouterMAC == "" {
+			out.RouterMAC = p.MAC
+		}
+	}
+	return out
+}
+
+// neighbors are the ports of a network on other hosts that can be reached.
+func neighbors(tx *state.Tx, networkID, hostID resource.ID) []Neighbor {
+	var found []Neighbor
+	var at resource.ID
+	var address netip.Addr
+	for p := range ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(networkID)}) {
+		if p.HostID == hostID {
+			continue
+		}
+		if p.HostID != at {
+			at, address = p.HostID, netip.Addr{}
+			if h, ok := host.Table().PeekOne(tx, at); ok {
+				address = h.Address
+			}
+		}
+		if !address.IsValid() {
+			continue
+		}
+		n := Neighbor{MAC: p.MAC, Host: address}
+		for _, f := range p.Fixed {
+			n.Addresses = append(n.Addresses, f.Address)
+		}
+		found = append(found, n)
+	}
+	return found
+}
+
+// AttachmentFor is a server's port as its host is to make it real; false when it is on none.
+func AttachmentFor(tx *state.Tx, portID resource.ID) (Attachment, bool) {
+	p, ok := ports.PeekOne(tx, portID)
+	if !ok || p.Owner != OwnerServer || p.HostID.IsZero() {
+		return Attachment{}, false
+	}
+	n, ok := networks.PeekOne(tx, p.NetworkID)
+	if !ok {
+		return Attachment{}, false
+	}
+	server, err := resource.ParseID(p.DeviceID)
+	if err != nil {
+		return Attachment{}, false
+	}
+	a := Attachment{ID: p.ID, NetworkID: p.NetworkID, ProjectID: p.ProjectID, ServerID: server, MAC: p.MAC,
+		Addresses: p.Fixed, AllowedPairs: p.AllowedPairs, PortSecurity: p.PortSecurity, Groups: p.Groups,
+		AdminUp: p.AdminUp && n.AdminUp, Hostname: Hostname(p), DNSDomain: dnsDomain(p, n), MTU: n.MTU, DHCPOptions: p.DHCPOptions}
+	return a, true
+}
+
+// Hostname is what a port's guest is told to call itself: what its owner chose, or a name made of
+// its address.
+func Hostname(p *Port) string {
+	if p.DNSName != "" {
+		return p.DNSName
+	}
+	for _, f := range p.Fixed {
+		return "host-" + strings.NewReplacer(".", "-", ":", "-").Replace(f.Address.String())
+	}
+	return ""
+}
+
+func dnsDomain(p *Port, n *Network) string {
+	if p.DNSDomain != "" {
+		return p.DNSDomain
+	}
+	return n.DNSDomain
+}
+
+// FilterFor is a security group as hosts enforce it.
+func FilterFor(tx *state.Tx, groupID resource.ID) (Filter, bool) {
+	g, ok := groups.PeekOne(tx, groupID)
+	if !ok {
+		return Filter{}, false
+	}
+	f := Filter{ID: g.ID, Stateful: g.Stateful}
+	for r := range rules.Peek(tx, "group", state.Range{Prefix: state.KeyOf(groupID)}) {
+		f.Rules = append(f.Rules, filterRule(tx, r))
+	}
+	return f, true
+}
+
+func filterRule(tx *state.Tx, r *Rule) FilterRule {
+	out := FilterRule{Ingress: r.Ingress, V6: r.V6, Protocol: max(r.Protocol, 0), PortMin: -1, PortMax: -1}
+	if r.Protocol == protoICMP && r.V6 {
+		out.Protocol = protoICMPv6
+	}
+	if r.HasMin {
+		out.PortMin = r.PortMin
+	}
+	if r.HasMax {
+		out.PortMax = r.PortMax
+	}
+	switch {
+	case r.RemotePrefix.IsValid():
+		out.Remote = []netip.Prefix{r.RemotePrefix}
+	case !r.RemoteGroup.IsZero():
+		out.Remote = members(tx, r.RemoteGroup, r.V6)
+	case !r.RemoteSet.IsZero():
+		out.Remote = []netip.Prefix{}
+		if set, ok := addressGroups.PeekOne(tx, r.RemoteSet); ok {
+			for _, p := range set.Prefixes {
+				if p.Addr().Is6() == r.V6 {
+					out.Remote = append(out.Remote, p)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// members are the addresses of all ports of a group, as the fewest prefixes that hold just them.
+// Addresses are given out in order, so that these are few even for a large group.
+func members(tx *state.Tx, groupID resource.ID, v6 bool) []netip.Prefix {
+	var b netipx.IPSetBuilder
+	for p := range ports.Peek(tx, "group", state.Range{Prefix: state.KeyOf(groupID)}) {
+		for _, f := range p.Fixed {
+			if f.Address.Is6() == v6 {
+				b.Add(f.Address)
+			}
+		}
+		for _, pair := range p.AllowedPairs {
+			if pair.Address.Addr().Is6() == v6 {
+				b.AddPrefix(pair.Address)
+			}
+		}
+	}
+	set, err := b.IPSet()
+	if err != nil || len(set.Prefixes()) == 0 {
+		return []netip.Prefix{}
+	}
+	return set.Prefixes()
+}
+
+// GatewayFor is a router as its host is to make it real; false when it has nothing to do.
+func GatewayFor(tx *state.Tx, routerID resource.ID) (Gateway, bool) {
+	r, ok := routers.PeekOne(tx, routerID)
+	if !ok {
+		return Gateway{}, false
+	}
+	g := Gateway{ID: r.ID, ProjectID: r.ProjectID, AdminUp: r.AdminUp, Routes: r.Routes}
+	for p := range ports.Peek(tx, "device", state.Range{Prefix: state.KeyOf(routerID.String())}) {
+		switch p.Owner {
+		case OwnerRouter:
+			g.Interfaces = append(g.Interfaces, GatewayInterface{PortID: p.ID, NetworkID: p.NetworkID, MAC: p.MAC,
+				Addresses: prefixes(tx, p), AdminUp: p.AdminUp})
+		case OwnerGateway:
+			g.External = &GatewayExternal{PortID: p.ID, NetworkID: p.NetworkID, MAC: p.MAC, Addresses: prefixes(tx, p),
+				NextHops: nextHops(tx, p), SNAT: r.Gateway != nil && r.Gateway.SNAT}
+		}
+	}
+	if g.External != nil {
+		g.Floating = floatingThrough(tx, routerID)
+	}
+	return g, g.External != nil || len(g.Interfaces) > 0
+}
+
+func prefixes(tx *state.Tx, p *Port) []netip.Prefix {
+	var out []netip.Prefix
+	for _, f := range p.Fixed {
+		if s, ok := subnets.PeekOne(tx, f.SubnetID); ok {
+			out = append(out, netip.PrefixFrom(f.Address, s.CIDR.Bits()))
+		}
+	}
+	return out
+}
+
+func nextHops(tx *state.Tx, p *Port) []netip.Addr {
+	var hops []netip.Addr
+	for _, f := range p.Fixed {
+		s, ok := subnets.PeekOne(tx, f.SubnetID)
+		if ok && s.Gateway.IsValid() && !slices.Contains(hops, s.Gateway) {
+			hops = append(hops, s.Gateway)
+		}
+	}
+	return hops
+}
+
+// floatingThrough are the floating addresses and forwards that a router carries.
+func floatingThrough(tx *state.Tx, routerID resource.ID) []Floating {
+	var out []Floating
+	for f := range floatings.Peek(tx, "router", state.Range{Prefix: state.KeyOf(routerID)}) {
+		out = append(out, Floating{ID: f.ID, External: f.Address, Fixed: f.Fixed, PortID: f.TargetID})
+	}
+	at := map[resource.ID]int{}
+	for w := range forwards.Peek(tx, "router", state.Range{Prefix: state.KeyOf(routerID)}) {
+		f, ok := floatings.PeekOne(tx, w.FloatingID)
+		if !ok {
+			continue
+		}
+		n, begun := at[f.ID]
+		if !begun {
+			n = len(out)
+			at[f.ID] = n
+			out = append(out, Floating{ID: f.ID, External: f.Address})
+		}
+		out[n].Forwards = append(out[n].Forwards, PortForward{Protocol: w.Protocol, ExternalPort: w.ExternalPort, Fixed: w.Fixed, FixedPort: w.FixedPort})
+	}
+	return out
+}

@@ -1,0 +1,200 @@
+package network
+
+import (
+	"context"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/reconcile"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+// Tasks are what the service has to do beside answering.
+func (s *Service) Tasks() []reconcile.Task {
+	return []reconcile.Task{s.homes(), s.ends()}
+}
+
+// homes finds a host for each router that has none, or whose host is gone.
+func (s *Service) homes() reconcile.Task {
+	return reconcile.Task{
+		Name: "router-home",
+		All:  func(tx *state.Tx) []resource.ID { return routers.IDs(tx, "homeless", "") },
+		Touched: func(e state.Event) []resource.ID {
+			if r, ok := e.After.(*Router); ok && r.HostID.IsZero() {
+				return []resource.ID{e.ID}
+			}
+			if e.Kind == "host" && (e.Before == nil || e.After == nil) {
+				return []resource.ID{e.ID} // a host came or went: the step for it sees to all routers
+			}
+			return nil
+		},
+		Step: func(ctx context.Context, id resource.ID) (reconcile.Next, error) {
+			tx := s.State.Latest()
+			if routers.Has(tx, id) {
+				return reconcile.Next{}, s.house(ctx, id)
+			}
+			waiting := routers.IDs(tx, "homeless", "")
+			if _, there := host.Find(tx, id); !there {
+				waiting = append(waiting, routers.IDs(tx, "host", state.KeyOf(id))...)
+			}
+			for _, router := range waiting {
+				if err := s.house(ctx, router); err != nil {
+					return reconcile.Next{}, err
+				}
+			}
+			return reconcile.Next{}, nil
+		},
+	}
+}
+
+// house settles one router.
+func (s *Service) house(ctx context.Context, id resource.ID) error {
+	return s.State.Update(ctx, func(tx *state.Tx) error {
+		r, ok := routers.Find(tx, id)
+		if !ok {
+			return nil
+		}
+		was := r.HostID
+		if settle(tx, r); r.HostID == was {
+			return nil
+		}
+		if err := routers.Put(tx, r); err != nil {
+			return err
+		}
+		return followHome(tx, r)
+	})
+}
+
+// again is how long an ended project's things wait for whoever still uses them.
+const again = 5 * time.Second
+
+// ends deletes everything of projects that are no more.
+func (s *Service) ends() reconcile.Task {
+	return reconcile.Task{
+		Name: "network-project-end",
+		All:  orphaned,
+		Touched: func(e state.Event) []resource.ID {
+			if _, ok := e.Before.(*identity.Project); ok && e.After == nil {
+				return []resource.ID{e.ID}
+			}
+			return nil
+		},
+		Step: func(ctx context.Context, id resource.ID) (reconcile.Next, error) {
+			left, err := s.Purge(ctx, id)
+			if err != nil || left == 0 {
+				return reconcile.Next{}, err
+			}
+			return reconcile.Next{After: again}, nil
+		},
+	}
+}
+
+// orphaned lists the projects that own something here and are no more.
+func orphaned(tx *state.Tx) []resource.ID {
+	seen := map[resource.ID]bool{{}: true}
+	var gone []resource.ID
+	look := func(projectID resource.ID) {
+		if seen[projectID] {
+			return
+		}
+		seen[projectID] = true
+		if _, ok := identity.FindProject(tx, projectID); !ok {
+			gone = append(gone, projectID)
+		}
+	}
+	eachOwner(tx, networks, look)
+	eachOwner(tx, subnets, look)
+	eachOwner(tx, ports, look)
+	eachOwner(tx, routers, look)
+	eachOwner(tx, floatings, look)
+	eachOwner(tx, groups, look)
+	eachOwner(tx, pools, look)
+	eachOwner(tx, scopes, look)
+	eachOwner(tx, addressGroups, look)
+	eachOwner(tx, shares, look)
+	eachOwner(tx, quotas, look)
+	return gone
+}
+
+func eachOwner[T any](tx *state.Tx, table *state.Table[T], look func(resource.ID)) {
+	for thing := range table.Peek(tx, "", state.Range{}) {
+		look(meta(thing).ProjectID)
+	}
+}
+
+// Sweep purges every project that is no more. It gives back how many things are left because others
+// still use them.
+func (s *Service) Sweep(ctx context.Context) (left int, err error) {
+	for _, id := range orphaned(s.State.Latest()) {
+		n, err := s.Purge(ctx, id)
+		if err != nil {
+			return left, err
+		}
+		left += n
+	}
+	return left, nil
+}
+
+// Purge deletes everything of a project, each thing in its own transaction and what leans on others
+// first. What servers or other projects still use stays, and is counted.
+func (s *Service) Purge(ctx context.Context, projectID resource.ID) (left int, err error) {
+	ctx = identity.Internal(ctx)
+	p := purge{s: s, ctx: ctx, project: projectID}
+	purgeKind(&p, &floatingNoun, floatingNoun.remove)
+	purgeKind(&p, &portNoun, func(ctx context.Context, tx *state.Tx, port *Port) error {
+		if port.Owner == OwnerServer {
+			return networkInUse(port.NetworkID, port.ID) // its server goes first
+		}
+		return dropPort(ctx, tx, port.ID)
+	})
+	purgeKind(&p, &routerNoun, routerNoun.remove)
+	purgeKind(&p, &shareNoun, shareNoun.remove)
+	purgeKind(&p, &subnetNoun, subnetNoun.remove)
+	purgeKind(&p, &networkNoun, networkNoun.remove)
+	purgeKind(&p, &groupNoun, groupNoun.remove)
+	purgeKind(&p, &addressGroupNoun, addressGroupNoun.remove)
+	purgeKind(&p, &poolNoun, poolNoun.remove)
+	purgeKind(&p, &scopeNoun, scopeNoun.remove)
+	if p.err == nil {
+		p.err = s.State.Update(ctx, func(tx *state.Tx) error {
+			if !quotas.Has(tx, projectID) {
+				return nil
+			}
+			return quotas.Delete(tx, projectID)
+		})
+	}
+	return p.left, p.err
+}
+
+type purge struct {
+	s       *Service
+	ctx     context.Context
+	project resource.ID
+	left    int
+	err     error
+}
+
+// purgeKind deletes a project's things of one kind. What is in use is no error.
+func purgeKind[T any](p *purge, n *noun[T], remove func(context.Context, *state.Tx, *T) error) {
+	for _, id := range n.table.IDs(p.s.State.Latest(), "by", facet(p.project, all, "")) {
+		if p.err != nil {
+			return
+		}
+		err := p.s.State.Update(p.ctx, func(tx *state.Tx) error {
+			thing, ok := n.table.Find(tx, id)
+			if !ok || meta(thing).ProjectID != p.project {
+				return nil
+			}
+			return remove(p.ctx, tx, thing)
+		})
+		switch {
+		case fault.Is(err, fault.Conflict):
+			p.left++
+		default:
+			p.err = err
+		}
+	}
+}

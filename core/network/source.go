@@ -1,0 +1,277 @@
+package network
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+)
+
+// Sources tell hosts what to make real of networks, in the order in which it is best taken up.
+func (s *Service) Sources() []host.Source {
+	return []host.Source{
+		{Kind: "segment", All: segmentsOn, Touched: touchedSegments,
+			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) { return wanted(SegmentFor(tx, id, h)) }},
+		{Kind: "filter", All: filtersOn, Touched: touchedFilters,
+			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) {
+				if !filteredOn(tx, id, h) {
+					return nil, false
+				}
+				return wanted(FilterFor(tx, id))
+			}},
+		{Kind: "gateway", All: func(tx *state.Tx, h resource.ID) []resource.ID { return routers.IDs(tx, "host", state.KeyOf(h)) },
+			Touched: touchedGateways,
+			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) {
+				if r, ok := routers.PeekOne(tx, id); !ok || r.HostID != h {
+					return nil, false
+				}
+				return wanted(GatewayFor(tx, id))
+			}},
+		{Kind: "attachment", All: attachmentsOn, Touched: touchedAttachments, Observe: observeAttachment,
+			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) {
+				if p, ok := ports.PeekOne(tx, id); !ok || p.HostID != h {
+					return nil, false
+				}
+				return wanted(AttachmentFor(tx, id))
+			}},
+	}
+}
+
+func wanted[T any](want T, ok bool) (any, bool) { return want, ok }
+
+func segmentsOn(tx *state.Tx, h resource.ID) []resource.ID {
+	seen := map[resource.ID]bool{}
+	var ids []resource.ID
+	for p := range ports.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h)}) {
+		if !seen[p.NetworkID] {
+			seen[p.NetworkID] = true
+			ids = append(ids, p.NetworkID)
+		}
+	}
+	return ids
+}
+
+func filtersOn(tx *state.Tx, h resource.ID) []resource.ID {
+	seen := map[resource.ID]bool{}
+	var ids []resource.ID
+	for p := range ports.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h)}) {
+		for _, id := range p.Groups {
+			if !seen[id] {
+				seen[id] = true
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids
+}
+
+// filteredOn reports whether a host has a port of the group.
+func filteredOn(tx *state.Tx, groupID, h resource.ID) bool {
+	for range ports.Peek(tx, "group-host", state.Range{Prefix: state.KeyOf(groupID, h)}) {
+		return true
+	}
+	return false
+}
+
+func attachmentsOn(tx *state.Tx, h resource.ID) []resource.ID {
+	var ids []resource.ID
+	for p := range ports.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h)}) {
+		if p.Owner == OwnerServer {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids
+}
+
+// refs collects what is to be derived anew.
+type refs []host.Ref
+
+// on names things on one host; everywhere names them wherever they are.
+func (r *refs) on(h resource.ID, ids ...resource.ID) {
+	for _, id := range ids {
+		if ref := (host.Ref{Host: h, ID: id}); !id.IsZero() && !slices.Contains(*r, ref) {
+			*r = append(*r, ref)
+		}
+	}
+}
+
+func (r *refs) everywhere(ids ...resource.ID) { r.on(resource.ID{}, ids...) }
+
+// sides are an event's object before and after, as a type; nil where it is not of it, or not there.
+func sides[T any](e state.Event) (was, now *T) {
+	was, _ = any(e.Before).(*T)
+	now, _ = any(e.After).(*T)
+	return was, now
+}
+
+func both[T any](e state.Event) []*T {
+	was, now := sides[T](e)
+	var out []*T
+	if was != nil {
+		out = append(out, was)
+	}
+	if now != nil {
+		out = append(out, now)
+	}
+	return out
+}
+
+func touchedSegments(tx *state.Tx, e state.Event) []host.Ref {
+	var r refs
+	switch e.Kind {
+	case networks.Kind():
+		r.everywhere(e.ID)
+	case subnets.Kind():
+		for _, s := range both[Subnet](e) {
+			r.everywhere(s.NetworkID)
+		}
+	case ports.Kind():
+		touchedByPort(tx, &r, e)
+	case "host":
+		// Where its ports are reached may have changed.
+		was, now := sides[host.Host](e)
+		if was != nil && now != nil && was.Address == now.Address {
+			return nil
+		}
+		r.everywhere(segmentsOn(tx, e.ID)...)
+	}
+	return r
+}
+
+// touchedByPort names the segments in which a port came, went or changed its place or addresses.
+func touchedByPort(tx *state.Tx, r *refs, e state.Event) {
+	was, now := sides[Port](e)
+	if was != nil && now != nil && was.HostID == now.HostID && was.MAC == now.MAC && was.Owner == now.Owner && slices.Equal(was.Fixed, now.Fixed) {
+		return
+	}
+	for _, p := range both[Port](e) {
+		switch {
+		case p.Owner == OwnerRouter:
+			r.everywhere(p.NetworkID)
+		case p.HostID.IsZero():
+		default:
+			r.on(p.HostID, p.NetworkID)
+			// Other hosts hear of it only if it can be reached from there.
+			if h, ok := host.Table().PeekOne(tx, p.HostID); ok && h.Address.IsValid() {
+				r.everywhere(p.NetworkID)
+			}
+		}
+	}
+}
+
+func touchedFilters(tx *state.Tx, e state.Event) []host.Ref {
+	var r refs
+	switch e.Kind {
+	case groups.Kind():
+		r.everywhere(e.ID)
+	case rules.Kind():
+		for _, rule := range both[Rule](e) {
+			r.everywhere(rule.GroupID)
+		}
+	case addressGroups.Kind():
+		for rule := range rules.Peek(tx, "remote-set", state.Range{Prefix: state.KeyOf(e.ID)}) {
+			r.everywhere(rule.GroupID)
+		}
+	case ports.Kind():
+		was, now := sides[Port](e)
+		same := was != nil && now != nil && slices.Equal(was.Groups, now.Groups) &&
+			slices.Equal(was.Fixed, now.Fixed) && slices.Equal(was.AllowedPairs, now.AllowedPairs)
+		if same && was.HostID == now.HostID {
+			return nil
+		}
+		for _, p := range both[Port](e) {
+			if !p.HostID.IsZero() {
+				r.on(p.HostID, p.Groups...)
+			}
+			if !same {
+				touchedRemotes(tx, &r, p)
+			}
+		}
+	}
+	return r
+}
+
+// touchedRemotes names the groups with rules about the members of a port's groups.
+func touchedRemotes(tx *state.Tx, r *refs, p *Port) {
+	for _, id := range p.Groups {
+		for rule := range rules.Peek(tx, "remote-group", state.Range{Prefix: state.KeyOf(id)}) {
+			r.everywhere(rule.GroupID)
+		}
+	}
+}
+
+func touchedGateways(tx *state.Tx, e state.Event) []host.Ref {
+	var r refs
+	switch e.Kind {
+	case routers.Kind():
+		r.everywhere(e.ID)
+	case floatings.Kind():
+		for _, f := range both[FloatingAddress](e) {
+			r.everywhere(f.RouterID)
+		}
+	case forwards.Kind():
+		for _, f := range both[Forward](e) {
+			r.everywhere(f.RouterID)
+		}
+	case ports.Kind():
+		for _, p := range both[Port](e) {
+			if p.Owner == OwnerRouter || p.Owner == OwnerGateway {
+				if id, err := resource.ParseID(p.DeviceID); err == nil {
+					r.everywhere(id)
+				}
+			}
+		}
+	case subnets.Kind():
+		for p := range ports.Peek(tx, "leg", state.Range{Prefix: state.KeyOf(e.ID)}) {
+			if id, err := resource.ParseID(p.DeviceID); err == nil {
+				r.everywhere(id)
+			}
+		}
+	}
+	return r
+}
+
+func touchedAttachments(tx *state.Tx, e state.Event) []host.Ref {
+	var r refs
+	switch e.Kind {
+	case ports.Kind():
+		for _, p := range both[Port](e) {
+			if !p.HostID.IsZero() {
+				r.on(p.HostID, p.ID)
+			}
+		}
+	case networks.Kind():
+		was, now := sides[Network](e)
+		if was == nil || now == nil || was.MTU == now.MTU && was.DNSDomain == now.DNSDomain && was.AdminUp == now.AdminUp {
+			return nil
+		}
+		for p := range ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(e.ID)}) {
+			r = append(r, host.Ref{Host: p.HostID, ID: p.ID})
+		}
+	}
+	return r
+}
+
+// A wiring is what a host reports of an attachment.
+type wiring struct {
+	Up   bool
+	Gone bool // it was taken away
+}
+
+func observeAttachment(tx *state.Tx, h, id resource.ID, seen json.RawMessage) error {
+	var w wiring
+	if err := json.Unmarshal(seen, &w); err != nil {
+		return fmt.Errorf("decode the report of port %s: %w", id, err)
+	}
+	p, ok := ports.PeekOne(tx, id)
+	up := w.Up && !w.Gone
+	if !ok || p.HostID != h || p.Wired == up {
+		return nil
+	}
+	p, _ = ports.Find(tx, id)
+	p.Wired = up
+	return ports.Put(tx, p)
+}
