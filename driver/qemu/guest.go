@@ -34,6 +34,7 @@ type guest struct {
 	// Of the present call, and the start it makes.
 	began, forked, answered time.Time
 
+	pressed   *stop      // for which this driver has asked the guest
 	saveBegan bool       // this driver, not one before it, had the memory written
 	flushed   chan error // gets the outcome of flushing saved memory; nil while none is under way
 	askedLast time.Time  // when the guest was last asked to let a device go
@@ -353,10 +354,9 @@ func (g *guest) toOff(ctx context.Context, want compute.Guest, now state) (progr
 		if err := g.write("stop announced"); err != nil {
 			return settled, "", err
 		}
-		if err := g.ask(ctx, "system_powerdown", nil, nil); err != nil {
-			return settled, "", err
-		}
-		g.driver.step("guest asked to stop")
+	}
+	if err := g.press(ctx); err != nil {
+		return settled, "", err
 	}
 	if !time.Now().Before(r.Stop.Deadline) {
 		return again, "", g.cut(ctx, "")
@@ -431,13 +431,7 @@ func (g *guest) softBoot(ctx context.Context, want compute.Guest, now state) (pr
 		return again, "", carriedOut()
 	case r.Stop == nil || !r.Stop.Reboot:
 		r.Stop = &stop{Reboot: true, Deadline: time.Now().Add(time.Duration(want.GraceSeconds) * time.Second).UTC()}
-		if err := g.write("reboot announced"); err != nil {
-			return settled, "", err
-		}
-		if err := g.ask(ctx, "system_powerdown", nil, nil); err != nil {
-			return settled, "", err
-		}
-		g.driver.step("guest asked to reboot")
+		return again, "", g.write("reboot announced")
 	case r.Stop.Resetting && now == running:
 		return again, "", carriedOut()
 	case r.Stop.Resetting && now == prelaunch:
@@ -455,9 +449,27 @@ func (g *guest) softBoot(ctx context.Context, want compute.Guest, now state) (pr
 			return settled, "", err
 		}
 		return again, "", carriedOut()
+	case now == running:
+		if err := g.press(ctx); err != nil {
+			return settled, "", err
+		}
 	}
 	g.comeAgain(time.Until(r.Stop.Deadline))
 	return waiting, "", nil
+}
+
+// press presses the guest's power button, unless this driver has done so for
+// the present stop. A second time, after another agent, does no harm.
+func (g *guest) press(ctx context.Context) error {
+	if g.pressed == g.rec.Stop {
+		return nil
+	}
+	if err := g.ask(ctx, "system_powerdown", nil, nil); err != nil {
+		return err
+	}
+	g.pressed = g.rec.Stop
+	g.driver.step("guest asked to stop")
+	return nil
 }
 
 // reset makes a machine that has shut down ready to run again. QEMU answers

@@ -247,20 +247,20 @@ func (g *guest) pass(ctx context.Context, set int, path string, flags int) error
 
 // attachNIC opens a tap and plugs a card onto it.
 func (g *guest) attachNIC(ctx context.Context, n compute.NIC) error {
-	tap, err := openTap(n.Tap)
-	if err != nil {
-		return fmt.Errorf("guest %s: network port %s: %w", g.id, n.PortID, err)
-	}
-	defer tap.Close()
 	dev := g.rec.newOr(g.rec.find("nic", n.PortID.String()), "nic", n.PortID.String())
 	dev.takeNIC(n)
 	dev.Leaving = time.Time{}
 	if err := g.write("card planned"); err != nil {
 		return err
 	}
-	if err := g.unback(ctx, *dev); err != nil {
+	if err := g.unback(ctx, *dev); err != nil { // what an earlier attempt left, which has the tap
 		return err
 	}
+	tap, err := openTap(n.Tap)
+	if err != nil {
+		return fmt.Errorf("guest %s: network port %s: %w", g.id, n.PortID, err)
+	}
+	defer tap.Close()
 	limited, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	if err := g.monitor.ExecuteWithFile(limited, tap, "getfd", object{"fdname": dev.netdev()}, nil); err != nil {
