@@ -28,6 +28,7 @@ type Image struct {
 	VirtualBytes int64 // of the disk that a guest will see; 0: not known
 	Usable       bool  // the bytes were proven to be of their format, and it is one that is opened
 	MD5, SHA512  string
+	Imported     bool        // Import or Copy was asked for
 	TransferID   resource.ID // of the blob that is being written; zero if none is
 }
 
@@ -54,7 +55,6 @@ type Boot struct {
 	Machine  string // "pc" or "q35"
 	DiskBus  string // "virtio", "scsi" or "ide"
 	NICModel string // "virtio" or "e1000"
-	Agent    bool   // the guest runs QEMU's guest agent
 }
 
 // Formats that an image may have. Only raw, qcow2, iso, ami, aki and ari are ever opened.

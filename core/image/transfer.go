@@ -235,6 +235,7 @@ func (s *Service) Import(ctx context.Context, id resource.ID) error {
 		if err := i.move(Importing); err != nil {
 			return err
 		}
+		i.Imported = true
 		_, err := operation.Begin(tx, "import", images.Kind(), &i.Meta, identity.ActorOf(ctx), importWithin)
 		return err
 	})
@@ -248,6 +249,7 @@ func (s *Service) Copy(ctx context.Context, id resource.ID) error {
 		if i.State != Active {
 			return fault.Errorf(fault.Conflict, "Only images with status active can be copied; %s is %s.", id, i.State).WithCode("image-state")
 		}
+		i.Imported = true
 		o, err := operation.Begin(tx, "copy", images.Kind(), &i.Meta, identity.ActorOf(ctx), importWithin)
 		if err != nil {
 			return err
@@ -267,6 +269,43 @@ func (s *Service) Operations(ctx context.Context, id resource.ID) ([]*operation.
 		return nil, err
 	}
 	return operation.Of(tx, id), nil
+}
+
+// Recent lists what was done to images in the whole cloud, for its operator: the newest first, at most max.
+func (s *Service) Recent(ctx context.Context, max int) ([]*operation.Operation, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := identity.Allow(ctx, "image.diagnose", resource.Meta{}); err != nil {
+		return nil, err
+	}
+	var found []*operation.Operation
+	for o := range operation.Table().Range(tx, "", state.Range{Reverse: true}) {
+		if o.TargetKind == images.Kind() {
+			found = append(found, o)
+		}
+		if len(found) == max {
+			break
+		}
+	}
+	return found, nil
+}
+
+// Operation gives one of them.
+func (s *Service) Operation(ctx context.Context, id resource.ID) (*operation.Operation, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := identity.Allow(ctx, "image.diagnose", resource.Meta{}); err != nil {
+		return nil, err
+	}
+	o, err := operation.Get(tx, id)
+	if err == nil && o.TargetKind != images.Kind() {
+		return nil, fault.Missing("operation", id)
+	}
+	return o, err
 }
 
 // Download gives an image's bytes to an actor that may have them. The blob is nil when there are none yet.
