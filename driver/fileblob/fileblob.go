@@ -34,8 +34,8 @@ const (
 	pending = ".new" // only where the file system cannot make files without a name
 )
 
-// Open makes the directory if need be, and removes what an earlier process could not finish.
-func Open(dir string) (*Store, error) {
+// New makes the directory if need be, and removes what an earlier process could not finish.
+func New(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory for blobs: %w", err)
 	}

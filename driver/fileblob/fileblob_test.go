@@ -14,7 +14,7 @@ import (
 
 func open(t *testing.T, dir string) *Store {
 	t.Helper()
-	s, err := Open(dir)
+	s, err := New(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
