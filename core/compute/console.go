@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/reconcile"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 )
@@ -42,10 +43,8 @@ const (
 	Serial = "serial"
 )
 
-const (
-	consoleWithin = 10 * time.Minute
-	sweepAtOnce   = 16
-)
+// consoleWithin is how long a token may be used.
+const consoleWithin = 10 * time.Minute
 
 // OpenConsole makes a token for a console.
 func (s *Service) OpenConsole(ctx context.Context, id resource.ID, kind string) (token string, err error) {
@@ -65,9 +64,6 @@ func (s *Service) OpenConsole(ctx context.Context, id resource.ID, kind string) 
 		if srv.HostID.IsZero() || srv.Doomed() || srv.Stage() == Building {
 			return fault.Errorf(fault.Conflict, "Instance %s is not ready", id).WithCode("server-not-ready")
 		}
-		if err := sweepConsoleTokens(tx); err != nil {
-			return err
-		}
 		return consoleTokens.Put(tx, &ConsoleToken{Meta: resource.Meta{ID: tx.NewID(), ProjectID: srv.ProjectID},
 			ServerID: id, HostID: srv.HostID, Kind: kind, Hash: hashToken(token), Deadline: tx.Now().Add(consoleWithin)})
 	})
@@ -79,16 +75,35 @@ func hashToken(token string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// sweepConsoleTokens forgets a few that nobody used in time: more than one, so that they cannot pile up.
-func sweepConsoleTokens(tx *state.Tx) error {
-	var old []resource.ID
-	for t := range consoleTokens.Peek(tx, "deadline", state.Range{}) {
-		if t.Deadline.After(tx.Now()) || len(old) == sweepAtOnce {
-			break
+// Reconcilers is the work that this domain has besides what hosts do: to forget console tokens
+// that nobody used in time.
+func (s *Service) Reconcilers() []reconcile.Task {
+	return []reconcile.Task{{
+		Name: "console-token-expiry",
+		All:  func(tx *state.Tx) []resource.ID { return consoleTokens.IDs(tx, "", "") },
+		Touched: func(e state.Event) []resource.ID {
+			if _, ok := e.After.(*ConsoleToken); ok {
+				return []resource.ID{e.ID}
+			}
+			return nil
+		},
+		Step: s.expireConsoleToken,
+	}}
+}
+
+func (s *Service) expireConsoleToken(ctx context.Context, id resource.ID) (reconcile.Next, error) {
+	var next reconcile.Next
+	err := s.State.Update(ctx, func(tx *state.Tx) error {
+		t, ok := consoleTokens.PeekOne(tx, id)
+		if !ok {
+			return nil
 		}
-		old = append(old, t.ID)
-	}
-	return dropConsoleTokens(tx, old)
+		if next.After = t.Deadline.Sub(tx.Now()); next.After > 0 {
+			return nil
+		}
+		return consoleTokens.Delete(tx, id)
+	})
+	return next, err
 }
 
 func dropConsoleTokens(tx *state.Tx, ids []resource.ID) error {
@@ -125,7 +140,7 @@ func (s *Service) Redeem(ctx context.Context, token string) (Console, error) {
 	return c, err
 }
 
-// Peek says what a token would open, and leaves it valid: for an operator who debugs a console.
+// PeekConsole says what a token would open, and leaves it valid: for an operator who debugs a console.
 func (s *Service) PeekConsole(ctx context.Context, token string) (Console, error) {
 	tx, err := s.State.View(ctx)
 	if err != nil {

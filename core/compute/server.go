@@ -204,6 +204,16 @@ var servers = state.NewTable("server",
 		return bothScopes(s.ProjectID, string(s.Stage()), string(s.Task))
 	}),
 	state.MultiIndex("image", func(s *Server) []state.Key { return bothScopes(s.ProjectID, s.Boot.ImageID()) }),
+	// What else servers are made from.
+	state.MultiIndex("part", func(s *Server) []state.Key {
+		var keys []state.Key
+		for _, ref := range []*ImageRef{s.Boot.Kernel, s.Boot.Initrd} {
+			if ref != nil {
+				keys = append(keys, state.KeyOf(ref.ID))
+			}
+		}
+		return keys
+	}),
 	state.MultiIndex("flavor", func(s *Server) []state.Key { return bothScopes(s.ProjectID, s.Shape.FlavorID) }),
 	state.MultiIndex("name", func(s *Server) []state.Key { return bothScopes(s.ProjectID, s.Name) }),
 	state.Index("reservation", func(s *Server) state.Key { return state.KeyOf(s.ReservationID) }),
@@ -255,6 +265,17 @@ var _ = identity.Rules(map[string]identity.Rule{
 
 // Servers gives other domains, the native API and the auditor a look at every server.
 func Servers() *state.Table[Server] { return servers }
+
+// UsesImage reports whether a server is made from an image: its host may need the bytes again.
+func UsesImage(tx *state.Tx, id resource.ID) bool {
+	for range servers.Peek(tx, "image", state.Range{Prefix: state.KeyOf(resource.ID{}, id)}) {
+		return true
+	}
+	for range servers.Peek(tx, "part", state.Range{Prefix: state.KeyOf(id)}) {
+		return true
+	}
+	return false
+}
 
 // fail says why the server is not what was asked for.
 func (s *Server) fail(tx *state.Tx, code int, message string) {
