@@ -44,8 +44,8 @@ unit:
 	$(GO) test ./...
 
 # A range of seeds of the deterministic simulation.
-sim:
-	@$(GO) run ./cmd/unkai-sim -seeds $(SEEDS)
+sim: build
+	@bin/unkai simulate --seeds $(SEEDS)
 
 # Whole clouds on real QEMU with stock clients.
 cloud: build

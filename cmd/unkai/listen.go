@@ -90,6 +90,11 @@ func hostTLS(a *host.Authority, address string) (*tls.Config, error) {
 		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: a.Pool(), NextProtos: []string{"http/1.1"}}, nil
 }
 
+// serveTLS is serve behind TLS.
+func serveTLS(ctx context.Context, l net.Listener, config *tls.Config, h http.Handler) error {
+	return serve(ctx, tls.NewListener(l, config), h)
+}
+
 // serve answers on a listener until ctx ends, then lets requests under way finish for a moment.
 func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,

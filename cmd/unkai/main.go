@@ -27,6 +27,7 @@ type commands struct {
 	Controller controllerCommand `cmd:"" help:"Run a controller, or make a token with which a host joins it."`
 	Agent      agentCommand      `cmd:"" help:"Run this machine's agent: join a cloud and make its part of it real."`
 	Status     statusCommand     `cmd:"" help:"Show what runs and how it is."`
+	Simulate   simulateCommand   `cmd:"" help:"Run the real code on simulated hosts with faults drawn from seeds, and check every promise."`
 	Audit      auditCommand      `cmd:"" help:"Check that the state contradicts itself nowhere."`
 	Doctor     doctorCommand     `cmd:"" help:"Tell what this machine can and cannot do, and what would mend it."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
@@ -34,7 +35,7 @@ type commands struct {
 
 func main() {
 	var c commands
-	k := kong.Parse(&c, kong.Name("unkai"), kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+	k := kong.Parse(&c, kong.Name("unkai"), kong.UsageOnError(), kong.Vars{"data": defaultDir()}, kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.Description("Unkai turns a Linux machine, or many, into a cloud that OpenStack and AWS clients use unmodified."))
 	level := slog.LevelInfo
 	if c.Debug {

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/unkai-cloud/unkai/api/hostlink"
+	"github.com/unkai-cloud/unkai/api/openstack/glance"
+	"github.com/unkai-cloud/unkai/api/openstack/keystone"
+	"github.com/unkai-cloud/unkai/api/openstack/neutron"
+	"github.com/unkai-cloud/unkai/api/openstack/nova"
+	"github.com/unkai-cloud/unkai/api/wire"
+	"github.com/unkai-cloud/unkai/base/reconcile"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/base/state/etcd"
+	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
+	"github.com/unkai-cloud/unkai/core/image"
+	"github.com/unkai-cloud/unkai/core/network"
+	"github.com/unkai-cloud/unkai/core/operation"
+	"github.com/unkai-cloud/unkai/driver/fileblob"
+)
+
+// A cloud is one controller: the state, the domains on it, and the dialects that speak for them.
+type cloud struct {
+	dir     string
+	state   *state.State
+	secrets *secrets
+
+	identity *identity.Service
+	image    *image.Service
+	network  *network.Service
+	compute  *compute.Service
+
+	authority *host.Authority
+	hub       *host.Hub
+	hosts     *hostlink.Server
+	near      near
+	work      *reconcile.Reconciler
+	reaper    *operation.Reaper
+}
+
+// openCloud takes up the cloud kept in dir, or makes a new one there.
+func openCloud(ctx context.Context, dir string, pool, own netip.Prefix) (c *cloud, err error) {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, err
+	}
+	c = &cloud{dir: dir}
+	if c.secrets, err = openSecrets(dir); err != nil {
+		return nil, err
+	}
+	engine, err := etcd.Open(ctx, etcd.Options{Dir: filepath.Join(dir, "etcd")})
+	if err != nil {
+		return nil, fmt.Errorf("open the state in %s: %w", dir, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, engine.Close())
+		}
+	}()
+	if c.state, err = state.Open(ctx, engine, state.Options{}); err != nil {
+		return nil, err
+	}
+	blobs, err := fileblob.New(filepath.Join(dir, "images"))
+	if err != nil {
+		return nil, err
+	}
+	c.identity = identity.New(c.state, identity.Config{})
+	c.image = image.New(c.state, blobs, image.Config{InUse: compute.UsesImage})
+	c.network = network.New(c.state)
+	c.compute = compute.New(c.state, compute.Config{Hosts: c})
+	if err := c.bootstrap(ctx, pool, own); err != nil {
+		return nil, fmt.Errorf("furnish the new cloud: %w", err)
+	}
+	if c.authority, err = host.OpenAuthority(ctx, c.state, time.Now()); err != nil {
+		return nil, err
+	}
+	c.hub = host.NewHub(c.state, append(network.Sources(), c.compute.Source())...)
+	c.hosts = &hostlink.Server{Hub: c.hub, Authority: c.authority, Now: time.Now, Image: c.openImage}
+	c.reaper = &operation.Reaper{State: c.state, Now: time.Now, Expirers: c.compute.Expirers()}
+	c.work = reconcile.New(c.state, time.Now(), c.tasks()...)
+	return c, nil
+}
+
+func (c *cloud) openImage(ctx context.Context, id resource.ID) (io.ReadCloser, error) {
+	return c.image.Open(ctx, id)
+}
+
+func (c *cloud) tasks() []reconcile.Task {
+	tasks := []reconcile.Task{c.reaper.Task(), c.hub.Liveness(time.Now), c.image.Task()}
+	return append(tasks, c.compute.Reconcilers()...)
+}
+
+// offers is the catalog of a new cloud.
+var offers = []identity.NewOffer{
+	{Type: "identity", Name: "keystone", URL: "/identity"},
+	{Type: "image", Name: "glance", URL: "/image"},
+	{Type: "network", Name: "neutron", URL: "/network"},
+	{Type: "compute", Name: "nova", URL: "/compute/v2.1"},
+	{Type: "ec2", Name: "ec2", URL: "/ec2"},
+}
+
+// bootstrap gives a new cloud what it is never without: accounts, flavors, networks.
+func (c *cloud) bootstrap(ctx context.Context, pool, own netip.Prefix) error {
+	ctx = identity.Internal(ctx)
+	if err := identity.Bootstrap(ctx, c.state, identity.BootstrapOptions{AdminPassword: c.secrets.Admin,
+		DemoPassword: c.secrets.Demo, AltPassword: c.secrets.Alt, Offers: offers}); err != nil {
+		return err
+	}
+	if err := compute.Bootstrap(ctx, c.state); err != nil {
+		return err
+	}
+	return c.bootstrapNetworks(ctx, pool, own)
+}
+
+// run does the controller's own work until ctx ends.
+func (c *cloud) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { c.hub.Run(ctx) })
+	wg.Go(func() { c.work.Run(ctx, 4) })
+	wg.Go(func() { c.sweep(ctx) })
+	wg.Wait()
+}
+
+// sweep forgets, from time to time, what nobody will ask for any more.
+func (c *cloud) sweep(ctx context.Context) {
+	tick := time.NewTicker(5 * time.Minute)
+	defer tick.Stop()
+	for {
+		ctx := identity.Internal(ctx)
+		_, err := state.Forget(ctx, c.state, time.Now().Add(-24*time.Hour), 1000)
+		err = errors.Join(err, c.reaper.Forget(ctx, 1000), c.identity.Sweep(ctx))
+		_, err2 := c.image.Sweep(ctx)
+		if err = errors.Join(err, err2); err != nil && ctx.Err() == nil {
+			slog.Warn("a sweep failed", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// handler is everything that clients speak to.
+func (c *cloud) handler() http.Handler {
+	mux := http.NewServeMux()
+	mount := func(prefix string, h http.Handler) {
+		mux.Handle(prefix, http.RedirectHandler(prefix+"/", http.StatusMovedPermanently))
+		mux.Handle(prefix+"/", http.StripPrefix(prefix, h))
+	}
+	mount("/identity", keystone.New(keystone.Options{Identity: c.identity}))
+	mount("/image", glance.New(glance.Options{Images: c.image, Auth: c.identity}))
+	mount("/network", neutron.New(neutron.Options{Network: c.network, Auth: c.identity}))
+	mount("/compute", nova.New(nova.Options{Compute: c.compute, Auth: c.identity}))
+	mux.Handle("/", http.HandlerFunc(index))
+	return wire.Serve(mux)
+}
+
+// index tells a person, or a program, what is here.
+func index(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != "/" {
+		http.Error(w, "nothing is here; see /", http.StatusNotFound)
+		return
+	}
+	base := wire.BaseURL(r)
+	services := map[string]string{}
+	for _, o := range offers {
+		services[o.Type] = base + o.URL
+	}
+	if err := wire.WriteJSON(w, http.StatusOK, map[string]any{"name": "unkai", "version": version, "services": services}); err != nil {
+		slog.Debug("the client went away", "err", err)
+	}
+}
+
+// serveHosts answers hosts until ctx ends.
+func (c *cloud) serveHosts(ctx context.Context, l net.Listener) error {
+	return serve(ctx, l, c.hosts)
+}
+
+// ConsoleLog and Console reach a guest's host, in this process or elsewhere.
+func (c *cloud) ConsoleLog(ctx context.Context, h, server resource.ID, max int) ([]byte, error) {
+	if consoles, ok := c.near.of(h); ok {
+		return consoles.ConsoleLog(ctx, server, max)
+	}
+	conn, err := c.hosts.Dial(ctx, h, host.Call{Kind: "console-log", Guest: server, Max: max})
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(conn, int64(max)))
+}
+
+func (c *cloud) Console(ctx context.Context, h, server resource.ID, kind string) (net.Conn, error) {
+	if consoles, ok := c.near.of(h); ok {
+		return consoles.Console(ctx, server, kind)
+	}
+	return c.hosts.Dial(ctx, h, host.Call{Kind: kind, Guest: server})
+}
+
+// near knows the simulated hosts of this process, which have no stream.
+type near struct {
+	mu    sync.Mutex
+	hosts map[resource.ID]compute.Consoler // guarded by mu
+}
+
+func (n *near) add(id resource.ID, c compute.Consoler) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.hosts == nil {
+		n.hosts = map[resource.ID]compute.Consoler{}
+	}
+	n.hosts[id] = c
+}
+
+func (n *near) of(id resource.ID) (compute.Consoler, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c, ok := n.hosts[id]
+	return c, ok
+}
+
+// defaultDir is where a cloud is kept when nobody says where.
+func defaultDir() string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/unkai"
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "unkai-data"
+	}
+	return filepath.Join(home, ".local", "share", "unkai")
+}
+
+// urlOf is the address to tell clients that listen on this machine.
+func urlOf(l net.Listener, tls bool) string {
+	scheme := "http"
+	if tls {
+		scheme = "https"
+	}
+	address := l.Addr().String()
+	for _, any := range []string{"0.0.0.0:", "[::]:"} {
+		if rest, ok := strings.CutPrefix(address, any); ok {
+			address = "127.0.0.1:" + rest
+		}
+	}
+	return scheme + "://" + address
+}

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/unkai-cloud/unkai/api/wire"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/audit"
+	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/image"
+	"github.com/unkai-cloud/unkai/core/network"
+	"github.com/unkai-cloud/unkai/core/operation"
+)
+
+// The control socket is how an operator on the controller's own machine speaks to it. Whoever
+// may open the socket owns the data directory, so nothing more is asked.
+const controlSocket = "control.sock"
+
+// A clientsAt is where clients reach a running cloud.
+type clientsAt struct{ URL, HostsURL string }
+
+// A health is what `unkai status` shows.
+type health struct {
+	Version  string
+	Data     string
+	At       clientsAt
+	Revision int64
+	Broken   string `json:",omitempty"`
+	Hosts    []hostHealth
+	Servers  map[string]int // by stage
+	Counts   map[string]int
+	Running  []runningOperation // those that run for longest
+	Seconds  float64            // since the start
+}
+
+type hostHealth struct {
+	Name, Zone, Driver string
+	Up, Disabled       bool
+	Lost               time.Time `json:",omitzero"`
+	Isolating          bool
+	Servers            int64
+	UsedVCPUs, VCPUs   int64
+	UsedMiB, MiB       int64
+}
+
+type runningOperation struct {
+	Verb, Target, WaitingFor string
+	Since                    time.Time
+}
+
+// serveControl answers on the control socket until ctx ends.
+func (c *cloud) serveControl(ctx context.Context, at clientsAt) error {
+	path := filepath.Join(c.dir, controlSocket)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	began := time.Now()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		h := c.health()
+		h.At, h.Seconds = at, time.Since(began).Seconds()
+		wire.WriteJSON(w, http.StatusOK, h)
+	})
+	mux.HandleFunc("GET /audit", func(w http.ResponseWriter, r *http.Request) {
+		found := audit.State(c.state.Latest())
+		if found == nil {
+			found = []audit.Finding{}
+		}
+		wire.WriteJSON(w, http.StatusOK, found)
+	})
+	mux.HandleFunc("POST /token", func(w http.ResponseWriter, r *http.Request) {
+		token, err := c.authority.Token(r.Context(), time.Hour)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		wire.WriteJSON(w, http.StatusOK, token)
+	})
+	return serve(ctx, l, mux)
+}
+
+func (c *cloud) health() health {
+	tx := c.state.Latest()
+	h := health{Version: version, Data: c.dir, Revision: tx.Revision(), Servers: map[string]int{}, Counts: map[string]int{}}
+	if err := c.state.Broken(); err != nil {
+		h.Broken = err.Error()
+	}
+	for m := range host.Table().Peek(tx, "name", state.Range{}) {
+		n, used := compute.Servers().Sum(tx, "load", state.KeyOf(m.ID))
+		h.Hosts = append(h.Hosts, hostHealth{Name: m.Name, Zone: m.Zone, Driver: m.Capacity.Driver, Up: m.Up(), Disabled: m.Disabled,
+			Lost: m.Lost, Isolating: m.Capacity.Isolating, Servers: n, UsedVCPUs: used[0], VCPUs: int64(m.Capacity.VCPUs),
+			UsedMiB: used[1], MiB: int64(m.Capacity.MemoryMiB)})
+	}
+	for s := range compute.Servers().Peek(tx, "", state.Range{}) {
+		h.Servers[string(s.Stage())]++
+	}
+	h.Counts["images"] = image.Table().Len(tx)
+	h.Counts["networks"] = network.Networks().Len(tx)
+	h.Counts["ports"] = network.Ports().Len(tx)
+	for o := range operation.Table().Peek(tx, "deadline", state.Range{}) {
+		if len(h.Running) == 20 {
+			break
+		}
+		h.Running = append(h.Running, runningOperation{o.Verb, o.TargetKind + " " + o.TargetID.String(), o.WaitingFor, o.CreatedAt})
+	}
+	return h
+}
+
+// ask speaks to the controller of a data directory.
+func ask(ctx context.Context, dir, method, path string, answer any) error {
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, controlSocket))
+		}}}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, method, "http://unkai"+path, nil)
+	if err != nil {
+		return err
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("no controller answers for %s: is it running?", dir)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		return err
+	}
+	if res.StatusCode != http.StatusOK {
+		return errors.New(strings.TrimSpace(string(text)))
+	}
+	return json.Unmarshal(text, answer)
+}
+
+type dataOption struct {
+	Data string `default:"${data}" help:"The data directory." type:"path"`
+}
+
+type statusCommand struct {
+	dataOption
+	JSON bool `help:"Print JSON."`
+}
+
+// Run shows how a running cloud is; it fails when something needs an operator.
+func (s statusCommand) Run(ctx context.Context) error {
+	var h health
+	if err := ask(ctx, s.Data, http.MethodGet, "/status", &h); err != nil {
+		return err
+	}
+	if s.JSON {
+		e := json.NewEncoder(os.Stdout)
+		e.SetIndent("", "  ")
+		return e.Encode(h)
+	}
+	return h.print(os.Stdout)
+}
+
+func (h *health) print(w io.Writer) error {
+	up, down := 0, 0
+	for _, m := range h.Hosts {
+		if m.Up {
+			up++
+		} else {
+			down++
+		}
+	}
+	fmt.Fprintf(w, "unkai %s  %s  up %v  revision %d\n", h.Version, h.At.URL, time.Duration(h.Seconds*float64(time.Second)).Round(time.Second), h.Revision)
+	fmt.Fprintf(w, "hosts   %d up, %d lost\nservers", up, down)
+	total := 0
+	for stage, n := range h.Servers {
+		fmt.Fprintf(w, " %d %s", n, stage)
+		total += n
+	}
+	if total == 0 {
+		fmt.Fprint(w, " none")
+	}
+	fmt.Fprintf(w, "\nnetworks %d, ports %d, images %d\n", h.Counts["networks"], h.Counts["ports"], h.Counts["images"])
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for i, m := range h.Hosts {
+		if i == 0 {
+			fmt.Fprintln(t, "\nHOST\tZONE\tDRIVER\tSTATE\tSERVERS\tVCPUS\tMEMORY MiB")
+		}
+		if i == 20 {
+			fmt.Fprintf(t, "and %d more\n", len(h.Hosts)-i)
+			break
+		}
+		how := "up"
+		if !m.Up {
+			how = "lost since " + m.Lost.Format(time.RFC3339)
+		}
+		if m.Disabled {
+			how += ", disabled"
+		}
+		if !m.Isolating && m.Driver != "sim" {
+			how += ", not isolating (emulated)"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d/%d\t%d/%d\n", m.Name, m.Zone, m.Driver, how, m.Servers, m.UsedVCPUs, m.VCPUs, m.UsedMiB, m.MiB)
+	}
+	for i, o := range h.Running {
+		if i == 0 {
+			fmt.Fprintln(t, "\nUNDER WAY\tTARGET\tSINCE\tWAITING FOR")
+		}
+		fmt.Fprintf(t, "%s\t%s\t%v\t%s\n", o.Verb, o.Target, time.Since(o.Since).Round(time.Second), o.WaitingFor)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if h.Broken != "" {
+		return errors.New("the controller accepts no changes: " + h.Broken)
+	}
+	if down > 0 {
+		return fmt.Errorf("%d hosts cannot be heard", down)
+	}
+	return nil
+}
+
+type auditCommand struct{ dataOption }
+
+// Run prints what contradicts; it fails when something does.
+func (a auditCommand) Run(ctx context.Context) error {
+	var found []audit.Finding
+	if err := ask(ctx, a.Data, http.MethodGet, "/audit", &found); err != nil {
+		return err
+	}
+	for _, f := range found {
+		fmt.Println(f)
+	}
+	if len(found) > 0 {
+		return fmt.Errorf("%d contradictions", len(found))
+	}
+	fmt.Println("the audit is clean")
+	return nil
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/unkai-cloud/unkai/simulation"
+)
+
+type simulateCommand struct {
+	Seeds string `default:"1-100" help:"The seeds to run, A-B or one."`
+	Hosts int    `default:"4" help:"Simulated hosts."`
+	Steps int    `default:"1500" help:"Choices of a run before its faults stop."`
+	Trace bool   `help:"Print each choice of each run."`
+}
+
+// Run runs the seeds and ends with one line; it fails when a promise was broken.
+func (s *simulateCommand) Run(ctx context.Context) error {
+	var first, last uint64
+	if n, err := fmt.Sscanf(s.Seeds, "%d-%d", &first, &last); err != nil && n < 1 {
+		return fmt.Errorf("--seeds %s: want A-B or one number", s.Seeds)
+	} else if n == 1 {
+		last = first
+	}
+	slog.SetDefault(slog.New(slog.DiscardHandler)) // the faults are meant
+	began := time.Now()
+	var mu sync.Mutex
+	next, bad, asked, refused, faults := first, 0, 0, 0, 0
+	var settled time.Duration
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for {
+				mu.Lock()
+				seed := next
+				next++
+				mu.Unlock()
+				if seed > last || ctx.Err() != nil {
+					return
+				}
+				var trace io.Writer
+				if s.Trace {
+					trace = os.Stdout
+				}
+				result, err := simulation.Run(ctx, simulation.Options{Seed: seed, Hosts: s.Hosts, Steps: s.Steps, Trace: trace})
+				mu.Lock()
+				asked += result.Asked
+				refused += result.Refused
+				settled = max(settled, result.Settled)
+				for _, n := range result.Faults {
+					faults += n
+				}
+				if err != nil {
+					bad++
+					fmt.Println(err)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	fmt.Printf("simulation: seeds %d-%d, %d failed; %d requests (%d refused), %d faults, settled within %v of the last; %v\n",
+		first, last, bad, asked, refused, faults, settled.Round(time.Second), time.Since(began).Round(time.Second))
+	if bad > 0 {
+		return fmt.Errorf("%d seeds failed: run one with --seeds N --trace", bad)
+	}
+	return nil
+}

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/unkai-cloud/unkai/agent"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+type upCommand struct {
+	dataOption
+	listenOptions
+	machineOptions
+	Sim   int    `help:"Simulate so many hosts instead of using this machine. Needs no root."`
+	Demo  bool   `help:"Boot a first server, and tell how to reach it."`
+	Guest string `help:"Where the demo guest's image is (guest/build.sh makes it)." type:"path" default:"/var/cache/unkai/guest"`
+
+	hosts string // a controller's address for other machines' agents; "" for a cloud on this machine alone
+}
+
+// Run is a whole cloud until it is told to stop. Guests go on.
+func (u *upCommand) Run(ctx context.Context) error {
+	pool, own, err := u.pool()
+	if err != nil {
+		return err
+	}
+	if u.Sim == 0 && u.hosts == "" && os.Geteuid() != 0 {
+		return errors.New("a host needs root (see `unkai doctor`); try --sim 2, which does not")
+	}
+	c, err := openCloud(ctx, u.Data, pool, own)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := c.state.Close(); err != nil {
+			slog.Error("could not close the state", "err", err)
+		}
+	}()
+	l, secure, err := u.listener(c.authority)
+	if err != nil {
+		return err
+	}
+	url := urlOf(l, secure)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	start := func(what string, run func(context.Context) error) {
+		wg.Go(func() {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				stop(fmt.Errorf("%s: %w", what, err))
+			}
+		})
+	}
+	start("control", func(ctx context.Context) error { c.run(ctx); return nil })
+	if err := u.startHosts(ctx, c, start); err != nil {
+		return err
+	}
+	authority, err := u.clientFiles(c, url, secure)
+	if err != nil {
+		return err
+	}
+	start("serve clients", func(ctx context.Context) error { return serve(ctx, l, c.handler()) })
+	start("serve the control socket", func(ctx context.Context) error { return c.serveControl(ctx, clientsAt{URL: url}) })
+	fmt.Println("ready " + url)
+	fmt.Fprintf(os.Stderr, "credentials are in %s: clouds.yaml, openrc, aws.env\n", u.Data)
+	if u.Demo {
+		start("demo", func(ctx context.Context) error { return runDemo(ctx, c, u, url, authority) })
+	}
+	<-ctx.Done()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// clientFiles writes what clients need, and answers the path of the authority's certificate
+// when they need that too.
+func (u *upCommand) clientFiles(c *cloud, url string, secure bool) (authority string, err error) {
+	if secure && u.TLSCert == "" {
+		authority = filepath.Join(u.Data, "authority.pem")
+		if err := os.WriteFile(authority, c.authority.PEM(), 0o644); err != nil {
+			return "", err
+		}
+	}
+	host, _, err := net.SplitHostPort(u.Listen)
+	if err != nil {
+		return "", err
+	}
+	s3 := "http://" + net.JoinHostPort(host, "8701")
+	return authority, writeClients(u.Data, url, s3, authority, c.secrets)
+}
+
+// startHosts begins the work of this machine as a host, or of simulated ones.
+func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string, func(context.Context) error)) error {
+	if u.Sim > 0 {
+		if err := seedImages(ctx, c); err != nil {
+			return fmt.Errorf("make the simulated cloud's images: %w", err)
+		}
+		return c.startSimulated(ctx, u.Sim, start)
+	}
+	address := "127.0.0.1:0"
+	if u.hosts != "" {
+		address = u.hosts
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	config, err := hostTLS(c.authority, l.Addr().String())
+	if err != nil {
+		return err
+	}
+	start("serve hosts", func(ctx context.Context) error { return serveTLS(ctx, l, config, c.hosts) })
+	if u.hosts != "" {
+		return nil
+	}
+	url := "https://" + l.Addr().String()
+	dir := filepath.Join(u.Data, "host")
+	id, err := agent.LoadIdentity(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		var token string
+		if token, err = c.authority.Token(identity.Internal(ctx), time.Minute); err == nil {
+			id, err = agent.Join(ctx, url, token, dir)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	m, err := openMachine(u.machineOptions, dir)
+	if err != nil {
+		return err
+	}
+	start("this host", func(ctx context.Context) error { return errors.Join(m.run(ctx, url, id), m.close()) })
+	return nil
+}

@@ -1,0 +1,143 @@
+package simulation
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/reconcile"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/audit"
+	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/network"
+	"github.com/unkai-cloud/unkai/core/operation"
+)
+
+// startControl is a new controller process on the same engine.
+func (w *world) startControl() error {
+	for _, n := range w.nodes {
+		n.drop()
+	}
+	calm := w.calm
+	w.calm = true // opening is tried until it works; what fails are commits of running controllers
+	defer func() { w.calm = calm }()
+	st, err := state.Open(w.ctx, w.engine, state.Options{Now: w.now, Random: w, History: 4096})
+	if err != nil {
+		return fmt.Errorf("open the state: %w", err)
+	}
+	if w.control != nil {
+		w.result.Changes += int(w.control.state.Latest().Revision())
+	}
+	c := &control{state: st, compute: compute.New(st, compute.Config{}), network: network.New(st)}
+	c.hub = host.NewHub(st, append(c.network.Sources(), c.compute.Source())...)
+	reaper := &operation.Reaper{State: st, Now: w.now, Expirers: c.compute.Expirers()}
+	c.reconciler = reconcile.New(st, w.clock, append(c.network.Tasks(), reaper.Task(), c.hub.Liveness(w.now))...)
+	w.control = c
+	return nil
+}
+
+// checkSafety is what must hold at every moment.
+func (w *world) checkSafety() error {
+	tx := w.control.state.Latest()
+	if found := audit.State(tx); len(found) > 0 {
+		return fmt.Errorf("the auditor found %d contradictions, the first: %s", len(found), found[0])
+	}
+	for _, p := range w.client.projects {
+		for _, id := range p.order {
+			if !compute.Servers().Has(tx, id) {
+				return fmt.Errorf("server %s was promised, and is lost", id)
+			}
+		}
+	}
+	running := map[resource.ID]string{}
+	for _, n := range w.nodes {
+		ids, err := n.machine.Guests().Present(w.ctx)
+		if err != nil {
+			continue // a simulated failure
+		}
+		for _, id := range ids {
+			seen, err := n.machine.Guests().Observe(w.ctx, id)
+			if err != nil || seen.Power != compute.On {
+				continue
+			}
+			if other := running[id]; other != "" {
+				return fmt.Errorf("guest %s runs twice, on %s and %s", id, other, n.name)
+			}
+			running[id] = n.name
+		}
+	}
+	return nil
+}
+
+// restless says what is not settled; "" when everything is.
+func (w *world) restless() string {
+	tx := w.control.state.Latest()
+	for _, n := range w.nodes {
+		if n.session == nil {
+			return n.name + " has no session"
+		}
+	}
+	for s := range compute.Servers().Peek(tx, "", state.Range{}) {
+		if s.Task != "" {
+			return fmt.Sprintf("server %s: %s goes on since %v", s.ID, s.Task, w.clock.Sub(s.UpdatedAt).Round(time.Second))
+		}
+	}
+	for o := range operation.Table().Peek(tx, "deadline", state.Range{}) {
+		return fmt.Sprintf("operation %s of %s %s runs", o.Verb, o.TargetKind, o.TargetID)
+	}
+	if err := w.checkReality(); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// checkReality compares what the machines hold with what is wanted.
+func (w *world) checkReality() error {
+	tx := w.control.state.Latest()
+	var wrong error
+	for _, n := range w.nodes {
+		want := map[host.Key]bool{}
+		for _, source := range w.control.hub.Sources {
+			for _, id := range source.All(tx, n.id) {
+				if body, ok := source.Want(tx, n.id, id); ok && body != nil {
+					want[host.Key{Kind: source.Kind, ID: id}] = true
+				}
+			}
+		}
+		have := map[host.Key]bool{}
+		ids, err := n.machine.Guests().Present(w.ctx)
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			have[host.Key{Kind: "guest", ID: id}] = true
+		}
+		things, err := n.machine.Networks().Present(w.ctx)
+		if err != nil {
+			return err
+		}
+		for _, t := range things {
+			have[host.Key{Kind: t.Kind, ID: t.ID}] = true
+		}
+		for key := range want {
+			if !have[key] {
+				wrong = errors.Join(wrong, fmt.Errorf("%s has no %s %s", n.name, key.Kind, key.ID))
+			}
+		}
+		for key := range have {
+			if !want[key] {
+				wrong = errors.Join(wrong, fmt.Errorf("%s holds %s %s, which nobody wants", n.name, key.Kind, key.ID))
+			}
+		}
+		for _, id := range ids {
+			s, ok := compute.Servers().PeekOne(tx, id)
+			seen, err := n.machine.Guests().Observe(w.ctx, id)
+			if ok && err == nil && s.Failure == nil && (seen.Power != s.Power || s.Seen.Power != s.Power) {
+				wrong = errors.Join(wrong, fmt.Errorf("server %s is to be %s, was seen %s, is %s", id, s.Power, s.Seen.Power, seen.Power))
+			}
+		}
+	}
+	return wrong
+}

@@ -1,0 +1,152 @@
+package simulation
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/identity"
+	"github.com/unkai-cloud/unkai/core/image"
+	"github.com/unkai-cloud/unkai/core/image/imagetest"
+	"github.com/unkai-cloud/unkai/core/network"
+)
+
+// client is the tenants: a few projects that make, change and delete things at random, and
+// remember what they were promised.
+type client struct {
+	w        *world
+	projects []*project
+	image    resource.ID
+	serial   int
+}
+
+type project struct {
+	id       resource.ID
+	ctx      context.Context
+	networks []resource.ID
+	// servers that were promised and whose deletion was not asked for.
+	servers map[resource.ID]bool
+	order   []resource.ID
+}
+
+func (w *world) newClient() (*client, error) {
+	c := &client{w: w}
+	admin := identity.Internal(w.ctx)
+	if err := compute.Bootstrap(admin, w.control.state); err != nil {
+		return nil, err
+	}
+	images := image.New(w.control.state, new(imagetest.Memory), image.Config{})
+	i, err := images.Create(admin, image.Request{Name: "small", ProjectID: resource.NewID(w.clock, w),
+		Spec: image.Spec{Format: "raw", Container: "bare", Visibility: image.Public}})
+	if err != nil {
+		return nil, fmt.Errorf("make an image: %w", err)
+	}
+	c.image = i.ID
+	if err := images.Upload(admin, i.ID, bytes.NewReader(make([]byte, 1<<20)), 1<<20); err != nil {
+		return nil, fmt.Errorf("fill the image: %w", err)
+	}
+	for range 3 {
+		actor := &identity.Actor{UserID: resource.NewID(w.clock, w), ProjectID: resource.NewID(w.clock, w), Roles: []string{"member", "reader"}}
+		p := &project{id: actor.ProjectID, ctx: identity.As(w.ctx, actor), servers: map[resource.ID]bool{}}
+		c.projects = append(c.projects, p)
+		if err := c.addNetwork(p); err != nil {
+			return nil, fmt.Errorf("make a network: %w", err)
+		}
+	}
+	return c, nil
+}
+
+func (c *client) addNetwork(p *project) error {
+	s := c.w.control.network
+	c.serial++
+	made, err := s.Networks.Create(p.ctx, &network.Network{Meta: resource.Meta{Name: fmt.Sprint("net-", c.serial), ProjectID: p.id}, AdminUp: true, Secured: true})
+	if err != nil {
+		return err
+	}
+	_, err = s.Subnets.Create(p.ctx, &network.Subnet{Meta: resource.Meta{ProjectID: p.id}, NetworkID: made[0].ID,
+		CIDR: netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.0/24", c.serial/250, c.serial%250)), DHCP: true})
+	if err == nil {
+		p.networks = append(p.networks, made[0].ID)
+	}
+	return err
+}
+
+// ask makes one request.
+func (c *client) ask() {
+	p := c.projects[c.w.rng.IntN(len(c.projects))]
+	c.w.result.Asked++
+	what, err := c.request(p)
+	switch {
+	case err == nil:
+		c.w.trace("asked: %s", what)
+	case fault.From(err) != nil:
+		c.w.result.Refused++
+		c.w.trace("asked: %s: refused: %v", what, err)
+	default:
+		c.w.trace("asked: %s: failed: %v", what, err)
+	}
+}
+
+func (c *client) request(p *project) (string, error) {
+	w := c.w
+	n := w.rng.IntN(100)
+	if n < 30 || len(p.order) == 0 {
+		return c.create(p)
+	}
+	if n < 33 && len(p.networks) < 5 {
+		return "network", c.addNetwork(p)
+	}
+	at := w.rng.IntN(len(p.order))
+	id := p.order[at]
+	if n < 50 {
+		remove := w.control.compute.Delete
+		if w.chance(200) {
+			remove = w.control.compute.ForceDelete
+		}
+		// Whatever is answered, the server may be gone from now on.
+		delete(p.servers, id)
+		p.order = append(p.order[:at:at], p.order[at+1:]...)
+		return "delete " + id.String(), remove(p.ctx, id)
+	}
+	tasks := []compute.Task{compute.Starting, compute.Stopping, compute.SoftRebooting, compute.HardRebooting,
+		compute.Pausing, compute.Unpausing, compute.Suspending, compute.Resuming}
+	task := tasks[w.rng.IntN(len(tasks))]
+	return string(task) + " " + id.String(), w.control.compute.Do(p.ctx, id, task)
+}
+
+// create asks for a server; now and then as a plan, or twice with the same key.
+func (c *client) create(p *project) (string, error) {
+	w := c.w
+	c.serial++
+	launch := compute.Launch{Name: fmt.Sprint("server-", c.serial), Flavor: "42", ImageID: c.image,
+		NICs: []compute.NICWanted{{NetworkID: p.networks[w.rng.IntN(len(p.networks))]}}, Max: 1 + w.rng.IntN(2)}
+	if w.chance(100) {
+		before := w.control.state.Latest().Revision()
+		_, err := w.control.compute.Create(state.WithPlan(p.ctx, new(state.Plan)), launch)
+		if w.control.state.Latest().Revision() != before {
+			panic("a plan changed the state")
+		}
+		return "plan of " + launch.Name, err
+	}
+	key := &state.Once{Scope: "client", Key: launch.Name, Hash: launch.Name}
+	made, err := w.control.compute.Create(state.WithOnce(p.ctx, key), launch)
+	if err == nil && w.chance(100) {
+		again, err := w.control.compute.Create(state.WithOnce(p.ctx, &state.Once{Scope: key.Scope, Key: key.Key, Hash: key.Hash}), launch)
+		if err == nil && fmt.Sprint(again) != fmt.Sprint(made) {
+			panic("the same request had two effects")
+		}
+	}
+	var ids []string
+	for _, id := range made.Servers {
+		p.servers[id] = true
+		p.order = append(p.order, id)
+		ids = append(ids, id.String())
+	}
+	return "create " + strings.Join(ids, " "), err
+}

@@ -1,0 +1,450 @@
+// Package simulation runs a whole cloud in one goroutine: the real core, control and agent
+// code on a fake clock, an engine and machines in memory, and faults drawn from a seed. A seed
+// reproduces a run exactly, so a failing one is a bug report.
+//
+// Nothing here reads the wall clock or starts a goroutine; every choice comes from one
+// source of randomness.
+package simulation
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"math/rand/v2"
+	"sort"
+	"time"
+
+	"github.com/unkai-cloud/unkai/agent"
+	"github.com/unkai-cloud/unkai/base/reconcile"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/network"
+	"github.com/unkai-cloud/unkai/driver/sim"
+)
+
+// Options of a run.
+type Options struct {
+	Seed  uint64
+	Hosts int // 4 when 0
+	Steps int // choices before the faults stop; 2,000 when 0
+	// Trace, when set, is written a line for each choice.
+	Trace io.Writer
+}
+
+// A Result is what a run came to.
+type Result struct {
+	Seed    uint64
+	Print   string // a fingerprint of everything that happened
+	Changes int    // objects written
+	Asked   int    // requests of clients
+	Refused int    // of these, with a fault
+	Faults  map[string]int
+	Settled time.Duration // simulated time from the last fault to rest
+}
+
+// world is one cloud and everything around it.
+type world struct {
+	Options
+	ctx    context.Context
+	rng    *rand.Rand
+	clock  time.Time
+	engine *state.Memory
+	print  hash.Hash
+
+	// The controller. nil while it is down.
+	control *control
+	nodes   []*node
+	client  *client
+	result  Result
+	calm    bool // no more faults
+}
+
+// begin of simulated time.
+var begin = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func newWorld(ctx context.Context, o Options) (*world, error) {
+	if o.Hosts == 0 {
+		o.Hosts = 4
+	}
+	if o.Steps == 0 {
+		o.Steps = 2000
+	}
+	w := &world{Options: o, ctx: ctx, rng: rand.New(rand.NewPCG(o.Seed, 0x756e6b6169)), clock: begin,
+		engine: state.NewMemory(100_000), print: sha256.New(), result: Result{Seed: o.Seed, Faults: map[string]int{}}}
+	w.engine.Fault = w.commitFault
+	w.calm = true
+	if err := w.startControl(); err != nil {
+		return nil, err
+	}
+	for n := range o.Hosts {
+		w.nodes = append(w.nodes, w.newNode(n))
+	}
+	var err error
+	if w.client, err = w.newClient(); err != nil {
+		return nil, err
+	}
+	w.calm = false
+	return w, nil
+}
+
+func (w *world) now() time.Time { return w.clock }
+
+// Read makes the world the source of IDs.
+func (w *world) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = byte(w.rng.Uint32())
+	}
+	return len(b), nil
+}
+
+// chance is true in p of 1,000 cases.
+func (w *world) chance(p int) bool { return w.rng.IntN(1000) < p }
+
+func (w *world) trace(format string, args ...any) {
+	line := fmt.Sprintf("%10.3f ", w.clock.Sub(begin).Seconds()) + fmt.Sprintf(format, args...) + "\n"
+	io.WriteString(w.print, line)
+	if w.Trace != nil {
+		io.WriteString(w.Trace, line)
+	}
+}
+
+func (w *world) fault(name string) {
+	w.result.Faults[name]++
+	w.trace("fault: %s", name)
+}
+
+// Run runs one seed. An error says what promise was broken.
+func Run(ctx context.Context, o Options) (Result, error) {
+	w, err := newWorld(ctx, o)
+	if err != nil {
+		return Result{}, fmt.Errorf("build the world: %w", err)
+	}
+	for n := range w.Steps {
+		if err := w.step(); err != nil {
+			return w.result, fmt.Errorf("seed %d, step %d: %w", o.Seed, n, err)
+		}
+		if n%50 == 0 {
+			if err := w.checkSafety(); err != nil {
+				return w.result, fmt.Errorf("seed %d, step %d: %w", o.Seed, n, err)
+			}
+		}
+	}
+	err = w.settle()
+	w.result.Print = hex.EncodeToString(w.print.Sum(nil)[:8])
+	if err != nil {
+		return w.result, fmt.Errorf("seed %d, after the faults: %w", o.Seed, err)
+	}
+	return w.result, nil
+}
+
+// step makes one choice.
+func (w *world) step() error {
+	switch n := w.rng.IntN(100); {
+	case n < 12:
+		w.client.ask()
+	case n < 30:
+		w.control.work(w)
+	case n < 90:
+		w.nodes[w.rng.IntN(len(w.nodes))].step()
+	case n < 97:
+		w.clock = w.clock.Add(time.Duration(w.rng.IntN(3000)) * time.Millisecond)
+	default:
+		return w.harm()
+	}
+	return w.mindControl()
+}
+
+// mindControl starts the controller again after a crash.
+func (w *world) mindControl() error {
+	if w.control.state.Broken() == nil {
+		return nil
+	}
+	w.fault("controller restarted")
+	return w.startControl()
+}
+
+// harm lets something go wrong.
+func (w *world) harm() error {
+	node := w.nodes[w.rng.IntN(len(w.nodes))]
+	switch w.rng.IntN(7) {
+	case 0:
+		w.fault("agent crashed")
+		node.restart()
+	case 1:
+		w.fault("controller crashed")
+		return w.startControl()
+	case 2:
+		w.fault("link cut")
+		node.cutUntil = w.clock.Add(time.Duration(1+w.rng.IntN(60)) * time.Second)
+		node.drop()
+	case 3:
+		w.fault("driver failing")
+		node.failing, node.failUntil = 100+w.rng.IntN(900), w.clock.Add(time.Duration(1+w.rng.IntN(30))*time.Second)
+	case 4:
+		w.fault("driver slow")
+		node.slow, node.slowUntil = time.Duration(w.rng.IntN(20))*time.Second, w.clock.Add(time.Minute)
+	case 5:
+		if ids, err := node.machine.Guests().Present(w.ctx); err == nil && len(ids) > 0 {
+			id := ids[w.rng.IntN(len(ids))]
+			if w.chance(500) {
+				w.fault("guest crashed")
+				node.machine.Crash(id)
+			} else {
+				w.fault("guest powered itself off")
+				node.machine.ShutDown(id)
+			}
+		}
+	case 6:
+		w.fault("machine rebooted")
+		node.machine.Reboot()
+		node.restart()
+	}
+	return nil
+}
+
+// commitFault is the engine's: now and then a commit fails before, or its answer after.
+func (w *world) commitFault(step string) error {
+	if w.calm || !w.chance(2) {
+		return nil
+	}
+	w.fault("commit failed " + step)
+	return errors.New("simulated: the disk failed " + step + " the commit")
+}
+
+// settle stops the faults and waits until everything is at rest, in bounded simulated time.
+func (w *world) settle() error {
+	const bound = 30 * time.Minute
+	w.calm = true
+	if err := w.mindControl(); err != nil {
+		return err
+	}
+	for _, n := range w.nodes {
+		n.cutUntil, n.failUntil, n.slowUntil = time.Time{}, time.Time{}, time.Time{}
+	}
+	from := w.clock
+	for w.clock.Sub(from) < bound {
+		busy := true
+		for busy {
+			busy = w.control.work(w)
+			for _, n := range w.nodes {
+				busy = n.step() || busy
+			}
+		}
+		if w.restless() == "" {
+			w.result.Settled = w.clock.Sub(from)
+			return errors.Join(w.checkSafety(), w.checkReality())
+		}
+		w.clock = w.nextMoment()
+	}
+	return fmt.Errorf("not at rest after %v: %s", bound, w.restless())
+}
+
+// nextMoment is when something is next due, a second from now at the latest.
+func (w *world) nextMoment() time.Time {
+	next := w.clock.Add(time.Second)
+	consider := func(at time.Time, ok bool) {
+		if ok && at.After(w.clock) && at.Before(next) {
+			next = at
+		}
+	}
+	consider(w.control.reconciler.Due())
+	for _, n := range w.nodes {
+		consider(n.agent.Due())
+	}
+	return next
+}
+
+// node is one machine with its agent and its link.
+type node struct {
+	w         *world
+	id        resource.ID
+	name      string
+	machine   *sim.Machine
+	store     *memoryStore
+	agent     *agent.Agent
+	session   *host.Session
+	sent      []host.Delivery // on their way
+	cutUntil  time.Time
+	failing   int // of 1,000 calls
+	failUntil time.Time
+	slow      time.Duration
+	slowUntil time.Time
+	resync    time.Time
+}
+
+func (w *world) newNode(n int) *node {
+	node := &node{w: w, name: fmt.Sprintf("host-%02d", n), store: &memoryStore{items: map[host.Key]json.RawMessage{}}}
+	node.id = resource.NewID(w.clock, w)
+	node.machine = sim.New(compute.Capabilities{VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Arch: "x86_64"})
+	node.machine.Now = w.now
+	node.machine.Takes = func(string) time.Duration {
+		if w.clock.Before(node.slowUntil) {
+			return node.slow
+		}
+		return time.Duration(w.rng.IntN(500)) * time.Millisecond
+	}
+	node.machine.Fault = func(call string, _ resource.ID) error {
+		if w.clock.Before(node.failUntil) && w.rng.IntN(1000) < node.failing {
+			return fmt.Errorf("simulated: %s failed", call)
+		}
+		return nil
+	}
+	node.restart()
+	return node
+}
+
+// restart is a new agent process on the same machine.
+func (n *node) restart() {
+	n.drop()
+	taps := new(agent.Taps)
+	guests := &agent.Guests{Driver: n.machine.Guests(), Taps: taps}
+	networks := &agent.Networks{Driver: n.machine.Networks(), Taps: taps, Wired: func(server resource.ID) {
+		n.agent.Touch(host.Key{Kind: "guest", ID: server}, n.w.clock)
+	}}
+	a, err := agent.New(n.store, n.w.clock, append(networks.Handlers(), guests.Handler())...)
+	if err != nil {
+		panic(err) // a store in memory does not fail
+	}
+	n.agent = a
+}
+
+// drop ends the session; what was on its way is lost.
+func (n *node) drop() {
+	if n.session != nil {
+		n.session.Close()
+	}
+	n.session, n.sent = nil, nil
+}
+
+// step does one thing on this machine; false if there was nothing to do.
+func (n *node) step() bool {
+	select {
+	case id := <-n.machine.Guests().Changed():
+		n.agent.Touch(host.Key{Kind: "guest", ID: id}, n.w.clock)
+		return true
+	default:
+	}
+	did := n.converse()
+	if n.w.clock.After(n.resync) {
+		n.resync = n.w.clock.Add(time.Minute)
+		if err := n.agent.Resync(n.w.ctx, n.w.clock); err != nil {
+			n.w.trace("%s: resync: %v", n.name, err)
+		}
+	}
+	return n.agent.Step(n.w.ctx, n.w.now) || did
+}
+
+// converse moves messages between the agent and the controller.
+func (n *node) converse() bool {
+	w := n.w
+	if w.clock.Before(n.cutUntil) {
+		return false
+	}
+	if n.session == nil {
+		hello := host.Hello{Name: n.name, Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Arch: "x86_64"}}
+		if err := host.Arrive(w.ctx, w.control.state, n.id, hello); err != nil {
+			return false
+		}
+		n.session = w.control.hub.Connect(n.id)
+		w.trace("%s connected", n.name)
+		return true
+	}
+	did := false
+	select {
+	case <-n.session.Wake():
+		d, err := n.session.Poll()
+		if err != nil {
+			w.trace("%s: poll: %v", n.name, err)
+		} else if d != nil {
+			n.sent = append(n.sent, *d)
+			did = true
+		}
+	default:
+	}
+	if len(n.sent) > 0 && (w.calm || w.chance(700)) { // else it is delayed
+		d := n.sent[0]
+		n.sent = n.sent[1:]
+		if err := n.agent.Deliver(d, w.clock); err != nil {
+			panic(err) // a store in memory does not fail
+		}
+		did = true
+	}
+	if reports := n.agent.Reports(8); len(reports) > 0 {
+		did = true
+		n.report(reports)
+	}
+	return did
+}
+
+// report brings reports to the controller; now and then they, or the answer, are lost.
+func (n *node) report(reports []host.Observation) {
+	w := n.w
+	if !w.calm && w.chance(20) {
+		w.fault("report lost")
+		n.agent.Unsent(reports)
+		return
+	}
+	err := w.control.hub.Observe(w.ctx, n.id, reports)
+	if err == nil && !w.calm && w.chance(20) {
+		w.fault("answer lost")
+		err = errors.New("simulated: the answer is lost")
+	}
+	if err != nil {
+		n.agent.Unsent(reports)
+		return
+	}
+	n.agent.Sent(reports)
+}
+
+// memoryStore is an agent's disk.
+type memoryStore struct{ items map[host.Key]json.RawMessage }
+
+func (m *memoryStore) Load() ([]host.Item, error) {
+	var items []host.Item
+	for key, body := range m.items {
+		items = append(items, host.Item{Key: key, Body: body})
+	}
+	sort.Slice(items, func(i, j int) bool { return items[i].ID.String() < items[j].ID.String() })
+	return items, nil
+}
+
+func (m *memoryStore) Save(d host.Delivery, _ map[host.Key]json.RawMessage) error {
+	if d.Full {
+		clear(m.items)
+	}
+	for _, item := range d.Items {
+		if item.Body == nil {
+			delete(m.items, item.Key)
+		} else {
+			m.items[item.Key] = item.Body
+		}
+	}
+	return nil
+}
+
+// control is one life of the controller.
+type control struct {
+	state      *state.State
+	hub        *host.Hub
+	reconciler *reconcile.Reconciler
+	compute    *compute.Service
+	network    *network.Service
+}
+
+// work does what the controller has to do; false if there was nothing.
+func (c *control) work(w *world) bool {
+	if err := c.hub.Pump(); err != nil {
+		w.trace("hub: %v", err)
+	}
+	if err := c.reconciler.Pump(w.clock); err != nil {
+		w.trace("reconciler: %v", err)
+	}
+	return c.reconciler.Do(w.ctx, w.now)
+}
