@@ -99,14 +99,13 @@ func enable(path string) error {
 	if err != nil {
 		return err
 	}
+	var usable []string
 	for _, name := range controllers {
 		if slices.Contains(strings.Fields(string(offered)), name) {
-			if err := setting(path, "cgroup.subtree_control", "+"+name); err != nil {
-				return err
-			}
+			usable = append(usable, "+"+name)
 		}
 	}
-	return nil
+	return setting(path, "cgroup.subtree_control", strings.Join(usable, " "))
 }
 
 // setting writes one of a group's files, which must be there.

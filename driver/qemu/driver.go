@@ -307,11 +307,13 @@ func (d *Driver) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 		if busy, trouble, err = g.converge(ctx, want); err != nil {
 			return compute.Observation{}, err
 		}
+	} else {
+		var err error
+		if g.seen, err = g.look(ctx); err != nil {
+			return compute.Observation{}, err
+		}
 	}
-	o, err := g.observe(ctx)
-	if err != nil {
-		return o, err
-	}
+	o := g.observe(g.seen)
 	o.Busy = o.Busy || busy
 	if o.Trouble == "" {
 		o.Trouble = trouble
@@ -481,7 +483,11 @@ func (d *Driver) Observe(ctx context.Context, id resource.ID) (compute.Observati
 		return compute.Observation{}, err
 	}
 	defer g.mu.Unlock()
-	return g.observe(ctx)
+	now, err := g.look(ctx)
+	if err != nil {
+		return compute.Observation{}, err
+	}
+	return g.observe(now), nil
 }
 
 // Capabilities implements compute.Driver.

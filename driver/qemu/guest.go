@@ -34,6 +34,7 @@ type guest struct {
 	// Of the present call, and the start it makes.
 	began, forked, answered time.Time
 
+	seen      state      // what the process was doing at the last step
 	pressed   *stop      // for which this driver has asked the guest
 	saveBegan bool       // this driver, not one before it, had the memory written
 	flushed   chan error // gets the outcome of flushing saved memory; nil while none is under way
@@ -219,6 +220,7 @@ const (
 // from being as wished, though the guest itself is all right.
 func (g *guest) step(ctx context.Context, want compute.Guest) (p progress, trouble string, err error) {
 	now, lookErr := g.settle(ctx)
+	g.seen = now
 	if lookErr != nil && now == gone {
 		return settled, "", lookErr
 	}
@@ -614,16 +616,12 @@ func (g *guest) comeAgain(in time.Duration) {
 	g.nudge = time.AfterFunc(in, func() { g.driver.notify(g.id) })
 }
 
-// observe says what there is. It changes nothing.
-func (g *guest) observe(ctx context.Context) (compute.Observation, error) {
+// observe says what there is, of a process that is doing as look said.
+func (g *guest) observe(now state) compute.Observation {
 	r := g.rec
 	o := compute.Observation{
 		HardBoots: r.HardBoots, SoftBoots: r.SoftBoots, Rebuilds: r.Rebuilds,
 		Isolating: g.driver.accel == accelKVM, OursMs: r.OursMs, StartMs: r.StartMs,
-	}
-	now, err := g.look(ctx)
-	if now == deaf {
-		return o, err
 	}
 	if now != gone {
 		o.StartedAt = r.Launch.StartedAt
@@ -655,7 +653,7 @@ func (g *guest) observe(ctx context.Context) (compute.Observation, error) {
 			o.Power = compute.Off
 		}
 	}
-	return o, nil
+	return o
 }
 
 // endings is how an ending looks to the owner.

@@ -76,7 +76,7 @@ func (g *guest) commandLine(s shape, seed string, incoming bool) (in inmate, c *
 	d := g.driver
 	in = inmate{uid: g.rec.UID, bind: map[string]string{}}
 	var failures []error
-	open := func(path string, flags int) int {
+	open := func(path string, flags int) int { // and hand it over; the number is the one QEMU sees
 		n, err := c.add(os.OpenFile(path, flags, 0o600))
 		if err != nil {
 			failures = append(failures, err)
@@ -86,6 +86,16 @@ func (g *guest) commandLine(s shape, seed string, incoming bool) (in inmate, c *
 	args := []string{d.binary}
 	arg := func(a ...string) { args = append(args, a...) }
 	share := func(set, fd int) { arg("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set)) }
+
+	// visible gives the name under which QEMU can open a file of the host by itself.
+	visible := func(name, outside string) string {
+		if d.jail.files {
+			in.bind["/guest/"+name] = outside
+			return "/guest/" + name
+		}
+		// It may not come to the directory, but it may read the file.
+		return fmt.Sprintf("/proc/self/fd/%d", open(outside, os.O_RDONLY))
+	}
 
 	open(os.DevNull, os.O_RDWR)
 	complaints := open(filepath.Join(g.dir, stderrFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND)
@@ -98,7 +108,7 @@ func (g *guest) commandLine(s shape, seed string, incoming bool) (in inmate, c *
 	board := s.Machine + ",usb=off,vmport=off,dump-guest-core=off"
 	if s.UEFI {
 		board += ",pflash0=code,pflash1=vars"
-		arg("-blockdev", text(object{"driver": "file", "node-name": "code", "filename": d.firmware.Code, "read-only": true}))
+		arg("-blockdev", text(object{"driver": "file", "node-name": "code", "filename": visible("firmware", d.firmware.Code), "read-only": true}))
 		share(firmwareSet, open(filepath.Join(g.dir, firmwareFile), os.O_RDWR))
 		arg("-blockdev", text(object{"driver": "file", "node-name": "vars", "filename": fdset(firmwareSet)}))
 	}
@@ -153,7 +163,7 @@ func (g *guest) commandLine(s shape, seed string, incoming bool) (in inmate, c *
 			if dev.Bus == "ide" {
 				ide++
 			}
-			if dev.Name == g.rec.Devices[0].Name {
+			if dev.Name == g.rec.Devices[0].Name && !s.Kernel {
 				frontend["bootindex"] = 0
 			}
 			arg("-device", text(frontend))
@@ -182,18 +192,9 @@ func (g *guest) commandLine(s shape, seed string, incoming bool) (in inmate, c *
 	}
 
 	if s.Kernel {
-		file := func(name string) string {
-			outside := filepath.Join(g.dir, name)
-			if d.jail.files {
-				in.bind["/guest/"+name] = outside
-				return "/guest/" + name
-			}
-			// It cannot come to the directory, but it may read the file.
-			return fmt.Sprintf("/proc/self/fd/%d", open(outside, os.O_RDONLY))
-		}
-		arg("-kernel", file(kernelFile))
+		arg("-kernel", visible(kernelFile, filepath.Join(g.dir, kernelFile)))
 		if s.Initrd {
-			arg("-initrd", file(initrdFile))
+			arg("-initrd", visible(initrdFile, filepath.Join(g.dir, initrdFile)))
 		}
 		arg("-append", s.Cmdline)
 	}
@@ -265,6 +266,7 @@ func (g *guest) spawn(in inmate) error {
 	if err := d.cgroups.enter(g.id.String(), p.pid, l.Shape); err != nil {
 		d.log.Warn("guest runs without all limits", "guest", g.id, "error", err)
 	}
+	var failures []error
 	for resource, limit := range map[int]uint64{
 		unix.RLIMIT_CORE: 0, unix.RLIMIT_NOFILE: 4096, unix.RLIMIT_MEMLOCK: 8 << 20, unix.RLIMIT_NPROC: maxThreads + uint64(l.Shape.VCPUs),
 	} {
@@ -272,8 +274,11 @@ func (g *guest) spawn(in inmate) error {
 			continue // it would count our own processes
 		}
 		if err := unix.Prlimit(p.pid, resource, &unix.Rlimit{Cur: limit, Max: limit}, nil); err != nil && !errors.Is(err, unix.ESRCH) {
-			d.log.Warn("guest runs without all limits", "guest", g.id, "limit", resource, "error", err)
+			failures = append(failures, fmt.Errorf("limit %d: %w", resource, err))
 		}
+	}
+	if len(failures) > 0 { // without a user namespace that takes more than being root
+		d.log.Warn("guest runs without all limits", "guest", g.id, "error", errors.Join(failures...))
 	}
 	d.step("limits set")
 	g.hold(p)
