@@ -472,14 +472,14 @@ func TestDelete(t *testing.T) {
 		t.Errorf("still listed: %v, %v", page.Items, err)
 	}
 	// A host still makes a guest from it.
-	if _, b, err := r.Open(t.Context(), i.ID); err != nil {
+	if b, err := r.Open(t.Context(), i.ID); err != nil {
 		t.Error(err)
 	} else {
 		b.Close()
 	}
 	inUse = false
 	r.settle(t)
-	_, _, err = r.Open(t.Context(), i.ID)
+	_, err = r.Open(t.Context(), i.ID)
 	wantKind(t, err, fault.NotFound)
 	r.clean(t, 0)
 	if got, err := io.ReadAll(reader); err != nil || string(got) != "content of x" {

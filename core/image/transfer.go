@@ -333,16 +333,16 @@ func (s *Service) Download(ctx context.Context, id resource.ID) (*Image, Blob, e
 
 // Open gives an image's bytes to the cloud itself: to a host that makes a guest from it. An image that was
 // deleted while something is still to be made from it can be opened, too.
-func (s *Service) Open(ctx context.Context, id resource.ID) (*Image, Blob, error) {
-	i, ok := images.Find(s.State.Latest(), id)
+func (s *Service) Open(ctx context.Context, id resource.ID) (Blob, error) {
+	i, ok := images.PeekOne(s.State.Latest(), id)
 	if !ok || i.BlobID.IsZero() {
-		return nil, nil, missing(id)
+		return nil, missing(id)
 	}
 	b, err := s.blobs.Open(ctx, i.BlobID)
 	if err != nil {
-		return nil, nil, fmt.Errorf("open the blob of image %s: %w", id, err)
+		return nil, fmt.Errorf("open the blob of image %s: %w", id, err)
 	}
-	return i, b, nil
+	return b, nil
 }
 
 // How often the reconciler looks again at what others have to end first.
