@@ -217,11 +217,14 @@ func (m *machine) boot(tap network.Tap, mac string, addresses ...string) *guest 
 			addr.Flags = unix.IFA_F_NODAD
 		}
 		ok(t, g.AddrReplace(g.eth0, addr))
+		if prefix.Addr().Is6() {
+			g.awaitSolicited(prefix.Addr())
+		}
 	}
 	var copying sync.WaitGroup
 	copying.Add(2)
-	go func() { defer copying.Done(); g.copy(inside, g.tap, false) }()
-	go func() { defer copying.Done(); g.copy(g.tap, inside, true) }()
+	go func() { defer copying.Done(); g.copy(inside, g.tap, true) }()
+	go func() { defer copying.Done(); g.copy(g.tap, inside, false) }()
 	t.Cleanup(func() {
 		g.tap.Close()
 		inside.Close()
@@ -234,20 +237,46 @@ func (m *machine) boot(tap network.Tap, mac string, addresses ...string) *guest 
 	return g
 }
 
+// awaitSolicited waits until neighbour solicitations for an address are heard,
+// which the kernel sees to after it has returned.
+func (g *guest) awaitSolicited(addr netip.Addr) {
+	g.t.Helper()
+	b := addr.As16()
+	group := "ff0200000000000000000001ff" + hex.EncodeToString(b[13:])
+	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		var groups []byte
+		ok(g.t, g.do(func() (err error) { groups, err = os.ReadFile("/proc/thread-self/net/igmp6"); return err }))
+		if bytes.Contains(groups, []byte(group)) {
+			return
+		}
+	}
+	g.t.Fatalf("%s is not ready", addr)
+}
+
 // awaitCarrier waits until the kernel has noticed that somebody holds a tap
 // open, which it does at its leisure. Until then a bridge drops its frames.
 func awaitCarrier(t *testing.T, ns *namespace, name string) {
 	t.Helper()
 	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if must(ns.LinkByName(name))(t).Attrs().OperState == netlink.OperUp {
+		link := must(ns.LinkByName(name))(t)
+		if link.Attrs().OperState != netlink.OperUp {
+			continue
+		}
+		if link.Attrs().MasterIndex == 0 {
+			return
+		}
+		if must(ns.LinkByIndex(link.Attrs().MasterIndex))(t).Attrs().OperState != netlink.OperUp {
+			continue
+		}
+		if state, err := runIn(ns, "bridge", "link", "show", "dev", name); err == nil && strings.Contains(state, "state forwarding") {
 			return
 		}
 	}
 	t.Fatalf("%s did not come up", name)
 }
 
-// copy moves frames until a side is closed.
-func (g *guest) copy(to io.Writer, from io.Reader, outward bool) {
+// copy moves frames until a side is closed, inward those that reach the guest.
+func (g *guest) copy(to io.Writer, from io.Reader, inward bool) {
 	buffer := make([]byte, 65536)
 	for {
 		n, err := from.Read(buffer)
@@ -262,8 +291,7 @@ func (g *guest) copy(to io.Writer, from io.Reader, outward bool) {
 			continue
 		}
 		frame := buffer[:n]
-		if outward {
-			// to and from are swapped by the caller for what the guest receives.
+		if inward {
 			g.mu.Lock()
 			if g.seen != nil {
 				g.seen(bytes.Clone(frame))
@@ -478,4 +506,23 @@ func rule(ingress, v6 bool) network.FilterRule {
 // outgoing is a group that lets everything out, like a new project's own.
 func outgoing(more ...network.FilterRule) network.Filter {
 	return network.Filter{ID: newID(), Stateful: true, Rules: append([]network.FilterRule{rule(false, false), rule(false, true)}, more...)}
+}
+
+func neighbour(g *guest, address, mac string) *netlink.Neigh {
+	hardware, _ := net.ParseMAC(mac)
+	return &netlink.Neigh{LinkIndex: g.eth0.Attrs().Index, IP: net.ParseIP(address), HardwareAddr: hardware, State: netlink.NUD_PERMANENT}
+}
+
+func addAddress(t *testing.T, g *guest, text string) {
+	t.Helper()
+	ok(t, g.AddrReplace(g.eth0, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix(text))}))
+}
+
+// getFrom fetches a page from one of the guest's addresses.
+func getFrom(g *guest, from, url string) string {
+	out, err := g.run("curl", "-s", "-m", "1", "--interface", from, url)
+	if err != nil {
+		return "unreachable"
+	}
+	return out
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -46,6 +47,7 @@ func (s *segment) knowledge() *knowledge {
 		ports: map[string]network.Attachment{}, byAddress: map[netip.Addr]resource.ID{},
 	}
 	k.segment.Neighbors = nil // not asked about, and long
+	k.segment.Subnets = slices.Clone(s.want.Subnets)
 	for id, attachment := range s.attachments {
 		mac, err := net.ParseMAC(attachment.MAC)
 		if err != nil || !attachment.AdminUp {
