@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/unkai-cloud/unkai/core/compute"
@@ -230,5 +231,32 @@ func TestControlGroupsOfVersion2(t *testing.T) {
 	}
 	if err := c.remove("guest"); err != nil {
 		t.Errorf("removing what is gone: %v", err)
+	}
+}
+
+// If a guest were started from the first thread, the agent itself would seem to
+// be in jail.
+func TestSpareThreads(t *testing.T) {
+	mounts, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 200 {
+		wg.Go(func() {
+			onSpareThread(func() {
+				if unix.Gettid() == unix.Getpid() {
+					t.Error("this is the first thread")
+				} else if os.Geteuid() == 0 {
+					if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		})
+	}
+	wg.Wait()
+	if now, err := os.Readlink("/proc/self/ns/mnt"); err != nil || now != mounts {
+		t.Errorf("we were in %s, and are in %s, %v", mounts, now, err)
 	}
 }

@@ -37,19 +37,10 @@ type inmate struct {
 
 // start runs the inmate in a session of its own, so that it outlives us.
 func (j *jail) start(in inmate) (*process, error) {
-	type started struct {
-		p   *process
-		err error
-	}
-	result := make(chan started)
-	go func() {
-		// The thread is changed for good: never unlocked, it ends with this function.
-		runtime.LockOSThread()
-		p, err := j.startHere(in)
-		result <- started{p, err}
-	}()
-	s := <-result
-	return s.p, s.err
+	var p *process
+	var err error
+	onSpareThread(func() { p, err = j.startHere(in) })
+	return p, err
 }
 
 func (j *jail) startHere(in inmate) (*process, error) {

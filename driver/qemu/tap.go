@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 
 	"github.com/unkai-cloud/unkai/core/compute"
 	"golang.org/x/sys/unix"
@@ -18,23 +17,17 @@ func openTap(tap compute.Tap) (*os.File, error) {
 	if tap.Name == "" {
 		return nil, errNoTap
 	}
-	type opened struct {
-		f   *os.File
-		err error
+	var f *os.File
+	var err error
+	if tap.Netns == "" {
+		f, err = openTapHere(tap)
+	} else {
+		onSpareThread(func() { f, err = openTapHere(tap) })
 	}
-	result := make(chan opened)
-	go func() {
-		if tap.Netns != "" {
-			runtime.LockOSThread() // for good: the thread is of no more use in another namespace
-		}
-		f, err := openTapHere(tap)
-		result <- opened{f, err}
-	}()
-	o := <-result
-	if o.err != nil {
-		return nil, fmt.Errorf("open tap %s in %q: %w", tap.Name, tap.Netns, o.err)
+	if err != nil {
+		return nil, fmt.Errorf("open tap %s in %q: %w", tap.Name, tap.Netns, err)
 	}
-	return o.f, nil
+	return f, nil
 }
 
 func openTapHere(tap compute.Tap) (*os.File, error) {
