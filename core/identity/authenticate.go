@@ -56,6 +56,9 @@ type Proof struct {
 	Scope        ScopeRef
 }
 
+// BadToken is the code of the fault when it is the token of a proof that is no good.
+const BadToken = "token"
+
 // MethodNames are the names of the ways to prove who one is.
 var MethodNames = []struct {
 	Name string
@@ -227,6 +230,9 @@ func (o *UserOptions) satisfied(by Methods) bool {
 // proveToken goes on from a token: the new one ends when the old one does.
 func (s *Service) proveToken(ctx context.Context, token string, c *Claim) (*User, error) {
 	n, err := s.Session(ctx, token)
+	if fault.Is(err, fault.Unauthorized) {
+		return nil, fault.Errorf(fault.Unauthorized, "Could not find token.").WithCode(BadToken)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -46,11 +46,11 @@ func Bootstrap(ctx context.Context, st *state.State, o BootstrapOptions) error {
 	if err != nil {
 		return err
 	}
-	for name, password := range map[string]string{"admin": o.AdminPassword, "demo": o.DemoPassword, "alt": o.AltPassword} {
-		if _, there := users.Lookup(tx, "name", state.KeyOf(DefaultDomain, name)); there || password == "" {
+	for _, u := range []struct{ name, password string }{{"admin", o.AdminPassword}, {"demo", o.DemoPassword}, {"alt", o.AltPassword}} {
+		if _, there := users.Lookup(tx, "name", state.KeyOf(DefaultDomain, u.name)); there || u.password == "" {
 			continue
 		}
-		if b.hashes[name], err = s.newHash(ctx, password); err != nil {
+		if b.hashes[u.name], err = s.newHash(ctx, u.password); err != nil {
 			return err
 		}
 	}
@@ -82,7 +82,7 @@ func (b *bootstrap) run(tx *state.Tx) error {
 			return err
 		}
 	}
-	if err := b.makeRegion(tx); err != nil {
+	if err := ensureRegion(tx, b.o.Region); err != nil {
 		return err
 	}
 	for _, offer := range b.o.Offers {
@@ -145,13 +145,6 @@ func (b *bootstrap) makeProject(tx *state.Tx, name string) error {
 		}
 	}
 	return nil
-}
-
-func (b *bootstrap) makeRegion(tx *state.Tx) error {
-	if _, ok := regions.Lookup(tx, "name", state.KeyOf(b.o.Region)); ok {
-		return nil
-	}
-	return regions.Put(tx, &Region{Meta: resource.Meta{ID: tx.NewID(), Name: b.o.Region}})
 }
 
 func (b *bootstrap) makeOffer(tx *state.Tx, want NewOffer) error {

@@ -268,16 +268,32 @@ func (e *Endpoint) check(tx *state.Tx) error {
 	return e.Extra.check()
 }
 
-// CreateEndpoint says where a service is served.
-func (s *Service) CreateEndpoint(ctx context.Context, e *Endpoint) (*Endpoint, error) {
+// CreateEndpoint says where a service is served. With newRegion its region is made if there is none.
+func (s *Service) CreateEndpoint(ctx context.Context, e *Endpoint, newRegion bool) (*Endpoint, error) {
 	if err := mayManage(ctx, "endpoint.create", resource.ID{}); err != nil {
 		return nil, err
 	}
 	return create(ctx, s, endpoints, func(tx *state.Tx) (*Endpoint, error) {
 		made := *e
 		made.ID = tx.NewID()
+		if newRegion {
+			if err := ensureRegion(tx, e.Region); err != nil {
+				return nil, err
+			}
+		}
 		return &made, made.check(tx)
 	})
+}
+
+func ensureRegion(tx *state.Tx, name string) error {
+	if _, ok := regions.Lookup(tx, "name", state.KeyOf(name)); ok {
+		return nil
+	}
+	r := &Region{Meta: resource.Meta{ID: tx.NewID(), Name: name}}
+	if err := r.check(tx); err != nil {
+		return err
+	}
+	return regions.Put(tx, r)
 }
 
 // Endpoint gives one endpoint.
@@ -305,14 +321,19 @@ func (s *Service) Endpoints(ctx context.Context) ([]*Endpoint, error) {
 	return collect(endpoints.All(tx), nil), nil
 }
 
-// UpdateEndpoint changes an endpoint.
-func (s *Service) UpdateEndpoint(ctx context.Context, id resource.ID, change func(*Endpoint) error) (*Endpoint, error) {
+// UpdateEndpoint changes an endpoint. With newRegion its region is made if there is none.
+func (s *Service) UpdateEndpoint(ctx context.Context, id resource.ID, newRegion bool, change func(*Endpoint) error) (*Endpoint, error) {
 	if err := mayManage(ctx, "endpoint.update", resource.ID{}); err != nil {
 		return nil, err
 	}
 	return edit(ctx, s, endpoints, id, func(tx *state.Tx, e *Endpoint) error {
 		if err := change(e); err != nil {
 			return err
+		}
+		if newRegion {
+			if err := ensureRegion(tx, e.Region); err != nil {
+				return err
+			}
 		}
 		return e.check(tx)
 	})

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"maps"
+	"slices"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -227,16 +229,17 @@ func (s *Service) SetDomainOptions(ctx context.Context, domain resource.ID, conf
 				return err
 			}
 		}
-		for group, options := range config {
+		for _, group := range slices.Sorted(maps.Keys(config)) {
+			options := config[group]
 			if err := Extra(options).check(); err != nil {
 				return err
 			}
-			for option, value := range options {
+			for _, option := range slices.Sorted(maps.Keys(options)) {
 				o, ok := domainOptions.Lookup(tx, "option", state.KeyOf(domain, group, option))
 				if !ok {
 					o = &DomainOption{Meta: resource.Meta{ID: tx.NewID()}, DomainID: domain, Group: group, Option: option}
 				}
-				o.Value = value
+				o.Value = options[option]
 				if err := domainOptions.Put(tx, o); err != nil {
 					return err
 				}

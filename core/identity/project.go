@@ -263,7 +263,7 @@ func (s *Service) UpdateProject(ctx context.Context, id resource.ID, domain bool
 		if err := change(p); err != nil {
 			return err
 		}
-		if isTrue(was.Immutable) && (p.Immutable == nil || isTrue(p.Immutable)) {
+		if isTrue(was.Immutable) && isTrue(p.Immutable) {
 			return immutable(was.noun(), was.ID)
 		}
 		if err := p.check(); err != nil {

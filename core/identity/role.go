@@ -117,7 +117,7 @@ func (s *Service) UpdateRole(ctx context.Context, id resource.ID, change func(*R
 			return err
 		}
 		switch {
-		case isTrue(was.Immutable) && (r.Immutable == nil || isTrue(r.Immutable)):
+		case isTrue(was.Immutable) && isTrue(r.Immutable):
 			return immutable("role", id)
 		case r.DomainID != was.DomainID:
 			return fault.InvalidField("domain_id", "cannot be changed")
@@ -183,15 +183,15 @@ func rolePair(ctx context.Context, tx *state.Tx, prior, implied resource.ID) (pa
 	return pair, nil
 }
 
-// putImplication refuses circles, and that a role of the cloud or of one domain depends on another domain's.
+// putImplication refuses circles, and that a role of the cloud depends on a domain's.
 func putImplication(tx *state.Tx, prior, implied resource.ID) error {
 	if slices.Contains(imply(tx, []resource.ID{implied}), prior) {
 		return fault.Errorf(fault.Forbidden, "Role %s cannot imply %s: it would imply itself.", prior.Hex(), implied.Hex())
 	}
 	p, _ := roles.PeekOne(tx, prior)
 	i, _ := roles.PeekOne(tx, implied)
-	if p != nil && i != nil && !i.DomainID.IsZero() && i.DomainID != p.DomainID {
-		return fault.Errorf(fault.Forbidden, "Role %s cannot imply a role of another domain.", prior.Hex())
+	if p != nil && i != nil && p.DomainID.IsZero() && !i.DomainID.IsZero() {
+		return fault.Errorf(fault.Forbidden, "Role %s is of the whole cloud and cannot imply a role of a domain.", prior.Hex())
 	}
 	return implications.Put(tx, &Implication{Meta: resource.Meta{ID: tx.NewID()}, PriorID: prior, ImpliedID: implied})
 }

@@ -209,6 +209,12 @@ func editEndpoint(in *fields) func(*identity.Endpoint) error {
 	}
 }
 
+// namesRegion reports whether the older attribute is there: it names a region that is made if need be.
+func namesRegion(in *fields) bool {
+	old, ok := in.raw["region"]
+	return ok && !isNull(old)
+}
+
 // absolute reports whether an endpoint's URL is one: what came from us as "/compute" may stay so.
 func absolute(text string) bool {
 	if text == "" || text[0] == '/' || text[0] == ':' {
@@ -226,11 +232,12 @@ func (s *server) createEndpoint(w http.ResponseWriter, r *http.Request) error {
 	if err := in.require("service_id", "interface", "url"); err != nil {
 		return err
 	}
+	newRegion := namesRegion(in)
 	e := &identity.Endpoint{Enabled: true}
 	if err := editEndpoint(in)(e); err != nil {
 		return err
 	}
-	made, err := s.identity.CreateEndpoint(r.Context(), e)
+	made, err := s.identity.CreateEndpoint(r.Context(), e, newRegion)
 	if err != nil {
 		return err
 	}
@@ -266,7 +273,7 @@ func (s *server) updateEndpoint(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	e, err := s.identity.UpdateEndpoint(r.Context(), pathID(r, "endpoint_id"), editEndpoint(in))
+	e, err := s.identity.UpdateEndpoint(r.Context(), pathID(r, "endpoint_id"), namesRegion(in), editEndpoint(in))
 	if err != nil {
 		return err
 	}

@@ -38,6 +38,7 @@ func New(o Options) *openstack.Service {
 	} {
 		for pattern, h := range table {
 			svc.Handle(pattern, h)
+			svc.Handle(pattern+"/{$}", h) // clients put a slash at the end as they like
 		}
 	}
 	return svc

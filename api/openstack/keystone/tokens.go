@@ -188,6 +188,9 @@ func (s *server) authenticate(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	token, session, err := s.identity.Authenticate(r.Context(), proof)
+	if f := fault.From(err); f != nil && f.Code == identity.BadToken {
+		return fault.Errorf(fault.NotFound, "%s", f.Message) // Keystone's answer, alone among the methods
+	}
 	if err != nil {
 		return err
 	}

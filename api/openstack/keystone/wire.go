@@ -165,9 +165,15 @@ func (in *fields) flag(name string, to *bool) bool {
 // option reads a boolean that null takes back.
 func (in *fields) option(name string, to **bool) {
 	raw, ok := in.take(name)
-	if ok && json.Unmarshal(raw, to) != nil {
-		in.wrong(name, "true, false or null")
+	if !ok {
+		return
 	}
+	var fresh *bool // what was there may be shared
+	if json.Unmarshal(raw, &fresh) != nil {
+		in.wrong(name, "true, false or null")
+		return
+	}
+	*to = fresh
 }
 
 func (in *fields) number(name string, to *int) bool {
