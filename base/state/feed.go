@@ -309,8 +309,8 @@ func (f *feed) since(m moment, head Head) ([]Event, Head, error) {
 	case from == 0 && f.floor.Revision > 0 && (f.floor.Time.IsZero() || m.time.Before(f.floor.Time)):
 		return nil, head, gone
 	}
-	if from == len(f.events) {
-		return nil, head, nil
+	if from == len(f.events) && !m.time.IsZero() {
+		was = head
 	}
 	return f.events[from:], was, nil
 }

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"iter"
@@ -108,7 +109,8 @@ func Tally[T any](name string, amounts func(*T) (Key, Amounts)) Option[T] {
 }
 
 // Version sets the schema's version (1 when absent). upgrades[n] changes an object of version
-// n, as decoded JSON, to one of version n+1; every version below must have one.
+// n, as decoded JSON with its numbers as json.Number, to one of version n+1; every version below
+// must have one.
 func Version[T any](version int, upgrades map[int]func(map[string]any) error) Option[T] {
 	return func(d *tableDef) {
 		for n := 1; n < version; n++ {
@@ -263,9 +265,14 @@ func clone[T any](obj *T) *T {
 
 // decode reads what the engine kept, upgrading it to the present version.
 func (d *tableDef) decode(version int, value []byte) (resource.Object, error) {
+	if version > d.version {
+		return nil, fmt.Errorf("version %d is of a newer release; this one knows %d", version, d.version)
+	}
 	if version < d.version {
 		var fields map[string]any
-		if err := json.Unmarshal(value, &fields); err != nil {
+		whole := json.NewDecoder(bytes.NewReader(value))
+		whole.UseNumber() // a float would round a large integer
+		if err := whole.Decode(&fields); err != nil {
 			return nil, err
 		}
 		for ; version < d.version; version++ {
