@@ -296,6 +296,9 @@ func (d *Driver) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 			d.forget(g)
 			return compute.Observation{Power: compute.Crashed, Trouble: trouble, Isolating: d.accel == accelKVM}, nil
 		}
+		if _, err := readRecord(g.dir); err != nil {
+			return compute.Observation{}, err // its disks may be all that its owner has
+		}
 		if err := g.create(ctx, want); err != nil {
 			d.forget(g)
 			return compute.Observation{}, err
@@ -315,7 +318,7 @@ func (d *Driver) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 	}
 	o := g.observe(g.seen)
 	o.Busy = o.Busy || busy
-	if o.Trouble == "" {
+	if trouble != "" {
 		o.Trouble = trouble
 	}
 	return o, nil
@@ -378,6 +381,11 @@ func (d *Driver) freeUID(except *guest) (int, error) {
 	return 0, fmt.Errorf("all %d user IDs for guests are taken", d.uids)
 }
 
+// owns tells whether a process of this user can be a guest's.
+func (d *Driver) owns(uid int) bool {
+	return uid == os.Geteuid() || uid >= d.firstUID && uid < d.firstUID+d.uids
+}
+
 // Remove implements compute.Driver.
 func (d *Driver) Remove(ctx context.Context, id resource.ID) error {
 	if err := ctx.Err(); err != nil {
@@ -413,14 +421,15 @@ func (g *guest) removeAll(ctx context.Context) error {
 			if err := g.proc.kill(); err != nil {
 				return err
 			}
-		} else if g.rec.Launch != nil {
-			if err := g.killStrays(ctx); err != nil {
-				return err
-			}
 		}
-		d.step("process removed")
 		g.release()
 	}
+	if g.rec == nil || g.rec.Launch != nil {
+		if err := g.killStrays(ctx); err != nil {
+			return err
+		}
+	}
+	d.step("process removed")
 	if err := d.cgroups.remove(g.id.String()); err != nil {
 		return err
 	}

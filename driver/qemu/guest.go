@@ -135,7 +135,7 @@ func (g *guest) release() {
 
 // killStrays ends processes that were started and not written down.
 func (g *guest) killStrays(ctx context.Context) error {
-	pids, err := strays(g.id.String(), g.rec.UID)
+	pids, err := strays(g.id.String(), g.driver.owns)
 	if err != nil {
 		return err
 	}
@@ -191,7 +191,7 @@ func (g *guest) cut(ctx context.Context, end ending) error {
 	}
 	if g.proc != nil && g.proc.alive() {
 		// Asked to quit, QEMU leaves its disks tidy; a power failure would not.
-		if g.ask(ctx, "quit", nil, nil) != nil || !g.proc.exitWithin(3*time.Second) {
+		if g.seen == deaf || g.ask(ctx, "quit", nil, nil) != nil || !g.proc.exitWithin(3*time.Second) {
 			if err := g.proc.kill(); err != nil {
 				return err
 			}

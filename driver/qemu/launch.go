@@ -235,8 +235,8 @@ func (g *guest) start(ctx context.Context, want compute.Guest) error {
 	}
 	in, load, err := g.commandLine(s, want.Seed, incoming)
 	if err == nil {
-		defer load.close()
 		err = g.spawn(in)
+		load.close() // were our copies open, we would not hear of the process's end
 	}
 	if err != nil {
 		g.rec.Launch = nil

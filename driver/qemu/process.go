@@ -140,7 +140,7 @@ func startTicks(pid int) (uint64, error) {
 
 // strays finds the processes of a guest that no record tells of: their agent
 // died between starting one and writing it down.
-func strays(guest string, uid int) ([]int, error) {
+func strays(guest string, owns func(uid int) bool) ([]int, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return nil, err
@@ -152,7 +152,7 @@ func strays(guest string, uid int) ([]int, error) {
 			continue
 		}
 		var owner unix.Stat_t
-		if unix.Stat(filepath.Dir(path), &owner) != nil || int(owner.Uid) != uid {
+		if unix.Stat(filepath.Dir(path), &owner) != nil || !owns(int(owner.Uid)) {
 			continue
 		}
 		cmdline, err := os.ReadFile(path)
