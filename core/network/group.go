@@ -447,3 +447,12 @@ func checkRulePorts(r *Rule) error {
 	}
 	return nil
 }
+
+// DefaultGroup is a project's default group; false while nobody has needed it.
+func DefaultGroup(tx *state.Tx, projectID resource.ID) (resource.ID, bool) {
+	g, ok := groups.Lookup(tx, "default", state.KeyOf(projectID))
+	if !ok {
+		return resource.ID{}, false
+	}
+	return g.ID, true
+}

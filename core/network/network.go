@@ -366,3 +366,18 @@ func DefaultNetworks(tx *state.Tx, projectID resource.ID) []*Network {
 	}
 	return shared
 }
+
+// DefaultExternal is the external network for whoever names none: the one that an operator
+// marked, or else the oldest.
+func DefaultExternal(tx *state.Tx) (resource.ID, bool) {
+	var first resource.ID
+	for n := range networks.Peek(tx, "", state.Range{}) {
+		if n.External && (n.Default || first.IsZero()) {
+			first = n.ID
+			if n.Default {
+				break
+			}
+		}
+	}
+	return first, !first.IsZero()
+}
