@@ -462,12 +462,18 @@ func writeNAT(out *strings.Builder, want network.Gateway, outer string) {
 	floating := slices.Clone(want.Floating)
 	slices.SortFunc(floating, func(a, b network.Floating) int { return a.External.Compare(b.External) })
 	var inward, outward []string
+	mapped := map[netip.Addr]bool{} // nft refuses a map that leads two ways
 	out.WriteString("\tchain prerouting {\n")
 	line("type nat hook prerouting priority dstnat; policy accept;")
 	for _, f := range floating {
 		if len(f.Forwards) == 0 {
-			inward = append(inward, fmt.Sprintf("%s : %s", f.External, f.Fixed))
-			outward = append(outward, fmt.Sprintf("%s : %s", f.Fixed, f.External))
+			if !mapped[f.External] && f.External.Is4() && f.Fixed.Is4() {
+				inward = append(inward, fmt.Sprintf("%s : %s", f.External, f.Fixed))
+			}
+			if !mapped[f.Fixed] && f.External.Is4() && f.Fixed.Is4() {
+				outward = append(outward, fmt.Sprintf("%s : %s", f.Fixed, f.External))
+			}
+			mapped[f.External], mapped[f.Fixed] = true, true
 			continue
 		}
 		for _, forward := range f.Forwards {

@@ -29,13 +29,13 @@ import (
 // made for the test, and guests plugged into its taps.
 type machine struct {
 	*Driver
-	t       *testing.T
+	t       testing.TB
 	options Options
 	host    string // the name of its namespace
 }
 
 // newMachine makes a machine that leaves nothing behind, and checks that.
-func newMachine(t *testing.T, change ...func(*Options)) *machine {
+func newMachine(t testing.TB, change ...func(*Options)) *machine {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("network namespaces need root")
@@ -61,7 +61,7 @@ func newMachine(t *testing.T, change ...func(*Options)) *machine {
 	return m
 }
 
-type testLog struct{ t *testing.T }
+type testLog struct{ t testing.TB }
 
 func (l testLog) Write(line []byte) (int, error) {
 	l.t.Log(strings.TrimSpace(string(line)))
@@ -122,8 +122,8 @@ func (m *machine) check() {
 	}
 }
 
-func must[T any](v T, err error) func(*testing.T) T {
-	return func(t *testing.T) T {
+func must[T any](v T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
@@ -132,7 +132,7 @@ func must[T any](v T, err error) func(*testing.T) T {
 	}
 }
 
-func ok(t *testing.T, err error) {
+func ok(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -168,7 +168,7 @@ func openTap(ns *namespace, name string) (*os.File, error) {
 // connected with the port's tap by copying frames, as QEMU does.
 type guest struct {
 	*namespace
-	t    *testing.T
+	t    testing.TB
 	name string
 	mac  net.HardwareAddr
 	tap  *os.File
@@ -255,7 +255,7 @@ func (g *guest) awaitSolicited(addr netip.Addr) {
 
 // awaitCarrier waits until the kernel has noticed that somebody holds a tap
 // open, which it does at its leisure. Until then a bridge drops its frames.
-func awaitCarrier(t *testing.T, ns *namespace, name string) {
+func awaitCarrier(t testing.TB, ns *namespace, name string) {
 	t.Helper()
 	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		link := must(ns.LinkByName(name))(t)
@@ -387,7 +387,7 @@ func connect(ns *namespace, address string) net.Conn {
 
 // echo serves TCP on all addresses of a namespace: what comes in goes back,
 // after a line with the address that it was asked from.
-func echo(t *testing.T, ns *namespace, port int) {
+func echo(t testing.TB, ns *namespace, port int) {
 	t.Helper()
 	for _, wildcard := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 		var l net.Listener

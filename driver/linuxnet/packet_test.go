@@ -2,6 +2,7 @@ package linuxnet
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -78,5 +79,56 @@ func TestGroupsBetweenGuestsOfOneNetwork(t *testing.T) {
 	ok(t, m.EnsureFilter(ctx, server))
 	if !echoes(kept6) {
 		t.Error("a connection broke when the driver was restarted")
+	}
+}
+
+// TestStatelessGroup: without state an answer needs a rule of its own.
+func TestStatelessGroup(t *testing.T) {
+	m := newMachine(t)
+	ctx := context.Background()
+	n := newTenant(100)
+	client := outgoing()
+	server := network.Filter{ID: newID(), Rules: []network.FilterRule{{Ingress: true, Protocol: 6, PortMin: 80, PortMax: 80}}}
+	ok(t, m.EnsureFilter(ctx, client))
+	ok(t, m.EnsureFilter(ctx, server))
+	ok(t, m.EnsureSegment(ctx, n.segment))
+	a, b := n.port(client.ID), n.port(server.ID)
+	ga, gb := m.plug(a, static(a)...), m.plug(b, static(b)...)
+	echo(t, gb.namespace, 80)
+	if asks(ga.namespace, "10.5.0.12:80") != "" {
+		t.Error("an answer passed without a rule")
+	}
+	server.Rules = append(server.Rules, network.FilterRule{Protocol: 6, PortMin: -1, PortMax: -1})
+	ok(t, m.EnsureFilter(ctx, server))
+	if asks(ga.namespace, "10.5.0.12:80") == "" {
+		t.Error("an answer did not pass, though a rule lets it")
+	}
+}
+
+// BenchmarkPort measures one more port of a network that has some.
+func BenchmarkPort(b *testing.B) {
+	for _, have := range []int{0, 50} {
+		b.Run(fmt.Sprint("beside ", have), func(b *testing.B) {
+			m := newMachine(b)
+			ctx := context.Background()
+			n := newTenant(100)
+			group := outgoing(rule(true, false), rule(true, true))
+			ok(b, m.EnsureFilter(ctx, group))
+			ok(b, m.EnsureSegment(ctx, n.segment))
+			for range have {
+				must(m.EnsureAttachment(ctx, n.port(group.ID)))(b)
+			}
+			port := n.port(group.ID)
+			for b.Loop() {
+				if _, err := m.EnsureAttachment(ctx, port); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				if err := m.Remove(ctx, network.Thing{Kind: "attachment", ID: port.ID}); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+		})
 	}
 }

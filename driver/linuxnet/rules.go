@@ -207,7 +207,7 @@ func (g guard) egress(w *script, port guardedPort) {
 	}
 	for _, prefix := range merge(targets) {
 		if prefix.Addr().Is6() {
-			w.line("icmpv6 type nd-neighbor-advert %s return", target(prefix))
+			w.line("icmpv6 type nd-neighbor-advert %sreturn", target(prefix))
 		}
 	}
 	w.line("icmpv6 type nd-neighbor-advert drop")
@@ -260,8 +260,13 @@ func (p policy) render(w *script, ingress bool, verdict string) {
 	w.line("drop")
 }
 
-// match writes a rule's condition; false if the rule can never match.
+// match writes a rule's condition; false if the rule can never match. A rule
+// that makes no sense is such a rule: nft would refuse it, and with it the
+// filter of everybody in the network.
 func (w *script) match(rule network.FilterRule) (string, bool) {
+	if rule.Protocol < 0 || rule.Protocol > 255 {
+		return "", false
+	}
 	protocol, header, side := "ip", "ip", "daddr"
 	if rule.V6 {
 		protocol, header = "ip6", "ip6"
@@ -281,6 +286,9 @@ func (w *script) match(rule network.FilterRule) (string, bool) {
 		words = append(words, fmt.Sprintf("meta l4proto %d", rule.Protocol))
 		switch {
 		case isICMP(rule.Protocol):
+			if rule.PortMin > 255 || rule.PortMax > 255 {
+				return "", false
+			}
 			if rule.PortMin >= 0 {
 				words = append(words, fmt.Sprintf("@th,0,8 %d", rule.PortMin))
 			}
@@ -289,6 +297,9 @@ func (w *script) match(rule network.FilterRule) (string, bool) {
 			}
 		case hasPorts(rule.Protocol) && (rule.PortMin >= 0 || rule.PortMax >= 0):
 			low, high := portRange(rule)
+			if low > high || high > 65535 {
+				return "", false
+			}
 			words = append(words, fmt.Sprintf("th dport %d-%d", low, high))
 		}
 	}
@@ -317,7 +328,7 @@ func portRange(rule network.FilterRule) (low, high int) {
 func remotes(rule network.FilterRule) []netip.Prefix {
 	var own []netip.Prefix
 	for _, prefix := range rule.Remote {
-		if prefix.IsValid() && prefix.Addr().Is6() == rule.V6 {
+		if prefix.Addr().Is6() == rule.V6 {
 			own = append(own, prefix)
 		}
 	}
@@ -328,10 +339,12 @@ func remotes(rule network.FilterRule) []netip.Prefix {
 func merge(prefixes []netip.Prefix) []netip.Prefix {
 	var set netipx.IPSetBuilder
 	for _, prefix := range prefixes {
-		set.AddPrefix(prefix)
+		if prefix.IsValid() {
+			set.AddPrefix(prefix)
+		}
 	}
 	merged, err := set.IPSet()
-	if err != nil { // a prefix that is not valid: let through none of it
+	if err != nil { // it says so of invalid prefixes only
 		return nil
 	}
 	return merged.Prefixes()
@@ -365,7 +378,7 @@ func target(prefix netip.Prefix) string {
 	}
 	number := new(big.Int).SetBytes(prefix.Addr().AsSlice())
 	number.Rsh(number, uint(128-prefix.Bits()))
-	return fmt.Sprintf("@th,64,%d 0x%x", prefix.Bits(), number)
+	return fmt.Sprintf("@th,64,%d 0x%x ", prefix.Bits(), number)
 }
 
 func split(prefixes []netip.Prefix) (v4, v6 []string) {

@@ -497,12 +497,13 @@ func sources(attachment network.Attachment) []source {
 		byMAC[mac] = append(byMAC[mac], pair.Address.Masked())
 	}
 	var list []source
-	for _, mac := range slices.Sorted(maps.Keys(byMAC)) {
-		prefixes := byMAC[mac]
-		if hardware, err := net.ParseMAC(mac); err == nil {
-			prefixes = append(prefixes, netip.PrefixFrom(linkLocal(hardware), 128))
+	for _, text := range slices.Sorted(maps.Keys(byMAC)) {
+		mac, err := net.ParseMAC(text)
+		if err != nil {
+			continue // nobody sends from what is no address
 		}
-		list = append(list, source{MAC: strings.ToLower(mac), Prefixes: prefixes})
+		prefixes := append(byMAC[text], netip.PrefixFrom(linkLocal(mac), 128))
+		list = append(list, source{MAC: mac.String(), Prefixes: prefixes})
 	}
 	return list
 }

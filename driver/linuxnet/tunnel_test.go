@@ -1,0 +1,94 @@
+package linuxnet
+
+import (
+	"bytes"
+	"context"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/unkai-cloud/unkai/core/network"
+)
+
+// TestTwoHosts connects two machines by their tunnels.
+func TestTwoHosts(t *testing.T) {
+	ctx := context.Background()
+	var hosts []*machine
+	var wires []*namespace
+	addresses := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}
+	for _, address := range addresses {
+		m := newMachine(t, func(o *Options) { o.TunnelAddress = address; o.TunnelPort = 4790; o.Metadata = whoami })
+		ns := must(openNamespace(netnsDir + "/" + m.host))(t)
+		t.Cleanup(ns.close)
+		hosts, wires = append(hosts, m), append(wires, ns)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "wire"
+	ok(t, wires[0].LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "wire", PeerNamespace: wires[1].fd()}))
+	for i, ns := range wires {
+		link := must(ns.LinkByName("wire"))(t)
+		ok(t, ns.AddrReplace(link, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(addresses[i], 24))}))
+		ok(t, ns.LinkSetUp(link))
+	}
+
+	n := newTenant(4242)
+	open := outgoing(rule(true, false), rule(true, true))
+	ports := []network.Attachment{n.port(open.ID), n.port(open.ID)}
+	var guests []*guest
+	for i, m := range hosts {
+		segment := n.segment
+		for j, port := range ports {
+			neighbour := network.Neighbor{MAC: port.MAC}
+			for _, fixed := range port.Addresses {
+				neighbour.Addresses = append(neighbour.Addresses, fixed.Address)
+			}
+			if i != j {
+				neighbour.Host = addresses[j]
+			}
+			segment.Neighbors = append(segment.Neighbors, neighbour)
+		}
+		ok(t, m.EnsureFilter(ctx, open))
+		ok(t, m.EnsureSegment(ctx, segment))
+		guests = append(guests, m.plug(ports[i], static(ports[i])...))
+		echo(t, guests[i].namespace, 80)
+	}
+	a, b := guests[0], guests[1]
+	question := []byte{0, 1, 8, 0, 6, 4, 0, 1} // ARP, request
+	if b.hears(func(frame []byte) bool { return len(frame) > 22 && bytes.Equal(frame[14:22], question) }, silence, func() {
+		if have := asks(a.namespace, "10.5.0.12:80"); have != "10.5.0.11" {
+			t.Errorf("over the tunnel: taken for %q", have)
+		}
+	}) {
+		t.Error("a question for a known neighbour's address crossed the tunnel")
+	}
+	if have := asks(b.namespace, "[fd05::b]:80"); have != "fd05::c" {
+		t.Errorf("over the tunnel by IPv6: taken for %q", have)
+	}
+	// Each guest is answered by its own host.
+	for i, g := range guests {
+		g.routeVia("10.5.0.1")
+		ok(t, g.NeighSet(neighbour(g, "10.5.0.1", "fa:16:3e:00:00:01")))
+		if have := g.get("http://169.254.169.254/"); have != "200 "+ports[i].ID.String() {
+			t.Errorf("metadata on host %d: %s", i, have)
+		}
+	}
+	// What nobody knows of is flooded to the other hosts of the network.
+	broadcast := udp(ports[0].MAC, "ff:ff:ff:ff:ff:ff", "10.5.0.11", "255.255.255.255", 1000, 2000, "to everybody")
+	if !b.hears(func(frame []byte) bool { return bytes.Contains(frame, []byte("to everybody")) }, time.Second, func() { a.send(broadcast) }) {
+		t.Error("a broadcast did not cross the tunnel")
+	}
+
+	// A neighbour that has gone is forgotten.
+	ok(t, hosts[0].EnsureSegment(ctx, n.segment))
+	ns := must(openNamespace(netnsDir + "/" + hosts[0].options.Prefix + "-s-" + n.segment.ID.String()))(t)
+	defer ns.close()
+	if out, err := runIn(ns, "bridge", "fdb", "show", "dev", vxlanName); err != nil || strings.Contains(out, "192.0.2.2") || strings.Contains(out, "fa:16:3e") {
+		t.Errorf("%v, still programmed:\n%s", err, out)
+	}
+	if asks(a.namespace, "10.5.0.12:80") != "" {
+		t.Error("reached a neighbour that is no more")
+	}
+}
