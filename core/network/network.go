@@ -2,12 +2,14 @@ package network
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"unicode/utf8"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/identity"
 )
 
@@ -176,9 +178,13 @@ func changeNetwork(ctx context.Context, tx *state.Tx, was, now *Network) error {
 }
 
 func removeNetwork(ctx context.Context, tx *state.Tx, n *Network) error {
-	for p := range ports.Each(tx, "network", state.KeyOf(n.ID)) {
-		if p.Owner != OwnerDHCP {
-			return networkInUse(n.ID, p.ID)
+	idle, err := idleFloating(tx, n.ID)
+	if err != nil {
+		return err
+	}
+	for _, f := range idle {
+		if err := removeFloating(ctx, tx, f); err != nil {
+			return err
 		}
 	}
 	for _, id := range subnets.IDs(tx, "network", state.KeyOf(n.ID)) {
@@ -190,6 +196,27 @@ func removeNetwork(ctx context.Context, tx *state.Tx, n *Network) error {
 		return err
 	}
 	return networks.Delete(tx, n.ID)
+}
+
+// idleFloating are the floating addresses of a network, all of which lead nowhere, when there is nothing
+// else on it.
+func idleFloating(tx *state.Tx, networkID resource.ID) ([]*FloatingAddress, error) {
+	var idle []*FloatingAddress
+	for p := range ports.Peek(tx, "network", state.Range{Prefix: state.KeyOf(networkID)}) {
+		id, err := resource.ParseID(p.DeviceID)
+		if p.Owner != OwnerFloating || err != nil {
+			return nil, networkInUse(networkID, p.ID)
+		}
+		f, err := floatingNoun.get(tx, id)
+		if err != nil {
+			return nil, err
+		}
+		if !f.TargetID.IsZero() || len(ForwardsOf(tx, f.ID)) > 0 {
+			return nil, networkInUse(networkID, p.ID)
+		}
+		idle = append(idle, f)
+	}
+	return idle, nil
 }
 
 func networkInUse(id, port resource.ID) error {
@@ -342,6 +369,39 @@ func externalInUse(tx *state.Tx, id resource.ID) bool {
 // usable reports whether a project may put ports on the network.
 func usable(tx *state.Tx, n *Network, projectID resource.ID) bool {
 	return n.ProjectID == projectID || n.Shared || sharedWith(tx, n.ID, projectID)
+}
+
+// ZonesOf are the zones in which something is plugged into a network, in order.
+func ZonesOf(tx *state.Tx, networkID resource.ID) []string {
+	zones := []string{}
+	var at resource.ID
+	// Host by host: each step skips the ports of the one before.
+	r := state.Range{Prefix: state.KeyOf(networkID)}
+	for {
+		next := resource.ID{}
+		for p := range ports.Peek(tx, "network-host", r) {
+			next = p.HostID
+			break
+		}
+		if next.IsZero() || next == at {
+			break
+		}
+		at = next
+		if h, ok := host.Table().PeekOne(tx, at); ok && !slices.Contains(zones, h.Zone) {
+			zones = append(zones, h.Zone)
+		}
+		r.After, r.AfterKey = maxID, state.KeyOf(networkID, at)
+	}
+	slices.Sort(zones)
+	return zones
+}
+
+// ZonesOfRouter are the zones in which a router is realized.
+func ZonesOfRouter(tx *state.Tx, r *Router) []string {
+	if h, ok := host.Table().PeekOne(tx, r.HostID); ok {
+		return []string{h.Zone}
+	}
+	return []string{}
 }
 
 // DefaultNetworks gives the networks on which a project's server is put when it names none:

@@ -105,7 +105,7 @@ var portFields = common(fields[Port]{
 	"device":      {text: func(p *Port) []string { return []string{p.DeviceID} }, by: true, single: true},
 	"owner":       {text: func(p *Port) []string { return []string{OwnerText(p.Owner, p.OwnerLabel)} }, by: true, single: true},
 	"host":        {text: func(p *Port) []string { return oneID(p.HostID) }, index: "host", key: idKey},
-	"host-label":  {text: func(p *Port) []string { return []string{p.HostLabel} }, by: true},
+	"place":       {text: func(p *Port) []string { return []string{p.place()} }, by: true, single: true},
 	"group":       {text: func(p *Port) []string { return idTexts(p.Groups) }, index: "group", key: idKey},
 	"subnet":      {text: (*Port).subnetTexts, index: "subnet", key: idKey},
 	"address":     {text: (*Port).addressTexts, index: "ip", key: addressKey},
@@ -116,6 +116,14 @@ var portFields = common(fields[Port]{
 
 // OwnerText is how the field "owner" spells an owner with its label.
 func OwnerText(o Owner, label string) string { return string(o) + ":" + label }
+
+// place is where the port is: a host's ID, or what an operator wrote.
+func (p *Port) place() string {
+	if p.HostID.IsZero() {
+		return p.HostLabel
+	}
+	return p.HostID.String()
+}
 
 // owners are the projects whose lists show the port.
 func (p *Port) owners() []resource.ID {

@@ -49,6 +49,7 @@ var routerFields = common(fields[Router]{
 	"up":          {text: func(r *Router) []string { return oneBool(r.AdminUp) }, by: true, single: true},
 	"distributed": {text: func(r *Router) []string { return oneBool(r.Distributed) }, by: true, single: true},
 	"redundant":   {text: func(r *Router) []string { return oneBool(r.Redundant) }, by: true, single: true},
+	"status":      {text: func(r *Router) []string { return []string{string(r.Status())} }},
 	"external": {text: func(r *Router) []string {
 		if r.Gateway == nil {
 			return nil
@@ -82,6 +83,9 @@ var routerNoun = noun[Router]{name: "router", title: "Router", table: routers, f
 func init() {
 	routerNoun.add, routerNoun.change, routerNoun.remove = addRouter, changeRouter, removeRouter
 }
+
+// Status tells whether the router is served. A router does from its making on what it is asked to.
+func (r *Router) Status() Status { return Active }
 
 // Routers gives other domains and the native API a look at every router.
 func Routers() *state.Table[Router] { return routers }

@@ -115,12 +115,13 @@ var subnetNoun = noun[Subnet]{
 	name: "subnet", title: "Subnet", table: subnets, fields: subnetFields,
 	shown: func(tx *state.Tx, a *identity.Actor, s *Subnet) bool {
 		n, ok := networks.PeekOne(tx, s.NetworkID)
-		return ok && networkNoun.visible(tx, a, n)
+		return ok && usable(tx, n, a.ProjectID)
 	},
-	// The subnets of every network that others share.
+	// The subnets of every network that others share. Those of an external network are not shown with it.
 	others: func(tx *state.Tx, a *identity.Actor) []span {
 		var spans []span
-		for n := range networkNoun.each(tx, networkNoun.others(tx, a), false) {
+		shared := append(sharedSpans(tx, SharedNetwork, a.ProjectID), span{"by", facet(resource.ID{}, "shared", "true")})
+		for n := range networkNoun.each(tx, shared, false) {
 			spans = append(spans, span{"network", state.KeyOf(n.ID)})
 		}
 		return spans
