@@ -43,6 +43,7 @@ func ensure(t *testing.T, d *Driver, want compute.Guest, power compute.Power) co
 }
 
 func TestGuestsAreConfined(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("confining takes root")
 	}
@@ -163,6 +164,7 @@ func TestGuestsAreConfined(t *testing.T) {
 // A QEMU that runs as nobody in particular must still start where the host
 // forbids the rest.
 func TestLooserJails(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("tighter jails take root")
 	}
@@ -180,6 +182,7 @@ func TestLooserJails(t *testing.T) {
 }
 
 func TestFindJail(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("there is no choice without root")
 	}
@@ -199,6 +202,7 @@ func TestFindJail(t *testing.T) {
 }
 
 func TestControlGroupsOfVersion2(t *testing.T) {
+	t.Parallel()
 	root := t.TempDir()
 	group := filepath.Join(root, "ours", "guest")
 	if err := os.MkdirAll(group, 0o700); err != nil {

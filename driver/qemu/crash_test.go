@@ -253,6 +253,7 @@ var unreached = []string{"launch given up", "stop forgotten", "save given up", "
 // agent dies at the first step at which none has died before. Its owner must
 // not notice; nor may anything be left in the end.
 func TestAgentsDieAtEveryStep(t *testing.T) {
+	t.Parallel()
 	h, k, path := newTask(t)
 	var died []string
 	for {
@@ -303,6 +304,7 @@ func steps(t *testing.T) []string {
 
 // TestRemoveAfterAgentsDied removes the guest at each step of its first phases.
 func TestRemoveAfterAgentsDied(t *testing.T) {
+	t.Parallel()
 	h, k, path := newTask(t)
 	for removed := 0; ; removed++ {
 		step := k.agent(t, path)

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -183,12 +184,6 @@ func types(t testing.TB, d compute.Driver, id resource.ID, command string) {
 	}
 }
 
-// boots is how often the guest's operating system has come up.
-func boots(t testing.TB, d compute.Driver, id resource.ID) int {
-	t.Helper()
-	return strings.Count(log(t, d, id), "guest up\r\n")
-}
-
 func log(t testing.TB, d compute.Driver, id resource.ID) string {
 	t.Helper()
 	log, err := d.(*Driver).ConsoleLog(t.Context(), id, 1<<20)
@@ -213,17 +208,21 @@ func (h *host) booted(t testing.TB, d compute.Driver, id resource.ID) {
 	t.Helper()
 	eventually(t, "a booted guest", func() bool {
 		log := log(t, d, id)
-		up := strings.LastIndex(log, "guest up\r\n")
-		return boots(t, d, id) > h.seen[id] && strings.Count(log[up:], "\n") >= 2
+		boots := strings.Count(log, "guest up\r\n")
+		if boots <= h.seen[id] || strings.Count(log[strings.LastIndex(log, "guest up\r\n"):], "\n") < 2 {
+			return false
+		}
+		h.seen[id] = boots
+		return true
 	})
-	h.seen[id] = boots(t, d, id)
 }
 
 func contract(h func(testing.TB) *host) computetest.Options {
 	return computetest.Options{
-		Guest:  func(t testing.TB) compute.Guest { return h(t).guest(t) },
-		Reopen: func(t testing.TB, d compute.Driver) compute.Driver { return h(t).reopen(t, d) },
-		Booted: func(t testing.TB, d compute.Driver, id resource.ID) { h(t).booted(t, d, id) },
+		Parallel: true,
+		Guest:    func(t testing.TB) compute.Guest { return h(t).guest(t) },
+		Reopen:   func(t testing.TB, d compute.Driver) compute.Driver { return h(t).reopen(t, d) },
+		Booted:   func(t testing.TB, d compute.Driver, id resource.ID) { h(t).booted(t, d, id) },
 		ShutDown: func(t testing.TB, d compute.Driver, id resource.ID) {
 			types(t, d, id, "o")
 		},
@@ -261,9 +260,19 @@ func contract(h func(testing.TB) *host) computetest.Options {
 }
 
 func TestDriver(t *testing.T) {
-	var present *host // of the case that runs: they come one after the other
+	t.Parallel()
+	var mu sync.Mutex
+	byCase := map[string]*host{} // guarded by mu
+	of := func(t testing.TB) *host {
+		mu.Lock()
+		defer mu.Unlock()
+		return byCase[t.Name()]
+	}
 	computetest.TestDriver(t, func(t testing.TB) compute.Driver {
-		present = newHost(t)
-		return present.open(t)
-	}, contract(func(testing.TB) *host { return present }))
+		h := newHost(t)
+		mu.Lock()
+		byCase[t.Name()] = h
+		mu.Unlock()
+		return h.open(t)
+	}, contract(of))
 }

@@ -36,6 +36,7 @@ func kernelGuest(t *testing.T, h *host) compute.Guest {
 }
 
 func TestKernelBoot(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := h.open(t)
 	want := kernelGuest(t, h)
@@ -55,6 +56,7 @@ func TestKernelBoot(t *testing.T) {
 
 // Whatever a wish may ask for, QEMU has to take.
 func TestEveryKindOfMachine(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := h.open(t)
 	seed := h.file(t, "seed", make([]byte, 64<<10)).Path
@@ -105,6 +107,7 @@ func TestEveryKindOfMachine(t *testing.T) {
 }
 
 func TestBlankDisksAreFormatted(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := h.open(t)
 	want := h.guest(t)

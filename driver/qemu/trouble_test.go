@@ -36,6 +36,7 @@ func (h *host) rewrite(t *testing.T, d *Driver, id resource.ID, change func(*rec
 }
 
 func TestHostRestarted(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := h.open(t)
 	want := h.guest(t)
@@ -56,6 +57,7 @@ func TestHostRestarted(t *testing.T) {
 
 // A process that has the number of a dead guest's is not that guest.
 func TestNumberUsedAgain(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := h.open(t)
 	want := h.guest(t)
@@ -73,6 +75,7 @@ func TestNumberUsedAgain(t *testing.T) {
 }
 
 func TestSavedMemoryIsSpoilt(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := h.open(t)
 	want := h.guest(t)
@@ -106,6 +109,7 @@ func TestSavedMemoryIsSpoilt(t *testing.T) {
 }
 
 func TestDiskIsLost(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := h.open(t)
 	want := h.guest(t)
@@ -128,6 +132,7 @@ func TestDiskIsLost(t *testing.T) {
 
 // What the host lacks for a moment is an error, and the next attempt finds it.
 func TestHostLacksSomething(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("taps take root")
 	}
@@ -154,6 +159,7 @@ func TestHostLacksSomething(t *testing.T) {
 }
 
 func TestHypervisorRefuses(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := h.open(t)
 	want := h.guest(t)
@@ -177,6 +183,7 @@ func TestHypervisorRefuses(t *testing.T) {
 
 // A hypervisor that hangs holds nobody up, and can be got rid of.
 func TestHypervisorHangs(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := h.open(t)
 	want := h.guest(t)
@@ -199,6 +206,7 @@ func TestHypervisorHangs(t *testing.T) {
 }
 
 func TestRecordIsSpoilt(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := h.open(t)
 	want, other := h.guest(t), h.guest(t)
@@ -223,6 +231,7 @@ func TestRecordIsSpoilt(t *testing.T) {
 }
 
 func TestOneDriverForADirectory(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := h.open(t)
 	if second, err := New(h.options(t)); err == nil {
@@ -238,6 +247,7 @@ func TestOneDriverForADirectory(t *testing.T) {
 }
 
 func TestConsoleLogIsBounded(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	o := h.options(t)
 	o.LogBytes = 64 << 10
@@ -277,6 +287,7 @@ func TestConsoleLogIsBounded(t *testing.T) {
 }
 
 func TestTrim(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "log")
 	var whole []byte
 	appendTo := func(data []byte) {
@@ -313,6 +324,7 @@ func TestTrim(t *testing.T) {
 
 // One who does not read must not hold the guest up for ever.
 func TestSerialConsoleIsTakenOver(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := h.open(t)
 	want := h.guest(t)
@@ -334,6 +346,7 @@ func TestSerialConsoleIsTakenOver(t *testing.T) {
 
 // QEMU closes the console when its guest is removed, and nobody hangs on it.
 func TestConsolesEndWithTheGuest(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	d := h.open(t)
 	want := h.guest(t)

@@ -49,6 +49,9 @@ type Options struct {
 	// Leftovers lists what the host holds of any guest, beside what Present says.
 	Leftovers func(t testing.TB) []string
 
+	// Parallel runs cases together. The hooks tell their cases by t.Name().
+	Parallel bool
+
 	// Patience is how long a wish may take to come true; 0 is 20 s.
 	Patience time.Duration
 }
@@ -111,6 +114,9 @@ func TestDriver(t *testing.T, open func(t testing.TB) compute.Driver, o Options)
 				if isNil(hook) {
 					t.Skip("this driver's guests cannot be made to do that")
 				}
+			}
+			if o.Parallel {
+				t.Parallel()
 			}
 			s := &suite{T: t, Options: o}
 			s.driver = open(t)

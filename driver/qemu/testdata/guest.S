@@ -24,6 +24,12 @@ _start:
 	mov dx, 0x602			# PM1 enable: the power button
 	mov ax, 0x0100
 	out dx, ax
+	mov al, 0x34			# a timer interrupt each millisecond, to wake up from hlt
+	out 0x43, al
+	mov ax, 1193
+	out 0x40, al
+	mov al, ah
+	out 0x40, al
 	mov si, offset hello
 	call puts
 	mov ah, 0x42			# read the second sector
@@ -31,7 +37,10 @@ _start:
 	mov si, 0x7e00
 	call puts
 
-loop:	mov dx, 0x600			# PM1 status: was the power button pressed?
+loop:	sti
+	hlt
+	cli
+	mov dx, 0x600			# PM1 status: was the power button pressed?
 	in ax, dx
 	test ax, 0x0100
 	jz 2f
