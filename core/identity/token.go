@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -148,7 +149,8 @@ func mac(key *TokenKey, b []byte) []byte {
 // decode checks a token's MAC, with the key that find gives for its serial, and reads it. Whatever
 // is wrong, the answer is the same.
 func decode(token string, find func(serial int) *TokenKey) (*Claim, error) {
-	if len(token) > TokenMost {
+	// The decoder skips line ends, which would make two spellings of one token.
+	if len(token) > TokenMost || strings.ContainsAny(token, "\r\n") {
 		return nil, errToken
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(token)
