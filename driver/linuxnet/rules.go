@@ -3,6 +3,7 @@ package linuxnet
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"math/big"
 	"net/netip"
@@ -36,8 +37,6 @@ const (
 	metadataV4 = "169.254.169.254"
 	metadataV6 = "fe80::a9fe:a9fe"
 )
-
-var unspecifiedV4 = netip.MustParsePrefix("0.0.0.0/32")
 
 // A guard is everything the packet filter of one segment depends on.
 type guard struct {
@@ -76,30 +75,41 @@ type policy struct {
 // the transaction commits, and an empty chain with policy drop would lose the
 // packets of that moment, while the old chain still protects them.
 func (g guard) render() string {
-	w := &script{sets: map[string]string{}}
+	w := &script{sets: map[string]string{}, chains: map[string]bool{}}
 	ports := slices.Clone(g.Ports)
 	slices.SortFunc(ports, func(a, b guardedPort) int { return strings.Compare(a.Tap, b.Tap) })
 
 	w.open("chain prerouting")
 	w.line("type filter hook prerouting priority dstnat; policy accept;")
-	w.dispatch("iifname", ports, "jump from_")
+	w.dispatch("iifname", ports, func(p guardedPort) string {
+		if p.Open {
+			return "goto common"
+		}
+		return "goto guarded"
+	})
 	w.line(`iifname "%s*" drop`, tapPrefix)
 	w.close()
 	g.common(w)
-	for _, port := range ports {
-		g.from(w, port)
-	}
+	w.guarded(slices.DeleteFunc(slices.Clone(ports), func(p guardedPort) bool { return p.Open }))
 
+	// Ports with the same groups, which most of a network's have, share chains.
+	egress := func(p guardedPort) string { return "jump egress_" + w.policy(p) }
+	ingress := func(p guardedPort) string { return "goto ingress_" + w.policy(p) }
 	w.open("chain forwarding")
 	w.line("type filter hook forward priority filter; policy accept;")
 	w.line(`oifname "%s" arp daddr ip %s drop`, vxlanName, metadataV4)
-	w.dispatch("iifname", ports, "jump egress_")
-	w.dispatch("oifname", ports, "goto ingress_")
+	w.dispatch("iifname", ports, egress)
+	w.dispatch("oifname", ports, ingress)
 	w.line(`oifname "%s*" drop`, tapPrefix)
 	w.close()
 	for _, port := range ports {
-		g.egress(w, port)
-		g.ingress(w, port)
+		name := w.policy(port)
+		if w.chains[name] {
+			continue
+		}
+		w.chains[name] = true
+		g.egress(w, name, port)
+		g.ingress(w, name, port)
 	}
 
 	var out strings.Builder
@@ -162,36 +172,109 @@ func (g guard) common(w *script) {
 	w.close()
 }
 
-// from holds a port to its own addresses.
-func (g guard) from(w *script, port guardedPort) {
-	w.open("chain from_" + port.Tap)
-	defer w.close()
-	if port.Open {
-		w.line("goto common")
-		return
+// guarded holds each port to its own addresses. Single addresses of all ports
+// stand in three sets, so that a port more is an element more; only networks
+// that a port may use need rules of its own.
+func (w *script) guarded(ports []guardedPort) {
+	var macs, v4, v6 []string
+	var advertisers, wide []guardedPort
+	for _, port := range ports {
+		for _, source := range port.Sources {
+			macs = append(macs, fmt.Sprintf("%q . %s", port.Tap, source.MAC))
+			for _, prefix := range merge(source.Prefixes) {
+				element := fmt.Sprintf("%q . %s . %s", port.Tap, source.MAC, prefix.Addr())
+				switch {
+				case !prefix.IsSingleIP():
+					if !slices.ContainsFunc(wide, func(p guardedPort) bool { return p.Tap == port.Tap }) {
+						wide = append(wide, port)
+					}
+				case prefix.Addr().Is4():
+					v4 = append(v4, element)
+				default:
+					v6 = append(v6, element)
+				}
+			}
+		}
+		advertisers = append(advertisers, port)
 	}
+	w.define("macs", "ifname . ether_addr", macs)
+	w.define("senders4", "ifname . ether_addr . ipv4_addr", v4)
+	w.define("senders6", "ifname . ether_addr . ipv6_addr", v6)
+
+	w.open("chain guarded")
 	w.line("ether type != { ip, arp, ip6 } drop")
+	w.line("iifname . ether saddr != @macs drop")
+	w.line("iifname . arp saddr ether . arp saddr ip @senders4 accept")
+	w.line("arp saddr ip 0.0.0.0 iifname . arp saddr ether @macs accept") // a probe (RFC 5227)
+	w.line("ip saddr 0.0.0.0 udp sport 68 udp dport 67 goto common")
+	w.line("ip6 saddr :: icmpv6 type { mld-listener-report, nd-router-solicit, nd-neighbor-solicit, mld2-listener-report } goto common")
+	w.dispatch("icmpv6 type nd-neighbor-advert iifname", advertisers, func(p guardedPort) string { return "jump advertiser_" + p.Tap })
+	w.line("iifname . ether saddr . ip saddr @senders4 goto common")
+	w.line("iifname . ether saddr . ip6 saddr @senders6 goto common")
+	w.dispatch("iifname", wide, func(p guardedPort) string { return "goto wide_" + p.Tap })
+	w.line("drop")
+	w.close()
+	for _, port := range advertisers {
+		w.advertiser(port)
+	}
+	for _, port := range wide {
+		w.wide(port)
+	}
+}
+
+// advertiser lets a port say of its own addresses only that it has them. A
+// fragment that hides the address does not match, and is dropped.
+func (w *script) advertiser(port guardedPort) {
+	var all []netip.Prefix
 	for _, source := range port.Sources {
-		v4, v6 := split(source.Prefixes)
+		all = append(all, source.Prefixes...)
+	}
+	w.open("chain advertiser_" + port.Tap)
+	for _, prefix := range merge(all) {
+		if prefix.Addr().Is6() {
+			w.line("%sreturn", target(prefix))
+		}
+	}
+	w.line("drop")
+	w.close()
+}
+
+// wide lets a port use networks.
+func (w *script) wide(port guardedPort) {
+	w.open("chain wide_" + port.Tap)
+	for _, source := range port.Sources {
 		own := "ether saddr " + source.MAC
-		probe, _ := split(append([]netip.Prefix{unspecifiedV4}, source.Prefixes...)) // RFC 5227
-		w.line("%s ether type arp arp saddr ether %s arp saddr ip %s accept", own, source.MAC, inline(probe))
-		w.line("%s ip saddr 0.0.0.0 udp sport 68 udp dport 67 goto common", own)
+		v4, v6 := networks(source.Prefixes)
 		if len(v4) > 0 {
+			w.line("%s ether type arp arp saddr ether %s arp saddr ip %s accept", own, source.MAC, inline(v4))
 			w.line("%s ip saddr %s goto common", own, inline(v4))
 		}
-		w.line("%s ip6 saddr :: icmpv6 type { mld-listener-report, nd-router-solicit, nd-neighbor-solicit, mld2-listener-report } goto common", own)
 		if len(v6) > 0 {
 			w.line("%s ip6 saddr %s goto common", own, inline(v6))
 		}
 	}
 	w.line("drop")
+	w.close()
+}
+
+// networks lists the prefixes that are more than one address.
+func networks(prefixes []netip.Prefix) (v4, v6 []string) {
+	for _, prefix := range merge(prefixes) {
+		switch {
+		case prefix.IsSingleIP():
+		case prefix.Addr().Is4():
+			v4 = append(v4, prefix.String())
+		default:
+			v6 = append(v6, prefix.String())
+		}
+	}
+	return v4, v6
 }
 
 // egress decides what may leave a guest. It comes after fragments are put
 // together, so that none hides what it is.
-func (g guard) egress(w *script, port guardedPort) {
-	w.open("chain egress_" + port.Tap)
+func (g guard) egress(w *script, name string, port guardedPort) {
+	w.open("chain egress_" + name)
 	defer w.close()
 	if port.Open {
 		w.line("return")
@@ -201,25 +284,15 @@ func (g guard) egress(w *script, port guardedPort) {
 	w.line("meta protocol ip udp sport 67 udp dport 68 drop")
 	w.line("meta protocol ip6 udp sport 547 udp dport 546 drop")
 	w.line("icmpv6 type { nd-router-advert, nd-redirect } drop")
-	var targets []netip.Prefix
-	for _, source := range port.Sources {
-		targets = append(targets, source.Prefixes...)
-	}
-	for _, prefix := range merge(targets) {
-		if prefix.Addr().Is6() {
-			w.line("icmpv6 type nd-neighbor-advert %sreturn", target(prefix))
-		}
-	}
-	w.line("icmpv6 type nd-neighbor-advert drop")
-	w.line("icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, nd-router-solicit, nd-neighbor-solicit, mld2-listener-report } return")
+	w.line("icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld2-listener-report } return")
 	w.line("meta protocol ip udp sport 68 udp dport 67 return")
 	w.line("meta protocol ip6 udp sport 546 udp dport 547 return")
 	port.policy.render(w, false, "return")
 }
 
 // ingress decides what may reach a guest.
-func (g guard) ingress(w *script, port guardedPort) {
-	w.open("chain ingress_" + port.Tap)
+func (g guard) ingress(w *script, name string, port guardedPort) {
+	w.open("chain ingress_" + name)
 	defer w.close()
 	if port.Open {
 		w.line("accept")
@@ -360,14 +433,21 @@ func (w *script) set(prefixes []netip.Prefix, v6 bool) string {
 	for i, prefix := range prefixes {
 		elements[i] = address(prefix)
 		if !prefix.IsSingleIP() {
-			flags = "flags interval; "
+			flags = "; flags interval"
 		}
 	}
-	text := strings.Join(elements, ", ")
-	sum := sha256.Sum256([]byte(text))
-	name := "remote_" + hex.EncodeToString(sum[:8])
-	w.sets[name] = fmt.Sprintf("\tset %s { type %s; %selements = { %s }; }\n", name, kind, flags, text)
+	name := "remote_" + sum([]byte(strings.Join(elements, ", ")))
+	w.define(name, kind+flags, elements)
 	return name
+}
+
+// define writes a set.
+func (w *script) define(name, kind string, elements []string) {
+	text := fmt.Sprintf("\tset %s {\n\t\ttype %s\n", name, kind)
+	if len(elements) > 0 {
+		text += fmt.Sprintf("\t\telements = { %s }\n", strings.Join(elements, ", "))
+	}
+	w.sets[name] = text + "\t}\n"
 }
 
 // target matches the target address of a neighbour advertisement (RFC 4861,
@@ -379,17 +459,6 @@ func target(prefix netip.Prefix) string {
 	number := new(big.Int).SetBytes(prefix.Addr().AsSlice())
 	number.Rsh(number, uint(128-prefix.Bits()))
 	return fmt.Sprintf("@th,64,%d 0x%x ", prefix.Bits(), number)
-}
-
-func split(prefixes []netip.Prefix) (v4, v6 []string) {
-	for _, prefix := range merge(prefixes) {
-		if prefix.Addr().Is4() {
-			v4 = append(v4, address(prefix))
-		} else {
-			v6 = append(v6, address(prefix))
-		}
-	}
-	return v4, v6
 }
 
 // address spells a prefix of one address without its length.
@@ -404,8 +473,9 @@ func inline(elements []string) string { return "{ " + strings.Join(elements, ", 
 
 // A script is nft's input under construction.
 type script struct {
-	body strings.Builder
-	sets map[string]string // by name
+	body   strings.Builder
+	sets   map[string]string // by name
+	chains map[string]bool   // written
 }
 
 func (w *script) open(what string) { fmt.Fprintf(&w.body, "\t%s {\n", what) }
@@ -414,14 +484,32 @@ func (w *script) line(format string, args ...any) {
 	fmt.Fprintf(&w.body, "\t\t"+format+"\n", args...)
 }
 
-// dispatch sends each port's packets to its own chain.
-func (w *script) dispatch(key string, ports []guardedPort, verdict string) {
+// dispatch sends each port's packets where verdict says.
+func (w *script) dispatch(key string, ports []guardedPort, verdict func(guardedPort) string) {
 	if len(ports) == 0 {
 		return
 	}
 	branches := make([]string, len(ports))
 	for i, port := range ports {
-		branches[i] = fmt.Sprintf("%q : %s%s", port.Tap, verdict, port.Tap)
+		branches[i] = fmt.Sprintf("%q : %s", port.Tap, verdict(port))
 	}
 	w.line("%s vmap { %s }", key, strings.Join(branches, ", "))
+}
+
+// policy names what a port's groups add up to.
+func (w *script) policy(port guardedPort) string {
+	if port.Open {
+		return "open"
+	}
+	text, err := json.Marshal(port.policy)
+	if err != nil {
+		panic(err) // it is made of numbers and prefixes
+	}
+	return sum(text)
+}
+
+// sum is short and tells texts apart.
+func sum(text []byte) string {
+	digest := sha256.Sum256(text)
+	return hex.EncodeToString(digest[:8])
 }
