@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -44,28 +45,38 @@ func (g *Guests) ensure(ctx context.Context, id resource.ID, body json.RawMessag
 	if err := json.Unmarshal(body, &want); err != nil {
 		return nil, 0, fmt.Errorf("decode what is wanted: %w", err)
 	}
-	seen, err := g.Driver.Observe(ctx, id)
-	if err != nil {
-		return nil, 0, err
-	}
 	if waiting, err := g.prepare(ctx, &want); err != nil || waiting != "" {
-		seen.Busy = true
-		var bad *ImageError
-		if errors.As(err, &bad) {
-			seen.Trouble, seen.Busy, err = bad.Error(), false, nil
-		}
-		if err != nil {
-			return nil, 0, err
-		}
-		return seen, whileWaiting, nil
+		return g.wait(ctx, id, err)
 	}
-	if seen, err = g.Driver.Ensure(ctx, want); err != nil {
+	seen, err := g.Driver.Ensure(ctx, want)
+	if err != nil {
 		return nil, 0, err
 	}
 	if seen.Busy {
 		return seen, whileBusy, nil
 	}
 	return seen, whileWell, nil
+}
+
+// wait reports a guest whose parts are not all here yet, or will never be.
+func (g *Guests) wait(ctx context.Context, id resource.ID, why error) (any, time.Duration, error) {
+	var never *ImageError
+	if why != nil && !errors.As(why, &never) {
+		return nil, 0, why
+	}
+	seen, err := g.Driver.Observe(ctx, id)
+	if fault.Is(err, fault.NotFound) {
+		seen, err = compute.Observation{Power: compute.Off}, nil
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	if never != nil {
+		seen.Trouble, seen.Busy = never.Message, false
+	} else {
+		seen.Busy = true
+	}
+	return seen, whileWaiting, nil
 }
 
 // prepare brings here what the driver needs; not "" while something is missing.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -76,7 +77,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix) (c *clou
 	}
 	blobs, err := fileblob.New(filepath.Join(dir, "images"))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open the images: %w", err)
 	}
 	c.identity = identity.New(c.state, identity.Config{})
 	c.image = image.New(c.state, blobs, image.Config{InUse: compute.UsesImage})
@@ -88,7 +89,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix) (c *clou
 	if c.authority, err = host.OpenAuthority(ctx, c.state, time.Now()); err != nil {
 		return nil, err
 	}
-	c.hub = host.NewHub(c.state, append(network.Sources(), c.compute.Source())...)
+	c.hub = host.NewHub(c.state, append(c.network.Sources(), c.compute.Source())...)
 	c.hosts = &hostlink.Server{Hub: c.hub, Authority: c.authority, Now: time.Now, Image: c.openImage}
 	c.reaper = &operation.Reaper{State: c.state, Now: time.Now, Expirers: c.compute.Expirers()}
 	c.work = reconcile.New(c.state, time.Now(), c.tasks()...)
@@ -101,7 +102,7 @@ func (c *cloud) openImage(ctx context.Context, id resource.ID) (io.ReadCloser, e
 
 func (c *cloud) tasks() []reconcile.Task {
 	tasks := []reconcile.Task{c.reaper.Task(), c.hub.Liveness(time.Now), c.image.Task()}
-	return append(tasks, c.compute.Reconcilers()...)
+	return append(tasks, c.network.Tasks()...)
 }
 
 // offers is the catalog of a new cloud.
@@ -123,7 +124,33 @@ func (c *cloud) bootstrap(ctx context.Context, pool, own netip.Prefix) error {
 	if err := compute.Bootstrap(ctx, c.state); err != nil {
 		return err
 	}
-	return c.bootstrapNetworks(ctx, pool, own)
+	tx := c.state.Latest()
+	var projects []resource.ID
+	for _, name := range []string{"admin", "demo", "alt"} {
+		projects = append(projects, identity.ProjectNamed(tx, name))
+	}
+	if err := network.Bootstrap(ctx, c.state, network.BootstrapOptions{Admin: projects[0], Projects: projects,
+		External: network.ExternalOptions{CIDR: pool, Gateway: own.Addr()}}); err != nil {
+		return err
+	}
+	return c.bootstrapKey(ctx, projects[1])
+}
+
+// bootstrapKey gives the user demo its access key for AWS clients.
+func (c *cloud) bootstrapKey(ctx context.Context, project resource.ID) error {
+	if _, _, err := c.identity.EC2Secret(ctx, c.secrets.AccessKey); err == nil {
+		return nil
+	}
+	actor, err := c.identity.ActorFor(ctx, "demo", "demo")
+	if err != nil {
+		return err
+	}
+	blob, err := json.Marshal(map[string]string{"access": c.secrets.AccessKey, "secret": c.secrets.SecretKey})
+	if err != nil {
+		return err
+	}
+	_, err = c.identity.CreateCredential(ctx, &identity.Credential{Type: "ec2", UserID: actor.UserID, InProjectID: project, Blob: string(blob)})
+	return unlessThere(err)
 }
 
 // run does the controller's own work until ctx ends.
@@ -164,8 +191,8 @@ func (c *cloud) handler() http.Handler {
 	}
 	mount("/identity", keystone.New(keystone.Options{Identity: c.identity}))
 	mount("/image", glance.New(glance.Options{Images: c.image, Auth: c.identity}))
-	mount("/network", neutron.New(neutron.Options{Network: c.network, Auth: c.identity}))
-	mount("/compute", nova.New(nova.Options{Compute: c.compute, Auth: c.identity}))
+	mount("/network", neutron.New(neutron.Options{Networks: c.network, Auth: c.identity}))
+	mount("/compute", nova.New(nova.Options{Compute: c.compute, Auth: c.identity, Images: c.image, Network: c.network}))
 	mux.Handle("/", http.HandlerFunc(index))
 	return wire.Serve(mux)
 }

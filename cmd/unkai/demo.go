@@ -87,7 +87,7 @@ func runDemo(ctx context.Context, c *cloud, u *upCommand, url, authority string)
 
 // ensureImage registers the files that guest/build.sh made, for everybody.
 func (d *demo) ensureImage(admin context.Context) (resource.ID, error) {
-	page, err := d.image.List(admin, image.Query{List: query.List{Limit: 1}, Names: []string{demoImage}})
+	page, err := d.image.List(admin, image.Query{List: query.List{Limit: 1}, Name: demoImage})
 	if err != nil {
 		return resource.ID{}, err
 	}

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/network"
@@ -249,7 +250,7 @@ func (d *Guests) Observe(_ context.Context, id resource.ID) (compute.Observation
 	defer d.m.mu.Unlock()
 	g := d.m.guests[id]
 	if g == nil {
-		return compute.Observation{Power: compute.Off}, nil
+		return compute.Observation{}, fault.Missing("guest", id)
 	}
 	d.settle(g)
 	return g.seen, nil
