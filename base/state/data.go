@@ -80,8 +80,8 @@ func (d *tableData) conflict(def *tableDef, id resource.ID, obj resource.Object)
 				if !strings.HasPrefix(at, string(key)) {
 					return false
 				}
-				if len(at) > len(key)+16 {
-					return true // a longer key that begins so
+				if len(at) != len(key)+16 {
+					return true // a longer key that begins so, or a shorter one whose ID goes on so
 				}
 				taken = at[len(key):] != string(id[:])
 				return !taken

@@ -60,8 +60,8 @@ type Batch struct {
 	Base    int64 // the revision that it follows
 	Txs     []TxInfo
 	Records []Record // at most one for each object
-	// What later transactions of the same batch replaced, oldest first: it is history
-	// from the start, and only Watch gives it again. Before is never set here.
+	// What later transactions of the same batch replaced, of each object oldest first: it is
+	// history from the start, and only Watch gives it again. Before is never set here.
 	Earlier []Record
 }
 

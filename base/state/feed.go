@@ -139,7 +139,7 @@ func (f *feed) append(txs []*Tx, publish func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, tx := range txs {
-		for _, c := range merge(tx.changes) {
+		for _, c := range tx.changes {
 			f.events = append(f.events, Event{tx.revision, tx.now, tx.cause, c.def.kind, c.id, c.before, c.after})
 		}
 		f.head = tx.revision

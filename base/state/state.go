@@ -248,7 +248,9 @@ func (s *State) run(group []*request) {
 				continue
 			}
 			tx := s.begin(r.ctx)
-			if r.err = protect(tx, r.fn); r.err == nil && len(tx.changes) > maxChanges {
+			r.err = protect(tx, r.fn)
+			tx.changes = merge(tx.changes)
+			if r.err == nil && len(tx.changes) > maxChanges {
 				r.err = tooLarge()
 			}
 			if r.err != nil {
@@ -397,7 +399,7 @@ func makeBatch(term, base int64, txs []*Tx) (Batch, error) {
 	places := map[row2]place{}
 	for i, tx := range txs {
 		b.Txs = append(b.Txs, TxInfo{Revision: tx.revision, Time: tx.now, Cause: tx.cause})
-		for _, c := range merge(tx.changes) {
+		for _, c := range tx.changes {
 			r, err := recordOf(c, i)
 			if err != nil {
 				return b, err
@@ -423,7 +425,6 @@ func makeBatch(term, base int64, txs []*Tx) (Batch, error) {
 			}
 		}
 		b.Records = kept
-		slices.SortStableFunc(b.Earlier, func(a, b Record) int { return a.Tx - b.Tx })
 	}
 	return b, nil
 }

@@ -147,7 +147,15 @@ func TestNothingRestsOnACommitThatFailed(t *testing.T) {
 		return nil
 	}
 	before := func(tx *Tx) error { return nil } // saw nothing of the group
-	errs := group(t, s, g, []error{errors.New("no disk")}, before, makeThing("a"), sawIt, makeThing("a"), makeThing("b"))
+	again := func(tx *Tx) error {               // writes what a transaction before it wrote
+		a, ok := things.Lookup(tx, "name", KeyOf(resource.ID{}, "a"))
+		if !ok {
+			return errors.New("a is not there")
+		}
+		a.Name, a.Size = "renamed", 100
+		return things.Put(tx, a)
+	}
+	errs := group(t, s, g, []error{errors.New("no disk")}, before, makeThing("a"), sawIt, makeThing("a"), makeThing("b"), again)
 	if errs[0] != nil {
 		t.Errorf("an update that came before those that failed: %v", errs[0])
 	}
@@ -164,6 +172,11 @@ func TestNothingRestsOnACommitThatFailed(t *testing.T) {
 	}
 	if s.Broken() != nil {
 		t.Errorf("broken: %v", s.Broken())
+	}
+	for name, tx := range map[string]*Tx{"readers": s.Latest(), "the writer": s.begin(t.Context())} {
+		if wrong := Verify(tx); wrong != nil {
+			t.Errorf("for %s: %v", name, wrong)
+		}
 	}
 	err := s.Update(t.Context(), func(tx *Tx) error {
 		if got := names(tx); !slices.Equal(got, []string{"first"}) {
@@ -847,4 +860,117 @@ func TestWatcherWaits(t *testing.T) {
 	add(t, s, "a", 1)
 	cancel()
 	wg.Wait()
+}
+
+func TestWatchNeverCutsATransaction(t *testing.T) {
+	s := open(t, NewMemory(0))
+	for name, n := range map[string]int{"a": 700, "b": 700, "c": 3000, "d": 1} {
+		err := s.Update(t.Context(), func(tx *Tx) error {
+			for i := range n {
+				if err := makeThing(fmt.Sprint(name, i))(tx); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := s.Watch(0)
+	sizes := map[int64]int{}
+	for polls := 0; ; polls++ {
+		events, err := w.Poll()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(events) == 0 {
+			if polls < 2 {
+				t.Error("all came at once: the test proved nothing")
+			}
+			break
+		}
+		if last := events[len(events)-1].Revision; last != w.Revision() {
+			t.Errorf("events up to %d, and the watcher is at %d", last, w.Revision())
+		}
+		for _, e := range events {
+			sizes[e.Revision]++
+		}
+		for revision := range sizes {
+			if revision < events[0].Revision && sizes[revision] != 700 && sizes[revision] != 3000 && sizes[revision] != 1 {
+				t.Errorf("revision %d came with %d events", revision, sizes[revision])
+			}
+		}
+		first := events[0].Revision
+		if whole := map[int]bool{700: true, 3000: true, 1: true}; !whole[sizes[first]] || !whole[sizes[w.Revision()]] {
+			t.Errorf("a poll begins or ends within a transaction: %v", sizes)
+		}
+	}
+}
+
+// A label's key has as many parts as it likes.
+type label struct {
+	resource.Meta
+	Parts []resource.ID
+}
+
+func labelKey(l *label) Key {
+	parts := make([]any, len(l.Parts))
+	for i, part := range l.Parts {
+		parts[i] = part
+	}
+	return KeyOf(parts...)
+}
+
+var labels = NewTable("test-label", Unique("path", labelKey))
+
+// Keys of different lengths in one index do not hide one another, even where the ID behind
+// a short key looks like the next part of a long one.
+func TestKeysOfDifferentLengths(t *testing.T) {
+	s := open(t, NewMemory(0))
+	a, b, c := resource.ID{1}, resource.ID{2}, resource.ID{3}
+	put := func(id resource.ID, parts ...resource.ID) error {
+		return s.Update(t.Context(), func(tx *Tx) error {
+			return labels.Put(tx, &label{Meta: resource.Meta{ID: id}, Parts: parts})
+		})
+	}
+	for id, parts := range map[resource.ID][]resource.ID{
+		b:               {a},    // stands at a b
+		{9}:             {a, a}, // at a a 9, before it
+		{8}:             {a, b}, // at a b 8, behind it
+		{7}:             {a, b, c},
+		resource.ID{10}: {b},
+	} {
+		if err := put(id, parts...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := put(resource.ID{200}, a); !fault.Is(err, fault.Exists) {
+		t.Errorf("a second one at a: %v", err)
+	}
+	if err := put(resource.ID{200}, a, b); !fault.Is(err, fault.Exists) {
+		t.Errorf("a second one at a b: %v", err)
+	}
+	for name, test := range map[string]struct {
+		prefix Key
+		want   []resource.ID
+	}{
+		"a":     {KeyOf(a), []resource.ID{{9}, b, {7}, {8}}},
+		"a b":   {KeyOf(a, b), []resource.ID{{7}, {8}}},
+		"a b c": {KeyOf(a, b, c), []resource.ID{{7}}},
+		"b":     {KeyOf(b), []resource.ID{{10}}},
+		"c":     {KeyOf(c), nil},
+	} {
+		if got := labels.IDs(s.Latest(), "path", test.prefix); !slices.Equal(got, test.want) {
+			t.Errorf("below %s: %v, want %v", name, got, test.want)
+		}
+		var back []resource.ID
+		for l := range labels.Range(s.Latest(), "path", Range{Prefix: test.prefix, Reverse: true}) {
+			back = append(back, l.ID)
+		}
+		slices.Reverse(back)
+		if !slices.Equal(back, test.want) {
+			t.Errorf("below %s, in reverse: %v, want %v", name, back, test.want)
+		}
+	}
 }
