@@ -64,6 +64,9 @@ type Driver struct {
 	log     *slog.Logger
 	web     *http.Server
 
+	closing    chan struct{}
+	background sync.WaitGroup
+
 	physicalMu      sync.Mutex
 	physicalApplied map[string]string               // the rules in force; guarded by physicalMu
 	physicalUsers   map[string]map[resource.ID]bool // guarded by physicalMu
@@ -112,7 +115,7 @@ func New(options Options) (*Driver, error) {
 	}
 	d := &Driver{
 		options: options, prefix: options.Prefix, host: host, store: store{options.StateDir}, log: options.Log,
-		physicalApplied: map[string]string{}, physicalUsers: map[string]map[resource.ID]bool{},
+		closing: make(chan struct{}), physicalApplied: map[string]string{}, physicalUsers: map[string]map[resource.ID]bool{},
 		segments: map[resource.ID]*segment{}, gateways: map[resource.ID]*gateway{},
 		attachments: map[resource.ID]resource.ID{}, filters: map[resource.ID]network.Filter{},
 	}
@@ -164,8 +167,24 @@ func (d *Driver) takeUp() error {
 	return nil
 }
 
-// Close stops answering guests and lets everything else run on.
+// later runs something a second from now, unless the driver is closed before.
+func (d *Driver) later(f func()) {
+	d.background.Add(1)
+	go func() {
+		defer d.background.Done()
+		select {
+		case <-d.closing:
+		case <-time.After(time.Second):
+			f()
+		}
+	}()
+}
+
+// Close stops answering guests and lets everything else run on. Nothing may be
+// asked of the driver at the same time, or afterwards.
 func (d *Driver) Close() error {
+	close(d.closing)
+	d.background.Wait()
 	for _, s := range d.allSegments() {
 		s.mu.Lock()
 		s.stopServing()

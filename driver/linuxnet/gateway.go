@@ -185,7 +185,53 @@ func (g *gateway) converge(ctx context.Context) error {
 	if err := g.cutConnections(ns); err != nil {
 		return err
 	}
-	return sendAnnouncements(ns, announce)
+	if err := sendAnnouncements(ns, announce); err != nil {
+		return err
+	}
+	if len(announce) > 0 {
+		g.driver.later(func() { g.announceAgain() })
+	}
+	return nil
+}
+
+// announceAgain announces all that the router has: a leg that was new a moment
+// ago may not have been connected yet, and a frame may get lost.
+func (g *gateway) announceAgain() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.removed || g.want == nil {
+		return
+	}
+	if err := g.announceAll(); err != nil {
+		g.driver.log.Warn("router's addresses not announced again", "router", g.id, "error", err)
+	}
+}
+
+func (g *gateway) announceAll() error {
+	path := filepath.Join(netnsDir, g.namespaceName())
+	if !mounted(path) {
+		return nil
+	}
+	ns, err := openNamespace(path)
+	if err != nil {
+		return err
+	}
+	defer ns.close()
+	links, err := ns.links()
+	if err != nil {
+		return err
+	}
+	var all []announcement
+	for name, l := range g.legs() {
+		mac, err := net.ParseMAC(l.mac)
+		if err != nil || links[name] == nil || links[name].Attrs().Flags&net.FlagUp == 0 {
+			continue
+		}
+		for _, prefix := range l.addresses {
+			all = append(all, announcement{links[name].Attrs().Index, mac, prefix.Addr()})
+		}
+	}
+	return sendAnnouncements(ns, all)
 }
 
 // convergeLeg makes one leg right, and answers the addresses that are new on it.

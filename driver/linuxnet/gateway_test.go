@@ -135,7 +135,11 @@ func TestRouter(t *testing.T) {
 
 	expect := func(what string, ns *namespace, address, want string) {
 		t.Helper()
-		if have := asks(ns, address); have != want {
+		have := asks(ns, address)
+		for try := 0; try < 3 && have == "" && want != ""; try++ {
+			have = asks(ns, address) // the machine may be busy
+		}
+		if have != want {
 			t.Errorf("%s: taken for %q, want %q", what, have, want)
 		}
 	}
@@ -222,6 +226,7 @@ func TestRouter(t *testing.T) {
 	gateway.AdminUp = true
 	ok(t, i.EnsureGateway(ctx, gateway))
 	expect("through a router that is up again", a.namespace, "10.6.0.11:80", "10.5.0.11")
+	expect("through a router that is up again by IPv6", a.namespace, "[fd06::b]:80", "fd05::b")
 	expect("out through a router that is up again", a.namespace, "172.24.4.1:8700", "10.5.0.11")
 }
 

@@ -491,7 +491,11 @@ func (b *bench) reaches(want bool, from, to network.Attachment, port int) {
 	if b.options.Reaches == nil {
 		b.Skip("this driver moves no packets")
 	}
-	if have := b.options.Reaches(b.T, b.driver, from, to, port); have != want {
+	have := b.options.Reaches(b.T, b.driver, from, to, port)
+	for try := 0; try < 3 && want && !have; try++ { // the machine may be busy
+		have = b.options.Reaches(b.T, b.driver, from, to, port)
+	}
+	if have != want {
 		b.Errorf("TCP port %d of %s from %s: reached is %v, want %v", port, to.Hostname, from.Hostname, have, want)
 	}
 }
