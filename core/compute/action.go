@@ -56,7 +56,9 @@ var moves = map[Task]move{
 		done: func(want *Server, seen *Seen) bool {
 			return seen.Power == want.Power && seen.Rebuilds >= want.Rebuilds
 		}},
-	Deleting: {within: quickly, done: func(_ *Server, seen *Seen) bool { return seen.Gone }},
+	Reshaping: {within: slowly, done: recast},
+	Reverting: {within: slowly, done: recast},
+	Deleting:  {within: quickly, done: func(_ *Server, seen *Seen) bool { return seen.Gone }},
 }
 
 // wrongState is the fault for what cannot be done to a server as it stands.
@@ -257,7 +259,7 @@ func (s *Service) Reset(ctx context.Context, id resource.ID, failed bool) error 
 		if srv.Doomed() || !failed && srv.LaunchedAt.IsZero() {
 			return wrongState(srv, "reset")
 		}
-		if err := settle(tx, srv, operation.Cancelled, "An operator settled the server's state."); err != nil {
+		if err := srv.conclude(tx, operation.Cancelled, "An operator settled the server's state."); err != nil {
 			return err
 		}
 		srv.Failure = nil

@@ -35,6 +35,8 @@ type Launch struct {
 	Zone       string // "" for any
 	Host       string // its name, for operators; "" for any
 	GroupID    resource.ID
+	Apart      []resource.ID // on no host of these servers
+	Beside     []resource.ID // on the host of one of these
 	Trusted    []string
 	Hints      map[string]string
 	ManualDisk bool
@@ -247,6 +249,7 @@ func (b *builder) prepareDemand() error {
 		}
 		b.demand.host = h.ID
 	}
+	b.demand.apart, b.demand.beside = b.hostsOf(b.Apart), b.hostsOf(b.Beside)
 	if b.GroupID.IsZero() {
 		return nil
 	}
@@ -257,6 +260,20 @@ func (b *builder) prepareDemand() error {
 	b.demand.group = g
 	members := int64(len(MembersOf(b.tx, g.ID)))
 	return roomFor(b.tx, b.actor.ProjectID, b.actor.UserID, QuotaGroupMembers, members, b.Min)
+}
+
+// hostsOf are the hosts of the project's servers among these; nil if none were named.
+func (b *builder) hostsOf(ids []resource.ID) map[resource.ID]bool {
+	if len(ids) == 0 {
+		return nil
+	}
+	found := map[resource.ID]bool{}
+	for _, id := range ids {
+		if srv, ok := servers.PeekOne(b.tx, id); ok && srv.ProjectID == b.actor.ProjectID {
+			found[srv.HostID] = true
+		}
+	}
+	return found
 }
 
 func hasZone(tx *state.Tx, zone string) bool {

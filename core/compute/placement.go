@@ -21,6 +21,8 @@ type demand struct {
 	isolating bool
 	labels    map[string]string // of an aggregate that the host must be in
 	group     *Group
+	apart     map[resource.ID]bool // hosts to keep off
+	beside    map[resource.ID]bool // hosts to keep to; nil for any
 }
 
 // isolatingKey is the flavor's demand for hardware that separates guests; aggregateKey begins
@@ -79,6 +81,10 @@ var constraints = []constraint{
 		func(_ *placing, h *host.Host) bool { return h.Capacity.Isolating }},
 	{"is in an aggregate for the flavor", func(p *placing) bool { return p.labels != nil },
 		func(p *placing, h *host.Host) bool { return p.labeled[h.ID] }},
+	{"is away from the servers that were named", func(p *placing) bool { return p.apart != nil },
+		func(p *placing, h *host.Host) bool { return !p.apart[h.ID] }},
+	{"is beside the servers that were named", func(p *placing) bool { return p.beside != nil },
+		func(p *placing, h *host.Host) bool { return p.beside[h.ID] }},
 	{"suits the group", func(p *placing) bool { return p.group != nil }, (*placing).suitsGroup},
 	{"can run so many processors in one guest", nil, func(p *placing, h *host.Host) bool {
 		return h.Capacity.MaxVCPUs == 0 || p.load[0] <= int64(h.Capacity.MaxVCPUs)

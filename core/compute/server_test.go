@@ -404,3 +404,51 @@ func TestPlanChangesNothing(t *testing.T) {
 		t.Fatal("the plan was carried out, or shows nothing")
 	}
 }
+
+func TestReshape(t *testing.T) {
+	c, id := running(t, 1)
+	c.Must(c.Compute.Reshape(c.Ctx, id, "84"))
+	if srv := c.Server(id); srv.Task != compute.Reshaping || srv.Shape.MemoryMiB != 256 {
+		t.Fatalf("being reshaped it is %+v", srv)
+	}
+	c.Settle()
+	guest := c.Hosts[0].Guests[id]
+	if c.Server(id).Stage() != compute.Unsettled || guest.MemoryMiB != 256 || guest.HardBoots != 1 || guest.Disks[0].SizeMiB != 1024 {
+		t.Fatalf("reshaped it is %v, and its guest %+v", c.Server(id).Standing(), guest)
+	}
+	if err := c.Compute.Do(c.Ctx, id, compute.Stopping); !fault.Is(err, fault.Conflict) {
+		t.Fatalf("to stop an unconfirmed one answers %v", err)
+	}
+	c.Must(c.Compute.Revert(c.Ctx, id))
+	c.Settle()
+	if srv := c.Server(id); srv.Stage() != compute.Running || c.Hosts[0].Guests[id].MemoryMiB != 128 || srv.Before != nil {
+		t.Fatalf("reverted it is %+v", srv)
+	}
+	c.Must(c.Compute.Do(c.Ctx, id, compute.Stopping))
+	c.Settle()
+	c.Must(c.Compute.Reshape(c.Ctx, id, "84"))
+	c.Must(c.Compute.Confirm(c.Ctx, id))
+	c.Settle()
+	if srv := c.Server(id); srv.Stage() != compute.Stopped || c.Hosts[0].Guests[id].Disks[0].SizeMiB != 2048 {
+		t.Fatalf("confirmed while off it is %+v", srv)
+	}
+	for flavor, kind := range map[string]fault.Kind{"84": fault.Invalid, "42": fault.Invalid, "none": fault.Invalid, "4": 0} {
+		err := c.Compute.Reshape(c.Ctx, id, flavor)
+		if kind != 0 && fault.KindOf(err) != kind || kind == 0 && err != nil {
+			t.Errorf("to reshape to %s answers %v", flavor, err)
+		}
+		if err == nil {
+			c.Must(c.Compute.Revert(c.Ctx, id))
+		}
+	}
+}
+
+func TestReshapeThatFails(t *testing.T) {
+	c, id := running(t, 1)
+	c.Hosts[0].Lazy = true
+	c.Must(c.Compute.Reshape(c.Ctx, id, "84"))
+	c.Expire()
+	if srv := c.Server(id); srv.Standing() != (compute.Standing{Stage: compute.Running}) || srv.Shape.Ref != "42" || srv.Before != nil {
+		t.Fatalf("it is %+v", srv)
+	}
+}

@@ -57,16 +57,16 @@ func (s *Service) guest(tx *state.Tx, srv *Server) *Guest {
 }
 
 func (s *Server) disks() []Disk {
-	disks := []Disk{{Name: "root", SizeMiB: s.Shape.RootGiB * 1024, Image: s.Boot.Image, Bus: s.Boot.DiskBus}}
+	shape := &s.Shape
 	if s.Before != nil {
-		// The disk grows once there is no way back: it could not shrink again.
-		disks[0].SizeMiB = min(s.Before.Shape.RootGiB, s.Shape.RootGiB) * 1024
+		shape = &s.Before.Shape // the disks grow once there is no way back
 	}
-	if s.Shape.EphemeralGiB > 0 {
-		disks = append(disks, Disk{Name: "ephemeral0", SizeMiB: s.Shape.EphemeralGiB * 1024, Bus: s.Boot.DiskBus, Label: "ephemeral0"})
+	disks := []Disk{{Name: "root", SizeMiB: shape.RootGiB * 1024, Image: s.Boot.Image, Bus: s.Boot.DiskBus}}
+	if shape.EphemeralGiB > 0 {
+		disks = append(disks, Disk{Name: "ephemeral0", SizeMiB: shape.EphemeralGiB * 1024, Bus: s.Boot.DiskBus, Label: "ephemeral0"})
 	}
-	if s.Shape.SwapMiB > 0 {
-		disks = append(disks, Disk{Name: "swap", SizeMiB: s.Shape.SwapMiB, Bus: s.Boot.DiskBus, Label: "swap"})
+	if shape.SwapMiB > 0 {
+		disks = append(disks, Disk{Name: "swap", SizeMiB: shape.SwapMiB, Bus: s.Boot.DiskBus, Label: "swap"})
 	}
 	return disks
 }
@@ -143,7 +143,7 @@ func (s *Server) advance(tx *state.Tx) error {
 	m, busy := moves[s.Task]
 	switch {
 	case busy && m.done(s, &s.Seen):
-		return settle(tx, s, operation.Succeeded, "")
+		return s.conclude(tx, operation.Succeeded, "")
 	case busy && s.Seen.stuck() && s.Task != Deleting:
 		return s.giveUp(tx, s.Seen.Trouble)
 	case !busy:
@@ -170,7 +170,7 @@ func (s *Server) giveUp(tx *state.Tx, why string) error {
 	if s.Task != Creating {
 		s.fallBack()
 	}
-	return settle(tx, s, operation.Failed, why)
+	return s.conclude(tx, operation.Failed, why)
 }
 
 // fallBack makes the wish what was last seen.

@@ -1,0 +1,147 @@
+package compute
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/operation"
+)
+
+// Reshape gives a server another flavor, on the host where it is: a running guest is power-cycled to
+// get it. What it was is held until its owner confirms; its disks grow only then, for they could not
+// shrink again.
+func (s *Service) Reshape(ctx context.Context, id resource.ID, flavor string) error {
+	_, err := s.change(ctx, "server.operate", id, func(tx *state.Tx, srv *Server) error {
+		stage := srv.Stage()
+		if stage != Running && stage != Stopped || srv.Task != "" || srv.HostID.IsZero() {
+			return wrongState(srv, string(Reshaping))
+		}
+		f, err := flavorFor(ctx, tx, flavor)
+		if err != nil || f.Disabled {
+			return fault.Errorf(fault.Invalid, "Flavor %s could not be found.", flavor).WithCode("flavor-not-found")
+		}
+		if f.ID == srv.Shape.FlavorID {
+			return fault.Errorf(fault.Invalid, "When resizing, instances must change flavor!").WithCode("same-flavor")
+		}
+		shape := f.shape()
+		if err := srv.mayBecome(tx, &shape); err != nil {
+			return err
+		}
+		if err := s.fitsWhereItIs(tx, srv, &shape); err != nil {
+			return err
+		}
+		srv.Before = &Reshaped{Shape: srv.Shape, Power: srv.Power, At: tx.Now()}
+		srv.Shape = shape
+		return srv.recast(ctx, tx, Reshaping)
+	})
+	return err
+}
+
+// mayBecome holds a new shape against the disks and the quota.
+func (s *Server) mayBecome(tx *state.Tx, shape *Shape) error {
+	if shape.RootGiB < s.Shape.RootGiB || shape.EphemeralGiB < s.Shape.EphemeralGiB || shape.SwapMiB < s.Shape.SwapMiB {
+		return fault.Errorf(fault.Invalid, "Resize to a flavor with smaller disks is not possible: what is on them would be lost.").WithCode("flavor-disk")
+	}
+	for _, user := range []resource.ID{{}, s.UserID} {
+		_, sums := used(tx, s.ProjectID, user)
+		for _, q := range []struct {
+			name string
+			used int64
+			more int
+		}{{QuotaCores, sums[0], shape.VCPUs - s.Shape.VCPUs}, {QuotaMemory, sums[1], shape.MemoryMiB - s.Shape.MemoryMiB}} {
+			if q.more <= 0 {
+				continue
+			}
+			if err := roomFor(tx, s.ProjectID, user, q.name, q.used, q.more); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// fitsWhereItIs asks whether the server's host has room for what it would take more.
+func (s *Service) fitsWhereItIs(tx *state.Tx, srv *Server, shape *Shape) error {
+	h, ok := host.Table().PeekOne(tx, srv.HostID)
+	if !ok {
+		return wrongState(srv, string(Reshaping))
+	}
+	_, taken := servers.Sum(tx, "load", state.KeyOf(h.ID))
+	total := s.total(h)
+	for i, n := range shape.load() {
+		if i == len(units) {
+			break
+		}
+		more := n - srv.Shape.load()[i]
+		if lack := taken[i] + more - total[i]; more > 0 && lack > 0 {
+			return fault.Errorf(fault.Exhausted, "No valid host was found. The server's host lacks %d %s.", lack, units[i]).WithCode("no-host")
+		}
+	}
+	if h.Capacity.MaxVCPUs > 0 && shape.VCPUs > h.Capacity.MaxVCPUs {
+		return fault.Errorf(fault.Exhausted, "No valid host was found. The server's host can give one guest %d processors at most.", h.Capacity.MaxVCPUs).WithCode("no-host")
+	}
+	if d := shape.ask(); d.isolating && !h.Capacity.Isolating {
+		return fault.Errorf(fault.Exhausted, "No valid host was found. The server's host does not separate guests by hardware.").WithCode("no-host")
+	}
+	return nil
+}
+
+// recast makes the guest take its present shape. One that is off takes it when it starts.
+func (s *Server) recast(ctx context.Context, tx *state.Tx, task Task) error {
+	op, err := begin(ctx, tx, s, task, moves[task].within)
+	if err != nil {
+		return err
+	}
+	if s.Power == On {
+		s.HardBoots = max(s.HardBoots, s.Seen.HardBoots) + 1
+		return waitForHost(tx, s, op)
+	}
+	return s.conclude(tx, operation.Succeeded, "")
+}
+
+// recast is done when the guest was power-cycled, if it had to be.
+func recast(want *Server, seen *Seen) bool {
+	return seen.Power == want.Power && seen.HardBoots >= want.HardBoots
+}
+
+// conclude ends what is under way, and what a new shape left open.
+func (s *Server) conclude(tx *state.Tx, outcome operation.Outcome, message string) error {
+	switch {
+	case s.Task == Reverting:
+		s.Before = nil
+	case s.Task == Reshaping && outcome != operation.Succeeded && s.Before != nil:
+		s.Shape, s.Before = s.Before.Shape, nil
+	}
+	return settle(tx, s, outcome, message)
+}
+
+// Confirm keeps a server's new shape: there is no way back then.
+func (s *Service) Confirm(ctx context.Context, id resource.ID) error {
+	_, err := s.change(ctx, "server.operate", id, func(tx *state.Tx, srv *Server) error {
+		if srv.Stage() != Unsettled {
+			return wrongState(srv, "resize-confirm")
+		}
+		srv.Before = nil
+		return record(ctx, tx, srv, "resize-confirm")
+	})
+	return err
+}
+
+// Revert gives a server its old shape back.
+func (s *Service) Revert(ctx context.Context, id resource.ID) error {
+	_, err := s.change(ctx, "server.operate", id, func(tx *state.Tx, srv *Server) error {
+		if srv.Stage() != Unsettled {
+			return wrongState(srv, string(Reverting))
+		}
+		if srv.Before == nil {
+			return fmt.Errorf("server %s is unsettled and has no shape before", id)
+		}
+		srv.Shape = srv.Before.Shape
+		return srv.recast(ctx, tx, Reverting)
+	})
+	return err
+}
