@@ -424,7 +424,7 @@ func (g *guest) removeAll(ctx context.Context) error {
 		}
 		g.release()
 	}
-	if g.rec == nil || g.rec.Launch != nil {
+	if g.rec == nil || g.rec.Launch != nil && g.rec.Launch.PID == 0 {
 		if err := g.killStrays(ctx); err != nil {
 			return err
 		}
