@@ -499,7 +499,7 @@ func (g *guest) rebuild(ctx context.Context, want compute.Guest) error {
 		return err
 	}
 	if root := g.rec.disk(want.Disks[0].Name); root != nil {
-		if err := remove(root.file(g.dir)); err != nil {
+		if err := errors.Join(remove(root.file(g.dir)), remove(filepath.Join(g.dir, firmwareFile))); err != nil {
 			return err
 		}
 		g.driver.step("root disk thrown away")
