@@ -2,8 +2,10 @@ package state
 
 import (
 	"encoding/json"
+	"maps"
 	"net/netip"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 )
@@ -18,24 +20,30 @@ func textOf(v any) string {
 	return r.String()
 }
 
-// A cloner copies a value of one type so deeply that nothing mutable is shared.
-type cloner func(dst, src reflect.Value)
+// A cloner deepens a shallow copy: what it refers to is replaced by copies, until nothing
+// mutable is shared with the original. The value is addressable.
+type cloner func(copied reflect.Value)
 
-var cloners sync.Map // reflect.Type -> cloner; nil when plain assignment is enough
+var cloners sync.Map // reflect.Type -> cloner; nil when the shallow copy is enough
 
 var plainTypes = map[reflect.Type]bool{
-	reflect.TypeFor[time.Time]():    true, // points at a Location, which nobody changes
-	reflect.TypeFor[netip.Addr]():   true,
-	reflect.TypeFor[netip.Prefix](): true,
+	reflect.TypeFor[time.Time]():      true, // points at a Location, which nobody changes
+	reflect.TypeFor[netip.Addr]():     true,
+	reflect.TypeFor[netip.Prefix]():   true,
+	reflect.TypeFor[netip.AddrPort](): true,
 }
 
-func cloneAny(src reflect.Value) reflect.Value {
-	dst := reflect.New(src.Type()).Elem()
-	dst.Set(src)
-	if c := clonerOf(src.Type()); c != nil {
-		c(dst, src)
+// quickCloners are for types so frequent that reflection would be felt.
+var quickCloners = map[reflect.Type]cloner{
+	reflect.TypeFor[[]string]():          quick(slices.Clone[[]string]),
+	reflect.TypeFor[map[string]string](): quick(maps.Clone[map[string]string]),
+}
+
+func quick[T any](clone func(T) T) cloner {
+	return func(copied reflect.Value) {
+		p := copied.Addr().Interface().(*T)
+		*p = clone(*p)
 	}
-	return dst
 }
 
 func clonerOf(t reflect.Type) cloner {
@@ -51,65 +59,74 @@ func makeCloner(t reflect.Type) cloner {
 	if plainTypes[t] {
 		return nil
 	}
+	if c := quickCloners[t]; c != nil {
+		return c
+	}
 	switch t.Kind() {
 	case reflect.Struct:
 		return structCloner(t)
 	case reflect.Pointer:
-		return func(dst, src reflect.Value) {
-			if !src.IsNil() {
-				p := reflect.New(t.Elem())
-				p.Elem().Set(src.Elem())
-				if c := clonerOf(t.Elem()); c != nil {
-					c(p.Elem(), src.Elem())
-				}
-				dst.Set(p)
+		return func(v reflect.Value) {
+			if !v.IsNil() {
+				v.Set(cloneOf(v.Elem()).Addr())
 			}
 		}
 	case reflect.Slice:
-		return func(dst, src reflect.Value) {
-			if src.IsNil() {
+		return func(v reflect.Value) {
+			if v.IsNil() {
 				return
 			}
-			n := src.Len()
+			n := v.Len()
 			s := reflect.MakeSlice(t, n, n)
-			reflect.Copy(s, src)
+			reflect.Copy(s, v)
 			if c := clonerOf(t.Elem()); c != nil {
 				for i := range n {
-					c(s.Index(i), src.Index(i))
+					c(s.Index(i))
 				}
 			}
-			dst.Set(s)
+			v.Set(s)
 		}
 	case reflect.Array:
-		if clonerOf(t.Elem()) == nil {
+		c := clonerOf(t.Elem())
+		if c == nil {
 			return nil
 		}
-		return func(dst, src reflect.Value) {
+		return func(v reflect.Value) {
 			for i := range t.Len() {
-				clonerOf(t.Elem())(dst.Index(i), src.Index(i))
+				c(v.Index(i))
 			}
 		}
 	case reflect.Map:
-		return func(dst, src reflect.Value) {
-			if src.IsNil() {
+		return func(v reflect.Value) {
+			if v.IsNil() {
 				return
 			}
-			m := reflect.MakeMapWithSize(t, src.Len())
-			for it := src.MapRange(); it.Next(); {
-				m.SetMapIndex(it.Key(), cloneAny(it.Value()))
+			m := reflect.MakeMapWithSize(t, v.Len())
+			for it := v.MapRange(); it.Next(); {
+				m.SetMapIndex(it.Key(), cloneOf(it.Value()))
 			}
-			dst.Set(m)
+			v.Set(m)
 		}
 	case reflect.Interface:
-		return func(dst, src reflect.Value) {
-			if !src.IsNil() {
-				dst.Set(cloneAny(src.Elem()))
+		return func(v reflect.Value) {
+			if !v.IsNil() {
+				v.Set(cloneOf(v.Elem()))
 			}
 		}
 	case reflect.Chan, reflect.Func, reflect.UnsafePointer:
 		panic("state: an object cannot hold a " + t.String())
 	}
 	return nil
+}
+
+// cloneOf gives an addressable copy of any value.
+func cloneOf(v reflect.Value) reflect.Value {
+	copied := reflect.New(v.Type()).Elem()
+	copied.Set(v)
+	if c := clonerOf(v.Type()); c != nil {
+		c(copied)
+	}
+	return copied
 }
 
 func structCloner(t reflect.Type) cloner {
@@ -130,9 +147,9 @@ func structCloner(t reflect.Type) cloner {
 	if deep == nil {
 		return nil
 	}
-	return func(dst, src reflect.Value) {
+	return func(v reflect.Value) {
 		for _, f := range deep {
-			f.c(dst.Field(f.at), src.Field(f.at))
+			f.c(v.Field(f.at))
 		}
 	}
 }

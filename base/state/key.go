@@ -17,52 +17,48 @@ type Key string
 // KeyOf joins parts to a Key. A part is a resource.ID, a string (or a type of string), an integer,
 // a bool, a time.Time or a netip.Addr. A Key made of the first parts is a prefix of the whole.
 func KeyOf(parts ...any) Key {
-	var b strings.Builder
+	var room [96]byte // enough for most, so that only the Key itself is allocated
+	b := room[:0]
 	for _, part := range parts {
 		switch p := part.(type) {
 		case resource.ID:
-			b.Write(p[:])
+			b = append(b, p[:]...)
 		case string:
-			writeText(&b, p)
+			b = appendText(b, p)
 		case int:
-			writeInt(&b, int64(p))
+			b = appendInt(b, int64(p))
 		case int64:
-			writeInt(&b, p)
+			b = appendInt(b, p)
 		case bool:
 			if p {
-				b.WriteByte(1)
+				b = append(b, 1)
 			} else {
-				b.WriteByte(0)
+				b = append(b, 0)
 			}
 		case time.Time:
-			writeInt(&b, p.UnixNano())
+			b = appendInt(b, p.UnixNano())
 		case netip.Addr:
 			raw := p.As16()
-			b.Write(raw[:])
+			b = append(b, raw[:]...)
 		case fmt.Stringer:
-			writeText(&b, p.String())
+			b = appendText(b, p.String())
 		default:
-			writeText(&b, textOf(part))
+			b = appendText(b, textOf(part))
 		}
 	}
-	return Key(b.String())
+	return Key(b)
 }
 
-// writeText ends a text with 0 1 and doubles a zero byte inside to 0 2, so that
+// appendText ends a text with 0 1 and doubles a zero byte inside to 0 2, so that
 // no text is a prefix of another and order is kept.
-func writeText(b *strings.Builder, s string) {
-	for strings.IndexByte(s, 0) >= 0 {
-		i := strings.IndexByte(s, 0)
-		b.WriteString(s[:i])
-		b.WriteString("\x00\x02")
+func appendText(b []byte, s string) []byte {
+	for i := strings.IndexByte(s, 0); i >= 0; i = strings.IndexByte(s, 0) {
+		b = append(append(b, s[:i]...), 0, 2)
 		s = s[i+1:]
 	}
-	b.WriteString(s)
-	b.WriteString("\x00\x01")
+	return append(append(b, s...), 0, 1)
 }
 
-func writeInt(b *strings.Builder, n int64) {
-	var raw [8]byte
-	binary.BigEndian.PutUint64(raw[:], uint64(n)^1<<63)
-	b.Write(raw[:])
+func appendInt(b []byte, n int64) []byte {
+	return binary.BigEndian.AppendUint64(b, uint64(n)^1<<63)
 }

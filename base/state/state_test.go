@@ -172,12 +172,3 @@ func TestOnce(t *testing.T) {
 		t.Error("one request had more than one effect")
 	}
 }
-
-func BenchmarkUpdate(b *testing.B) {
-	s := open(b, NewMemory(0))
-	i := 0
-	for b.Loop() {
-		i++
-		add(b, s, fmt.Sprint(i), 1, "x", "y")
-	}
-}

@@ -255,12 +255,12 @@ func (d *tableDef) index(name string) int {
 }
 
 func clone[T any](obj *T) *T {
-	dst := new(T)
-	*dst = *obj
+	copied := new(T)
+	*copied = *obj
 	if c := clonerOf(reflect.TypeFor[T]()); c != nil {
-		c(reflect.ValueOf(dst).Elem(), reflect.ValueOf(obj).Elem())
+		c(reflect.ValueOf(copied).Elem())
 	}
-	return dst
+	return copied
 }
 
 // decode reads what the engine kept, upgrading it to the present version.
