@@ -128,13 +128,20 @@ func New(options Options) (*Driver, error) {
 
 // checkKernel loads what filtering depends on, where it is a module.
 func checkKernel() error {
-	const needed = "/proc/sys/net/bridge/bridge-nf-call-iptables"
-	if _, err := os.Stat(needed); err == nil {
+	const setting = "/proc/sys/net/bridge/bridge-nf-call-"
+	if _, err := os.Stat(setting + "iptables"); err == nil {
 		return nil
 	}
 	out, err := exec.Command("modprobe", "br_netfilter").CombinedOutput()
-	if _, missing := os.Stat(needed); missing != nil {
+	if _, missing := os.Stat(setting + "iptables"); missing != nil {
 		return fmt.Errorf("the kernel has no br_netfilter, which stateful security groups need (modprobe: %v %s)", err, strings.TrimSpace(string(out)))
+	}
+	// It is wanted in our namespaces, where it is switched on. The machine's own
+	// bridges are to go on as they did before it was loaded.
+	for _, family := range []string{"iptables", "ip6tables", "arptables"} {
+		if err := os.WriteFile(setting+family, []byte("0"), 0); err != nil {
+			return fmt.Errorf("leave the machine's own bridges alone: %w", err)
+		}
 	}
 	return nil
 }
@@ -303,13 +310,20 @@ func (d *Driver) EnsureAttachment(ctx context.Context, want network.Attachment) 
 
 // EnsureFilter puts a security group in force on every port that is in it.
 func (d *Driver) EnsureFilter(ctx context.Context, want network.Filter) error {
+	if err := d.keepFilter(want); err != nil {
+		return err
+	}
+	return d.refilter(ctx, want.ID)
+}
+
+func (d *Driver) keepFilter(want network.Filter) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if err := d.store.save(filterKind, want.ID, want); err != nil {
 		return err
 	}
-	d.mu.Lock()
 	d.filters[want.ID] = want
-	d.mu.Unlock()
-	return d.refilter(ctx, want.ID)
+	return nil
 }
 
 // refilter brings the segments up to date that have ports in a group.

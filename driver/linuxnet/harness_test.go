@@ -429,6 +429,16 @@ func asks(ns *namespace, address string) string {
 	return lineFrom(conn)
 }
 
+// reaches asks again where an answer is expected: on a busy machine a device
+// that is new takes a moment, and a lost first packet a second.
+func reaches(ns *namespace, address string) string {
+	for try := 0; ; try++ {
+		if who := asks(ns, address); who != "" || try == 5 {
+			return who
+		}
+	}
+}
+
 func lineFrom(conn net.Conn) string {
 	conn.SetDeadline(time.Now().Add(time.Second))
 	var line []byte

@@ -58,13 +58,13 @@ func TestTwoHosts(t *testing.T) {
 	a, b := guests[0], guests[1]
 	question := []byte{0, 1, 8, 0, 6, 4, 0, 1} // ARP, request
 	if b.hears(func(frame []byte) bool { return len(frame) > 22 && bytes.Equal(frame[14:22], question) }, silence, func() {
-		if have := asks(a.namespace, "10.5.0.12:80"); have != "10.5.0.11" {
+		if have := reaches(a.namespace, "10.5.0.12:80"); have != "10.5.0.11" {
 			t.Errorf("over the tunnel: taken for %q", have)
 		}
 	}) {
 		t.Error("a question for a known neighbour's address crossed the tunnel")
 	}
-	if have := asks(b.namespace, "[fd05::b]:80"); have != "fd05::c" {
+	if have := reaches(b.namespace, "[fd05::b]:80"); have != "fd05::c" {
 		t.Errorf("over the tunnel by IPv6: taken for %q", have)
 	}
 	// Each guest is answered by its own host.
