@@ -223,9 +223,23 @@ func text(raw json.RawMessage, name string, into *string) error {
 	return decode(raw, name, "a string", into)
 }
 
-func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
-	var body map[string]json.RawMessage
+// fields of a JSON object, as they came.
+type fields = map[string]json.RawMessage
+
+func readObject(r *http.Request) (fields, error) {
+	var body fields
 	if err := openstack.Decode(r, &body); err != nil {
+		return nil, err
+	}
+	if body == nil {
+		return nil, fault.Errorf(fault.Invalid, "Malformed request body: a JSON object is expected.")
+	}
+	return body, nil
+}
+
+func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
+	body, err := readObject(r)
+	if err != nil {
 		return err
 	}
 	var i image.Image
@@ -240,7 +254,6 @@ func (s *server) createImage(w http.ResponseWriter, r *http.Request) error {
 			if err := decode(value, key, "a UUID", &id); err != nil {
 				return err
 			}
-			var err error
 			if i.ID, err = resource.ParseID(id); err != nil || i.ID.IsZero() {
 				return fault.InvalidField("id", "must be a UUID")
 			}

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/unkai-cloud/unkai/api/openstack"
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -41,9 +40,6 @@ func partOf(r *http.Request) (part, error) {
 	}
 	return p, nil
 }
-
-// fields of a JSON object, as they came.
-type fields = map[string]json.RawMessage
 
 func namespaceView(n *image.Namespace, whole bool) map[string]any {
 	v := map[string]any{
@@ -200,8 +196,8 @@ func (s *server) listNamespaces(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) createNamespace(w http.ResponseWriter, r *http.Request) error {
-	var body fields
-	if err := openstack.Decode(r, &body); err != nil {
+	body, err := readObject(r)
+	if err != nil {
 		return err
 	}
 	n := &image.Namespace{Visibility: image.Private}
@@ -219,12 +215,12 @@ func (s *server) createNamespace(w http.ResponseWriter, r *http.Request) error {
 		}
 		*p.list(n) = list
 	}
-	n, err := s.images.CreateNamespace(r.Context(), n)
+	made, err := s.images.CreateNamespace(r.Context(), n)
 	if err != nil {
 		return err
 	}
-	w.Header().Set("Location", wire.BaseURL(r)+prefix+"/v2/metadefs/namespaces/"+n.Name)
-	return wire.WriteJSON(w, http.StatusCreated, namespaceView(n, true))
+	w.Header().Set("Location", wire.BaseURL(r)+prefix+"/v2/metadefs/namespaces/"+made.Name)
+	return wire.WriteJSON(w, http.StatusCreated, namespaceView(made, true))
 }
 
 func (s *server) showNamespace(w http.ResponseWriter, r *http.Request) error {
@@ -236,8 +232,8 @@ func (s *server) showNamespace(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) updateNamespace(w http.ResponseWriter, r *http.Request) error {
-	var body fields
-	if err := openstack.Decode(r, &body); err != nil {
+	body, err := readObject(r)
+	if err != nil {
 		return err
 	}
 	n, err := s.images.UpdateNamespace(r.Context(), r.PathValue("namespace"), func(n *image.Namespace, _ time.Time) error {
@@ -322,8 +318,8 @@ func (s *server) createDefinition(w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
-	var body fields
-	if err := openstack.Decode(r, &body); err != nil {
+	body, err := readObject(r)
+	if err != nil {
 		return err
 	}
 	if p.schema == "tag" {
@@ -395,8 +391,8 @@ func (s *server) updateDefinition(w http.ResponseWriter, r *http.Request) error 
 	if p.schema == "resource_type" {
 		return fault.Errorf(fault.NotFound, "The resource could not be found.")
 	}
-	var body fields
-	if err := openstack.Decode(r, &body); err != nil {
+	body, err := readObject(r)
+	if err != nil {
 		return err
 	}
 	name := r.PathValue("name")
