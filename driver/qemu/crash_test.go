@@ -210,6 +210,14 @@ func newTask(t *testing.T) (*host, *task, string) {
 		t.Skip("taps take root")
 	}
 	h := newHost(t)
+	t.Cleanup(func() { // a failed test must not leave a guest
+		d, err := New(h.options(t))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		h.clear(t, d)
+	})
 	k := &task{Guest: h.guest(t), Image: h.image, Path: h.image.Path, Tap: h.tap(t)}
 	k.Options.Dir, k.Options.Cgroup = filepath.Join(h.dir, "qemu"), h.cgroup
 	k.NIC = compute.NIC{PortID: resource.NewID(time.Now(), nil), MAC: "52:54:00:00:00:77"}
