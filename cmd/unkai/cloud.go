@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/unkai-cloud/unkai/api/ec2"
 	"github.com/unkai-cloud/unkai/api/hostlink"
 	"github.com/unkai-cloud/unkai/api/openstack/glance"
 	"github.com/unkai-cloud/unkai/api/openstack/keystone"
@@ -193,6 +194,9 @@ func (c *cloud) handler() http.Handler {
 	mount("/image", glance.New(glance.Options{Images: c.image, Auth: c.identity}))
 	mount("/network", neutron.New(neutron.Options{Networks: c.network, Auth: c.identity}))
 	mount("/compute", nova.New(nova.Options{Compute: c.compute, Auth: c.identity, Images: c.image, Network: c.network}))
+	e := ec2.New(ec2.Options{Keys: c.identity, State: c.state, Compute: c.compute, Images: c.image, Networks: c.network, Region: "RegionOne"})
+	mux.Handle("/ec2", e)
+	mux.Handle("/ec2/", e)
 	mux.Handle("/", http.HandlerFunc(index))
 	return wire.Serve(mux)
 }

@@ -41,6 +41,7 @@ type Launch struct {
 	Hints      map[string]string
 	ManualDisk bool
 	Stopped    bool // make it, and do not start it
+	Strict     bool // no host for one of them is a fault of the request, and nothing is made
 
 	NICs      []NICWanted
 	NoNetwork bool     // none at all; otherwise no NICs means the project's only network
@@ -338,6 +339,9 @@ func (b *builder) checkParts(project, user resource.ID) error {
 func (b *builder) build(n int) (*Server, error) {
 	srv := b.server(n)
 	chosen, why := b.service.place(b.tx, b.demand)
+	if chosen == nil && b.Strict {
+		return nil, fault.Errorf(fault.Exhausted, "%s", explain(why)).WithCode("no-host")
+	}
 	if chosen == nil {
 		return srv, b.abandon(srv, why)
 	}

@@ -91,6 +91,12 @@ var operations = state.NewTable[Operation]("operation",
 		}
 		return state.KeyOf(o.Deadline)
 	}),
+	state.Index("deleted", func(o *Operation) state.Key { // what is gone, for those who still ask for a while
+		if o.Verb != DeleteVerb || o.Outcome != Succeeded {
+			return ""
+		}
+		return state.KeyOf(o.ProjectID, o.TargetKind, o.EndedAt)
+	}),
 	state.Index("ended", func(o *Operation) state.Key {
 		if o.Outcome == Running {
 			return ""
@@ -130,6 +136,22 @@ func Active(tx *state.Tx, target resource.ID) *Operation {
 func Of(tx *state.Tx, target resource.ID) []*Operation {
 	var all []*Operation
 	for o := range operations.Range(tx, "target", state.Range{Prefix: state.KeyOf(target), Reverse: true}) {
+		all = append(all, o)
+	}
+	return all
+}
+
+// DeleteVerb is the verb of operations after which the target is gone.
+const DeleteVerb = "delete"
+
+// Deleted lists the operations that took away a project's things of one kind since a time,
+// the newest first.
+func Deleted(tx *state.Tx, project resource.ID, kind string, since time.Time) []*Operation {
+	var all []*Operation
+	for o := range operations.Range(tx, "deleted", state.Range{Prefix: state.KeyOf(project, kind), Reverse: true}) {
+		if o.EndedAt.Before(since) {
+			break
+		}
 		all = append(all, o)
 	}
 	return all
