@@ -182,6 +182,8 @@ for program in "${programs[@]}"; do
 	rm -f "$root/usr/bin/$program"
 	cp "$file" "$root/usr/bin/$program"
 done
+# Busybox's shell runs its own applets whatever PATH says; people are to get the programs that they name.
+ln -sf bash "$root/usr/bin/sh"
 ln -sf ping "$root/usr/bin/ping4"
 ln -sf ping "$root/usr/bin/ping6"
 cp "$loader" "$root/usr/lib64/ld-linux-x86-64.so.2"
@@ -199,7 +201,7 @@ awk '$2 == "=>" && $3 ~ /^\// {print $3}' "$work/libs" | sort -u | while read -r
 	cp -L "$lib" "$root/usr/lib/$arch/"
 done
 
-cp -r "$here/rootfs/." "$root/"
+cp -r --remove-destination "$here/rootfs/." "$root/"
 cp "$sys/etc/mke2fs.conf" "$root/etc/"
 
 # Kernel modules: those named above and what they need.
@@ -249,7 +251,7 @@ ln -s usr/lib "$early/lib"
 cp "$here/init" "$early/init"
 chmod 755 "$early/init"
 cp "$busybox" "$early/usr/bin/busybox"
-for applet in blockdev cat chroot dd echo findfs head mkdir modprobe mount printf sh sleep switch_root tr umount wc; do
+for applet in blockdev cat chroot dd echo findfs head mkdir modprobe mount printf sleep switch_root tr umount wc; do
 	ln -s busybox "$early/usr/bin/$applet"
 done
 bring "$early" "${early_modules[@]}"
