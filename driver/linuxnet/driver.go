@@ -48,11 +48,11 @@ type Options struct {
 	Physical map[string]Physical
 	// Metadata answers HTTP requests that come from a port. nil, or a nil
 	// handler: there is none, 404.
-	Metadata func(port resource.ID) http.Handler
+	Metadata func(port resource.ID) http.Handler `json:"-"`
 	// Lease is for how long DHCP gives an address; 0 is a day. Guests keep their
 	// address without this process for that long.
 	Lease time.Duration
-	Log   *slog.Logger // nil is slog.Default
+	Log   *slog.Logger `json:"-"` // nil is slog.Default
 }
 
 // A Driver is a network.Driver on this kernel.
@@ -439,24 +439,28 @@ func (s *segment) removeTap(ctx context.Context, id resource.ID) error {
 func (d *Driver) whereIs(id resource.ID) (resource.ID, bool, error) {
 	var where resource.ID
 	found := false
-	err := d.eachDevice(func(network resource.ID, link netlink.Link) {
-		if link.Attrs().Alias == attachmentAlias(id) {
+	err := d.eachSegment(func(network resource.ID, links map[string]netlink.Link) {
+		if tap := links[tapName(id)]; tap != nil && tap.Attrs().Alias == attachmentAlias(id) {
 			where, found = network, true
 		}
 	})
 	return where, found, err
 }
 
-// eachDevice shows every device in every segment's namespace.
-func (d *Driver) eachDevice(use func(network resource.ID, link netlink.Link)) error {
+// eachSegment shows every segment's namespace and the devices in it.
+func (d *Driver) eachSegment(use func(network resource.ID, links map[string]netlink.Link)) error {
 	names, err := namespaces(d.prefix + "-s-")
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
 		id, err := resource.ParseID(strings.TrimPrefix(name, d.prefix+"-s-"))
+		if err != nil {
+			continue
+		}
 		path := filepath.Join(netnsDir, name)
-		if err != nil || !mounted(path) {
+		if !mounted(path) {
+			use(id, nil) // a process died before it made the namespace, or after it removed it
 			continue
 		}
 		ns, err := openNamespace(path)
@@ -471,9 +475,7 @@ func (d *Driver) eachDevice(use func(network resource.ID, link netlink.Link)) er
 		if err != nil {
 			return err
 		}
-		for _, link := range links {
-			use(id, link)
-		}
+		use(id, links)
 	}
 	return nil
 }
@@ -521,15 +523,20 @@ func (d *Driver) Present(ctx context.Context) ([]network.Thing, error) {
 			}
 		}
 	}
-	err := d.eachDevice(func(id resource.ID, link netlink.Link) {
-		name, alias := link.Attrs().Name, link.Attrs().Alias
-		if name == bridgeName {
-			present[network.Thing{Kind: segmentKind, ID: id}] = true
-		}
-		if text, ok := strings.CutPrefix(alias, "attachment "); ok {
-			if port, err := resource.ParseID(text); err == nil {
-				present[network.Thing{Kind: attachmentKind, ID: port}] = true
+	err := d.eachSegment(func(id resource.ID, links map[string]netlink.Link) {
+		plugs := 0 // what an unwanted segment stays for
+		for name, link := range links {
+			if strings.HasPrefix(name, tapPrefix) || strings.HasPrefix(name, legPrefix) {
+				plugs++
 			}
+			if text, ok := strings.CutPrefix(link.Attrs().Alias, "attachment "); ok {
+				if port, err := resource.ParseID(text); err == nil {
+					present[network.Thing{Kind: attachmentKind, ID: port}] = true
+				}
+			}
+		}
+		if links[bridgeName] != nil || plugs == 0 {
+			present[network.Thing{Kind: segmentKind, ID: id}] = true
 		}
 	})
 	if err != nil {
@@ -581,7 +588,7 @@ func (d *Driver) RemoveAll(ctx context.Context) error {
 	}
 	d.physicalMu.Lock()
 	defer d.physicalMu.Unlock()
-	failed = append(failed, d.host.removeLinks(func(link netlink.Link) bool { return link.Attrs().Alias == d.hostAlias() }))
+	failed = append(failed, d.host.removeLinks(d.ours))
 	tables, err := d.host.tables(ctx, "inet", d.prefix+"_")
 	failed = append(failed, err)
 	for _, table := range tables {

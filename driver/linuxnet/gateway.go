@@ -281,9 +281,9 @@ func (g *gateway) connect(ctx context.Context, ns *namespace, link netlink.Link,
 	s := g.driver.segment(want.network)
 	defer g.driver.release(s)
 	if link != nil {
-		// The other end is gone if its namespace was, and this end with it; so
-		// what is here is connected. Only its address may have changed.
-		if link.Attrs().HardwareAddr.String() == mac.String() {
+		// Were the other end gone, this one would be too. The alias is written last,
+		// so a leg that has it is connected; only its address may have changed.
+		if at, complete := legNetwork(link); complete && at == want.network && link.Attrs().HardwareAddr.String() == mac.String() {
 			mtu := 0
 			if s.want != nil {
 				mtu = s.want.MTU

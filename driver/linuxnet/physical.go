@@ -38,6 +38,12 @@ func (d *Driver) hostName(id resource.ID) string {
 // hostAlias marks the devices in the host's namespace as ours.
 func (d *Driver) hostAlias() string { return d.prefix + " linuxnet" }
 
+// ours tells devices that we made in the host's namespace from the operator's.
+// The name counts too: a crash may have come before the mark.
+func (d *Driver) ours(link netlink.Link) bool {
+	return link.Attrs().Alias == d.hostAlias() || strings.HasPrefix(link.Attrs().Name, d.prefix+"-")
+}
+
 // hostTable is where the host's rules for a physical network stand.
 func (d *Driver) hostTable(physical string) string {
 	clean := strings.Map(func(r rune) rune {
@@ -89,7 +95,7 @@ func (d *Driver) ensurePhysical(ctx context.Context, want *network.Segment) (net
 	if err := setUp(d.host, bridge); err != nil {
 		return nil, err
 	}
-	if bridge.Attrs().Alias == d.hostAlias() { // an operator's own bridge keeps its addresses
+	if d.ours(bridge) { // an operator's own bridge keeps its addresses
 		if _, err := setAddresses(d.host, bridge, physical.HostAddresses); err != nil {
 			return nil, err
 		}
@@ -135,7 +141,7 @@ func (d *Driver) removePhysical(ctx context.Context, physical string, last resou
 		return nil
 	}
 	for _, link := range links { // segments that this process has not seen wanted yet
-		if link.Attrs().MasterIndex == bridge.Attrs().Index && link.Attrs().Alias == d.hostAlias() {
+		if link.Attrs().MasterIndex == bridge.Attrs().Index && d.ours(link) {
 			return nil
 		}
 	}
@@ -144,7 +150,7 @@ func (d *Driver) removePhysical(ctx context.Context, physical string, last resou
 		return err
 	}
 	delete(d.physicalApplied, physical)
-	if bridge.Attrs().Alias == d.hostAlias() {
+	if d.ours(bridge) {
 		if err := d.host.removeLink(bridge); err != nil {
 			return fmt.Errorf("remove bridge %s: %w", bridge.Attrs().Name, err)
 		}

@@ -100,6 +100,7 @@ func (s *segment) converge(ctx context.Context) error {
 		return err
 	}
 	if s.want == nil {
+		s.stopServing()
 		if err := s.unplug(ns, links); err != nil {
 			return err
 		}
@@ -318,8 +319,8 @@ func (s *segment) makeBridge(ns *namespace, links map[string]netlink.Link) (netl
 	return bridge, nil
 }
 
-// makeTunnel makes the way to the other hosts. The device stands here and its
-// packets travel in the host's namespace, where it is born.
+// makeTunnel makes the way to the other hosts. The device stands here; because
+// it is made by a socket of the host's namespace, its packets travel there.
 func (s *segment) makeTunnel(ns *namespace, links map[string]netlink.Link) error {
 	tunnel := s.driver.options.TunnelAddress
 	if !tunnel.IsValid() || s.want.Physical != "" {
@@ -327,31 +328,15 @@ func (s *segment) makeTunnel(ns *namespace, links map[string]netlink.Link) error
 	}
 	if links[vxlanName] == nil {
 		attrs := netlink.NewLinkAttrs()
-		// Born under a name of its own, which no other network's birth can take.
-		attrs.Name = s.driver.hostName(s.id)
-		attrs.MTU = s.want.MTU
-		host := s.driver.host
-		err := host.LinkAdd(&netlink.Vxlan{
+		attrs.Name, attrs.MTU, attrs.Namespace = vxlanName, s.want.MTU, ns.fd()
+		err := s.driver.host.LinkAdd(&netlink.Vxlan{
 			LinkAttrs: attrs, VxlanId: s.want.VNI, SrcAddr: tunnel.AsSlice(), Port: s.driver.options.TunnelPort,
 		})
 		if err != nil {
 			return fmt.Errorf("make tunnel of network %s: %w", s.id, err)
 		}
-		born, err := host.LinkByName(attrs.Name)
+		link, err := ns.LinkByName(vxlanName)
 		if err != nil {
-			return fmt.Errorf("find tunnel of network %s: %w", s.id, err)
-		}
-		if err := host.LinkSetNsFd(born, int(ns.fd())); err != nil {
-			return fmt.Errorf("move tunnel of network %s: %w", s.id, err)
-		}
-		link, err := ns.LinkByName(attrs.Name)
-		if err != nil {
-			return fmt.Errorf("find tunnel of network %s: %w", s.id, err)
-		}
-		if err := ns.LinkSetName(link, vxlanName); err != nil {
-			return fmt.Errorf("name tunnel of network %s: %w", s.id, err)
-		}
-		if link, err = ns.LinkByName(vxlanName); err != nil {
 			return fmt.Errorf("find tunnel of network %s: %w", s.id, err)
 		}
 		links[vxlanName] = link
