@@ -18,6 +18,7 @@ type Image struct {
 	resource.Meta
 	Spec
 
+	Stray   bool     // an admin gave it to an owner that was no project of this cloud
 	Members []Member // the projects that a Shared image is offered to
 
 	// Found out as the bytes come in.

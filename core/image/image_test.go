@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -30,14 +31,11 @@ type rig struct {
 	engine state.Engine
 	blobs  image.Blobs
 
+	project, second             resource.ID // two projects of the cloud
 	owner, other, reader, admin context.Context
 }
 
-var (
-	project = resource.MustID("01900000-0000-7000-8000-0000000000a1")
-	second  = resource.MustID("01900000-0000-7000-8000-0000000000a2")
-	user    = resource.MustID("01900000-0000-7000-8000-0000000000b1")
-)
+var user = resource.MustID("01900000-0000-7000-8000-0000000000b1")
 
 func as(t *testing.T, project resource.ID, roles ...string) context.Context {
 	return identity.As(t.Context(), &identity.Actor{UserID: user, ProjectID: project, Roles: roles})
@@ -45,10 +43,13 @@ func as(t *testing.T, project resource.ID, roles ...string) context.Context {
 
 func newRig(t *testing.T, c image.Config) *rig {
 	t.Helper()
-	r := &rig{engine: state.NewMemory(0), blobs: new(imagetest.Memory),
-		owner: as(t, project, "member", "reader"), other: as(t, second, "member", "reader"),
-		reader: as(t, project, "reader"), admin: as(t, second, "admin", "manager", "member", "reader")}
+	r := &rig{engine: state.NewMemory(0), blobs: new(imagetest.Memory)}
 	r.restart(t, c)
+	people := identity.New(r.State, identity.Config{})
+	domain := newProject(t, people, "d", resource.ID{})
+	r.project, r.second = newProject(t, people, "one", domain), newProject(t, people, "two", domain)
+	r.owner, r.other = as(t, r.project, "member", "reader"), as(t, r.second, "member", "reader")
+	r.reader, r.admin = as(t, r.project, "reader"), as(t, r.second, "admin", "manager", "member", "reader")
 	return r
 }
 
@@ -138,7 +139,7 @@ func TestUpload(t *testing.T) {
 	r := newRig(t, image.Config{})
 	data := bytes.Repeat([]byte("0123456789abcdef"), 200_000)
 	i := r.make(t, r.owner, "big")
-	if i.State != image.Queued || i.Visibility != image.Shared || i.ProjectID != project {
+	if i.State != image.Queued || i.Visibility != image.Shared || i.ProjectID != r.project {
 		t.Errorf("made as %+v", i)
 	}
 	if err := r.Upload(r.owner, i.ID, bytes.NewReader(data), int64(len(data))); err != nil {
@@ -164,7 +165,7 @@ func TestUpload(t *testing.T) {
 	r.clean(t, 1)
 }
 
-// failedUploads all leave a queued image and nothing else, and a second try works.
+// failedUploads all leave a queued image and nothing else, and a r.second try works.
 var failedUploads = map[string]struct {
 	src    io.Reader
 	expect int64
@@ -203,7 +204,7 @@ func TestUploadFails(t *testing.T) {
 			r.clean(t, 0)
 			if c.format == "raw" {
 				if err := r.Upload(r.owner, i.ID, strings.NewReader("x"), 1); err != nil {
-					t.Errorf("a second try: %v", err)
+					t.Errorf("a r.second try: %v", err)
 				}
 				if i := r.read(t, i.ID); i.Trouble != "" {
 					t.Errorf("after a good try there is still trouble: %s", i.Trouble)
@@ -509,8 +510,9 @@ func TestDeactivate(t *testing.T) {
 }
 
 func TestQuota(t *testing.T) {
-	r := newRig(t, image.Config{Limits: func(_ *state.Tx, p resource.ID) image.Limits {
-		if p == project {
+	var r *rig
+	r = newRig(t, image.Config{Limits: func(_ *state.Tx, p resource.ID) image.Limits {
+		if p == r.project {
 			return image.Limits{Images: 2, Bytes: 100}
 		}
 		return image.Limits{}
@@ -554,7 +556,7 @@ func TestPermissions(t *testing.T) {
 		{image.Public, true, true, true},
 	} {
 		t.Run(string(c.visibility), func(t *testing.T) {
-			i := r.active(t, r.admin, string(c.visibility), func(q *image.Request) { q.ProjectID = project; q.Visibility = c.visibility })
+			i := r.active(t, r.admin, string(c.visibility), func(q *image.Request) { q.ProjectID = r.project; q.Visibility = c.visibility })
 			for who, ctx := range map[string]context.Context{"owner": r.owner, "reader": r.reader, "admin": r.admin} {
 				if _, err := r.Get(ctx, i.ID); err != nil {
 					t.Errorf("the %s does not see it: %v", who, err)
@@ -594,9 +596,9 @@ func TestPermissions(t *testing.T) {
 		_, err = r.Create(r.owner, image.Request{Spec: image.Spec{Visibility: to}})
 		wantKind(t, err, kind)
 	}
-	_, err := r.Update(r.owner, i.ID, func(i *image.Image) error { i.ProjectID = second; return nil })
+	_, err := r.Update(r.owner, i.ID, func(i *image.Image) error { i.ProjectID = r.second; return nil })
 	wantKind(t, err, fault.Forbidden)
-	_, err = r.Create(r.owner, image.Request{ProjectID: second})
+	_, err = r.Create(r.owner, image.Request{ProjectID: r.second})
 	wantKind(t, err, fault.Forbidden)
 	_, err = r.Create(r.reader, image.Request{})
 	wantKind(t, err, fault.Forbidden)
@@ -624,13 +626,13 @@ func TestMembers(t *testing.T) {
 		}
 		return has(page, i.ID)
 	}
-	_, err := r.Share(r.other, i.ID, second)
+	_, err := r.Share(r.other, i.ID, r.second)
 	wantKind(t, err, fault.NotFound)
-	m, err := r.Share(r.owner, i.ID, second)
+	m, err := r.Share(r.owner, i.ID, r.second)
 	if err != nil || m.Answer != image.Pending || m.CreatedAt.IsZero() {
 		t.Fatalf("shared as %+v, %v", m, err)
 	}
-	_, err = r.Share(r.owner, i.ID, second)
+	_, err = r.Share(r.owner, i.ID, r.second)
 	wantKind(t, err, fault.Exists)
 	if _, err := r.Get(r.other, i.ID); err != nil {
 		t.Error(err)
@@ -638,11 +640,11 @@ func TestMembers(t *testing.T) {
 	if listed("") || !listed(image.Pending) || !listed(image.All) {
 		t.Error("a pending offer is in the wrong lists")
 	}
-	_, err = r.Answer(r.owner, i.ID, second, image.Accepted)
+	_, err = r.Answer(r.owner, i.ID, r.second, image.Accepted)
 	wantKind(t, err, fault.Forbidden)
-	_, err = r.Answer(r.other, i.ID, second, "perhaps")
+	_, err = r.Answer(r.other, i.ID, r.second, "perhaps")
 	wantKind(t, err, fault.Invalid)
-	if m, err = r.Answer(r.other, i.ID, second, image.Accepted); err != nil || m.Answer != image.Accepted {
+	if m, err = r.Answer(r.other, i.ID, r.second, image.Accepted); err != nil || m.Answer != image.Accepted {
 		t.Errorf("answered as %+v, %v", m, err)
 	}
 	if !listed("") || listed(image.Pending) {
@@ -655,25 +657,25 @@ func TestMembers(t *testing.T) {
 	if all, err := r.Members(r.owner, i.ID); err != nil || len(all) != 2 {
 		t.Errorf("the owner sees %v, %v", all, err)
 	}
-	if all, err := r.Members(r.other, i.ID); err != nil || len(all) != 1 || all[0].ProjectID != second {
+	if all, err := r.Members(r.other, i.ID); err != nil || len(all) != 1 || all[0].ProjectID != r.second {
 		t.Errorf("a member sees %v, %v", all, err)
 	}
 	_, err = r.Member(r.other, i.ID, third)
 	wantKind(t, err, fault.NotFound)
 	_, err = r.Answer(r.other, i.ID, third, image.Accepted)
 	wantKind(t, err, fault.NotFound)
-	wantKind(t, r.Unshare(r.other, i.ID, second), fault.Forbidden)
-	if err := r.Unshare(r.owner, i.ID, second); err != nil {
+	wantKind(t, r.Unshare(r.other, i.ID, r.second), fault.Forbidden)
+	if err := r.Unshare(r.owner, i.ID, r.second); err != nil {
 		t.Fatal(err)
 	}
-	wantKind(t, r.Unshare(r.owner, i.ID, second), fault.NotFound)
+	wantKind(t, r.Unshare(r.owner, i.ID, r.second), fault.NotFound)
 	_, err = r.Get(r.other, i.ID)
 	wantKind(t, err, fault.NotFound)
 	if listed("") {
 		t.Error("listed although it is no longer shared")
 	}
 	private := r.make(t, r.owner, "private", visible(image.Private))
-	_, err = r.Share(r.owner, private.ID, second)
+	_, err = r.Share(r.owner, private.ID, r.second)
 	wantKind(t, err, fault.Forbidden)
 }
 
@@ -687,13 +689,13 @@ func TestListPages(t *testing.T) {
 		case 0:
 			i = r.make(t, r.other, fmt.Sprint("own", n))
 		case 1:
-			i = r.make(t, r.admin, fmt.Sprint("public", n), visible(image.Public), func(q *image.Request) { q.ProjectID = project })
+			i = r.make(t, r.admin, fmt.Sprint("public", n), visible(image.Public), func(q *image.Request) { q.ProjectID = r.project })
 		case 2:
 			i = r.make(t, r.owner, fmt.Sprint("shared", n))
-			if _, err := r.Share(r.owner, i.ID, second); err != nil {
+			if _, err := r.Share(r.owner, i.ID, r.second); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := r.Answer(r.other, i.ID, second, image.Accepted); err != nil {
+			if _, err := r.Answer(r.other, i.ID, r.second, image.Accepted); err != nil {
 				t.Fatal(err)
 			}
 		case 3:
@@ -804,7 +806,7 @@ func BenchmarkList(b *testing.B) {
 		b.Fatal(err)
 	}
 	svc := image.New(s, new(imagetest.Memory), image.Config{})
-	ctx := identity.As(b.Context(), &identity.Actor{UserID: user, ProjectID: project, Roles: []string{"member", "reader"}})
+	ctx := identity.As(b.Context(), &identity.Actor{UserID: user, ProjectID: user, Roles: []string{"member", "reader"}})
 	for n := range 100_000 {
 		if _, err := svc.Create(ctx, image.Request{Name: fmt.Sprint("image", n), Spec: image.Spec{Format: "raw", Container: "bare"}}); err != nil {
 			b.Fatal(err)
@@ -822,5 +824,99 @@ func BenchmarkList(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestProjectEnds deletes a project: what it had goes along, what is everybody's stays.
+func TestProjectEnds(t *testing.T) {
+	r := newRig(t, image.Config{})
+	people := identity.New(r.State, identity.Config{})
+	admin := identity.Internal(t.Context())
+	p := newProject(t, people, "p", newProject(t, people, "e", resource.ID{}))
+	member := as(t, p, "member", "reader")
+	own := r.active(t, member, "own")
+	public := r.active(t, r.admin, "public", visible(image.Public), func(q *image.Request) { q.ProjectID = p })
+	stray := r.active(t, r.admin, "stray", func(q *image.Request) { q.ProjectID = user })
+	shared := r.active(t, r.admin, "shared", func(q *image.Request) { q.ProjectID = r.project })
+	if _, err := r.Share(r.admin, shared.ID, p); err != nil {
+		t.Fatal(err)
+	}
+	if err := people.DeleteProject(admin, p, false, false); err != nil {
+		t.Fatal(err)
+	}
+	task := r.Task()
+	for range 2 {
+		for _, id := range append(task.All(r.State.Latest()), p) {
+			if _, err := task.Step(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := r.Get(r.admin, own.ID); !fault.Is(err, fault.NotFound) {
+		t.Errorf("its image is still there: %v", err)
+	}
+	for _, i := range []*image.Image{public, stray, shared} {
+		if got := r.read(t, i.ID); got.State != image.Active || len(got.Members) != 0 {
+			t.Errorf("%s is %+v", i.Name, got)
+		}
+	}
+	r.clean(t, 3)
+}
+
+// newProject makes a project, or a domain when it is in none.
+func newProject(t *testing.T, people *identity.Service, name string, domain resource.ID) resource.ID {
+	t.Helper()
+	p, err := people.CreateProject(identity.Internal(t.Context()), &identity.Project{Meta: resource.Meta{Name: name}, DomainID: domain, Enabled: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.ID
+}
+
+// TestConstantMemory uploads far more than may be held at once.
+func TestConstantMemory(t *testing.T) {
+	r := newRig(t, image.Config{})
+	r.Service = image.New(r.State, sink{r.blobs}, image.Config{})
+	i := r.make(t, r.owner, "big", func(q *image.Request) { q.Container = "ova" }) // not looked into: the sink keeps nothing
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if err := r.Upload(r.owner, i.ID, io.LimitReader(zeros{}, 64<<20), 64<<20); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if took := after.TotalAlloc - before.TotalAlloc; took > 4<<20 {
+		t.Errorf("64 MiB took %d bytes", took)
+	}
+}
+
+// sink keeps nothing.
+type sink struct{ image.Blobs }
+
+func (s sink) Create(ctx context.Context, id resource.ID, n int64) (image.Writer, error) {
+	w, err := s.Blobs.Create(ctx, id, n)
+	return sinkWriter{w}, err
+}
+
+type sinkWriter struct{ image.Writer }
+
+func (sinkWriter) Write(b []byte) (int, error) { return len(b), nil }
+
+// BenchmarkUpload is bound by the slower of the two digests.
+func BenchmarkUpload(b *testing.B) {
+	s, err := state.Open(b.Context(), state.NewMemory(0), state.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	svc := image.New(s, sink{new(imagetest.Memory)}, image.Config{})
+	ctx := identity.As(b.Context(), &identity.Actor{UserID: user, ProjectID: user, Roles: []string{"member", "reader"}})
+	b.SetBytes(64 << 20)
+	for b.Loop() {
+		i, err := svc.Create(ctx, image.Request{Spec: image.Spec{Format: "raw", Container: "ova"}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := svc.Upload(ctx, i.ID, io.LimitReader(zeros{}, 64<<20), 64<<20); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -42,6 +42,11 @@ func (i *Image) member(project resource.ID) *Member {
 	return nil
 }
 
+// forget takes a project out of the members.
+func (i *Image) forget(project resource.ID) {
+	i.Members = slices.DeleteFunc(i.Members, func(m Member) bool { return m.ProjectID == project })
+}
+
 // owned reports whether the actor sees an image as its owner does.
 func (i *Image) owned(a *identity.Actor) bool { return a.Admin() || a.ProjectID == i.ProjectID }
 
@@ -106,11 +111,10 @@ func (s *Service) Unshare(ctx context.Context, id, project resource.ID) error {
 		if i.Visibility != Shared {
 			return unshared()
 		}
-		n := slices.IndexFunc(i.Members, func(m Member) bool { return m.ProjectID == project })
-		if n < 0 {
+		if i.member(project) == nil {
 			return noMember(project)
 		}
-		i.Members = slices.Delete(i.Members, n, n+1)
+		i.forget(project)
 		return nil
 	})
 	return err

@@ -11,7 +11,6 @@ import (
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/identity"
-	"github.com/unkai-cloud/unkai/core/operation"
 )
 
 // Bounds of what an owner may write.
@@ -103,6 +102,7 @@ func (s *Service) add(ctx context.Context, tx *state.Tx, r Request) (*Image, err
 		if err := identity.Allow(ctx, "image.give", resource.Meta{ProjectID: actor.ProjectID}); err != nil {
 			return nil, err
 		}
+		i.Stray = stray(tx, i.ProjectID)
 	}
 	if i.Visibility == "" {
 		i.Visibility = Shared
@@ -119,6 +119,12 @@ func (s *Service) add(ctx context.Context, tx *state.Tx, r Request) (*Image, err
 		return nil, fault.Errorf(fault.Exists, "Image ID %s already exists!", i.ID)
 	}
 	return i, s.roomFor(tx, i.ProjectID, 1, 0)
+}
+
+// stray reports whether a project is none of this cloud's.
+func stray(tx *state.Tx, project resource.ID) bool {
+	_, known := identity.FindProject(tx, project)
+	return !known
 }
 
 // roomFor holds what a project would have against its limits.
@@ -218,6 +224,7 @@ func (s *Service) Update(ctx context.Context, id resource.ID, edit func(*Image) 
 			if err := s.roomFor(tx, next.ProjectID, 1, i.Bytes); err != nil {
 				return err
 			}
+			i.Stray = stray(tx, next.ProjectID)
 		}
 		i.Name, i.ProjectID, i.Spec = next.Name, next.ProjectID, next.Spec
 		return i.check()
@@ -273,10 +280,7 @@ func (s *Service) Delete(ctx context.Context, id resource.ID) error {
 		if i.Protected {
 			return fault.Errorf(fault.Forbidden, "Image %s is protected and cannot be deleted.", id)
 		}
-		if err := operation.EndAll(tx, id, operation.Cancelled, "The image was deleted."); err != nil {
-			return err
-		}
-		return i.move(Deleting)
+		return i.remove(tx, "The image was deleted.")
 	})
 	if err != nil || state.Planning(ctx) {
 		return err

@@ -485,21 +485,6 @@ func (s *Service) purge(ctx context.Context, i *Image) error {
 	})
 }
 
-// Task is what the service has to do beside answering.
-func (s *Service) Task() reconcile.Task {
-	return reconcile.Task{
-		Name: "image",
-		Step: s.settle,
-		All:  func(tx *state.Tx) []resource.ID { return images.IDs(tx, "unsettled", "") },
-		Touched: func(e state.Event) []resource.ID {
-			if i, ok := e.After.(*Image); ok && i.State != Active && i.State != Deactivated {
-				return []resource.ID{e.ID}
-			}
-			return nil
-		},
-	}
-}
-
 // Expire is what happens to an image whose operation has run out of time.
 func (s *Service) Expire(tx *state.Tx, o *operation.Operation) error {
 	i, ok := images.Find(tx, o.TargetID)
