@@ -102,9 +102,10 @@ cdrom=(-drive "file=$tmp/drive.iso,if=none,id=cd,format=raw,readonly=on" -device
 
 # serve starts a metadata service for guests, which reach it at 169.254.169.254.
 serve() {
+	rm -f "$tmp/served.port"
 	python3 "$here/metadata_server.py" "$tmp/served" "$1" >"$tmp/served.port" &
 	started+=("$!")
-	until [ -s "$tmp/served.port" ]; do sleep 0.05; done
+	until [ -s "$tmp/served.port" ] 2>/dev/null; do sleep 0.05; done
 	forward=",guestfwd=tcp:169.254.169.254:80-cmd:socat STDIO TCP:127.0.0.1:$(cat "$tmp/served.port")"
 }
 
