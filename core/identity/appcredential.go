@@ -262,7 +262,7 @@ func (c *NewApplicationCredential) rules(tx *state.Tx, user resource.ID) ([]reso
 	var ids []resource.ID
 	for _, id := range c.RuleIDs {
 		if r, ok := accessRules.PeekOne(tx, id); !ok || r.UserID != user {
-			return nil, fault.Errorf(fault.NotFound, "Could not find Access Rule: %s.", id.Hex())
+			return nil, notFound("Access Rule", id.Hex())
 		}
 		ids = append(ids, id)
 	}
@@ -280,16 +280,13 @@ func (c *NewApplicationCredential) rules(tx *state.Tx, user resource.ID) ([]reso
 	return ids, nil
 }
 
-// mayReadOf asks whether the actor may see what a user keeps for itself.
-func mayReadOf(ctx context.Context, tx *state.Tx, action string, user resource.ID) error {
-	if ActorOf(ctx).own(user) {
+// mayReadOf asks whether the actor may see what a user keeps for itself: the user may, and who reads
+// the whole system.
+func mayReadOf(ctx context.Context, action string, user resource.ID) error {
+	if a := ActorOf(ctx); a.own(user) || a.readsAll() {
 		return nil
 	}
-	u, ok := users.PeekOne(tx, user)
-	if !ok {
-		return missing(ctx, action, "user", user.Hex())
-	}
-	return mayRead(ctx, action, u.DomainID)
+	return refuse(action)
 }
 
 // ApplicationCredentialsOf lists a user's.
@@ -298,7 +295,7 @@ func (s *Service) ApplicationCredentialsOf(ctx context.Context, user resource.ID
 	if err != nil {
 		return nil, err
 	}
-	if err := mayReadOf(ctx, tx, "application_credential.list", user); err != nil {
+	if err := mayReadOf(ctx, "application_credential.list", user); err != nil {
 		return nil, err
 	}
 	return collect(appCredentials.Each(tx, "user", state.KeyOf(user)), nil), nil
@@ -310,7 +307,7 @@ func (s *Service) ApplicationCredential(ctx context.Context, user, id resource.I
 	if err != nil {
 		return nil, err
 	}
-	if err := mayReadOf(ctx, tx, "application_credential.get", user); err != nil {
+	if err := mayReadOf(ctx, "application_credential.get", user); err != nil {
 		return nil, err
 	}
 	c, ok := appCredentials.Find(tx, id)
@@ -321,13 +318,13 @@ func (s *Service) ApplicationCredential(ctx context.Context, user, id resource.I
 }
 
 func noApplicationCredential(id resource.ID) error {
-	return fault.Errorf(fault.NotFound, "Could not find Application Credential: %s.", id.Hex())
+	return notFound("Application Credential", id.Hex())
 }
 
 // DeleteApplicationCredential deletes one; its tokens end at once.
 func (s *Service) DeleteApplicationCredential(ctx context.Context, user, id resource.ID) error {
 	return s.State.Update(ctx, func(tx *state.Tx) error {
-		if err := manageOwn(ctx, tx, "application_credential.delete", user); err != nil {
+		if err := manageOwn(ctx, "application_credential.delete", user); err != nil {
 			return err
 		}
 		if c, ok := appCredentials.PeekOne(tx, id); !ok || c.UserID != user {
@@ -337,21 +334,15 @@ func (s *Service) DeleteApplicationCredential(ctx context.Context, user, id reso
 	})
 }
 
-// manageOwn asks whether the actor may change what a user keeps for itself: it may, by a token
-// with its full powers; and an admin may.
-func manageOwn(ctx context.Context, tx *state.Tx, action string, user resource.ID) error {
+// manageOwn asks whether the actor may change what a user keeps for itself: the user may, by a token
+// with its full powers; and an admin of the cloud. An admin of its domain may not: it would be able to
+// act as the user.
+func manageOwn(ctx context.Context, action string, user resource.ID) error {
 	a := ActorOf(ctx)
-	if a.own(user) && !a.delegated() {
+	if !a.delegated() && (a.own(user) || a.Admin()) {
 		return nil
 	}
-	u, ok := users.PeekOne(tx, user)
-	switch {
-	case !ok:
-		return missing(ctx, action, "user", user.Hex())
-	case a.delegated():
-		return refuse(action)
-	}
-	return manageHolder(ctx, tx, action, user, u.DomainID)
+	return refuse(action)
 }
 
 // AccessRulesOf lists the rules that a user has made.
@@ -360,7 +351,7 @@ func (s *Service) AccessRulesOf(ctx context.Context, user resource.ID) ([]*Acces
 	if err != nil {
 		return nil, err
 	}
-	if err := mayReadOf(ctx, tx, "access_rule.list", user); err != nil {
+	if err := mayReadOf(ctx, "access_rule.list", user); err != nil {
 		return nil, err
 	}
 	return collect(accessRules.Each(tx, "user", state.KeyOf(user)), nil), nil
@@ -372,12 +363,12 @@ func (s *Service) AccessRule(ctx context.Context, user, id resource.ID) (*Access
 	if err != nil {
 		return nil, err
 	}
-	if err := mayReadOf(ctx, tx, "access_rule.get", user); err != nil {
+	if err := mayReadOf(ctx, "access_rule.get", user); err != nil {
 		return nil, err
 	}
 	r, ok := accessRules.Find(tx, id)
 	if !ok || r.UserID != user {
-		return nil, fault.Errorf(fault.NotFound, "Could not find Access Rule: %s.", id.Hex())
+		return nil, notFound("Access Rule", id.Hex())
 	}
 	return r, nil
 }
@@ -385,11 +376,11 @@ func (s *Service) AccessRule(ctx context.Context, user, id resource.ID) (*Access
 // DeleteAccessRule deletes a rule that no credential uses.
 func (s *Service) DeleteAccessRule(ctx context.Context, user, id resource.ID) error {
 	return s.State.Update(ctx, func(tx *state.Tx) error {
-		if err := manageOwn(ctx, tx, "access_rule.delete", user); err != nil {
+		if err := manageOwn(ctx, "access_rule.delete", user); err != nil {
 			return err
 		}
 		if r, ok := accessRules.PeekOne(tx, id); !ok || r.UserID != user {
-			return fault.Errorf(fault.NotFound, "Could not find Access Rule: %s.", id.Hex())
+			return notFound("Access Rule", id.Hex())
 		}
 		if _, used := appCredentials.Lookup(tx, "rule", state.KeyOf(id)); used {
 			return fault.Errorf(fault.Forbidden, "Access rule %s is used by an application credential.", id.Hex())

@@ -207,6 +207,9 @@ func (a *Assignment) prepare(ctx context.Context, tx *state.Tx, action string, m
 		}
 		of = u.DomainID
 	}
+	if err := mayRead(ctx, action, of); err != nil {
+		return err
+	}
 	if manage {
 		if err := mayManage(ctx, action, domain); err != nil {
 			return err
@@ -222,7 +225,7 @@ func (a *Assignment) prepare(ctx context.Context, tx *state.Tx, action string, m
 	switch {
 	case !ok:
 		return missing(ctx, action, "role", a.RoleID.Hex())
-	case !r.DomainID.IsZero() && r.DomainID != domain:
+	case manage && !r.DomainID.IsZero() && r.DomainID != domain:
 		return fault.Errorf(fault.Forbidden, "A role of a domain can be given in that domain only.")
 	case manage && !ActorOf(ctx).Admin() && cloudwide(tx, a.RoleID, a.Scope, a.Inherited):
 		return refuse(action)
@@ -334,10 +337,8 @@ func (s *Service) Holdings(ctx context.Context, f HoldingFilter) ([]Holding, err
 	var within resource.ID
 	if !a.readsAll() && !(f.UserID == a.UserID && a.own(f.UserID)) {
 		within = a.DomainID
-		if f.Subtree {
-			if p, ok := projects.PeekOne(tx, f.Scope.ProjectID); ok && a.reads(p.Domain()) {
-				within = p.Domain()
-			}
+		if p, ok := projects.PeekOne(tx, f.Scope.ProjectID); f.Subtree && (!ok || !a.reads(p.Domain())) {
+			return nil, refuse("role_assignment.list")
 		}
 		if !a.reads(within) {
 			return nil, refuse("role_assignment.list")

@@ -56,7 +56,19 @@ func mayRead(ctx context.Context, action string, domain resource.ID) error {
 // gets the same refusal as for one that is.
 func missing(ctx context.Context, action, noun string, name any) error {
 	if ActorOf(ctx).readsAll() {
-		return fault.Errorf(fault.NotFound, "Could not find %s: %v.", noun, name)
+		return notFound(noun, name)
 	}
 	return refuse(action)
+}
+
+// missingToChange is missing for whoever wants to change the thing.
+func missingToChange(ctx context.Context, action, noun string, name any) error {
+	if ActorOf(ctx).Admin() {
+		return notFound(noun, name)
+	}
+	return refuse(action)
+}
+
+func notFound(noun string, name any) error {
+	return fault.Errorf(fault.NotFound, "Could not find %s: %v.", noun, name)
 }

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -73,7 +74,7 @@ func (r *Region) check(tx *state.Tx) error {
 }
 
 func noRegion(name string) error {
-	return fault.Errorf(fault.NotFound, "Could not find region: %s.", name)
+	return notFound("region", name)
 }
 
 // CreateRegion makes a region.
@@ -304,7 +305,7 @@ func (s *Service) Endpoint(ctx context.Context, id resource.ID) (*Endpoint, erro
 	}
 	e, ok := endpoints.Find(tx, id)
 	if !ok {
-		return nil, missing(ctx, "endpoint.get", "endpoint", id.Hex())
+		return nil, notFound("endpoint", id.Hex()) // every catalog shows the IDs
 	}
 	return e, mayRead(ctx, "endpoint.get", resource.ID{})
 }
@@ -323,10 +324,17 @@ func (s *Service) Endpoints(ctx context.Context) ([]*Endpoint, error) {
 
 // UpdateEndpoint changes an endpoint. With newRegion its region is made if there is none.
 func (s *Service) UpdateEndpoint(ctx context.Context, id resource.ID, newRegion bool, change func(*Endpoint) error) (*Endpoint, error) {
-	if err := mayManage(ctx, "endpoint.update", resource.ID{}); err != nil {
+	tx, err := s.State.View(ctx)
+	if err != nil {
 		return nil, err
 	}
+	if !endpoints.Has(tx, id) {
+		return nil, notFound("endpoint", id.Hex())
+	}
 	return edit(ctx, s, endpoints, id, func(tx *state.Tx, e *Endpoint) error {
+		if err := mayManage(ctx, "endpoint.update", resource.ID{}); err != nil {
+			return err
+		}
 		if err := change(e); err != nil {
 			return err
 		}
@@ -342,11 +350,11 @@ func (s *Service) UpdateEndpoint(ctx context.Context, id resource.ID, newRegion 
 // DeleteEndpoint takes an endpoint out of the catalog.
 func (s *Service) DeleteEndpoint(ctx context.Context, id resource.ID) error {
 	return s.State.Update(ctx, func(tx *state.Tx) error {
+		if !endpoints.Has(tx, id) {
+			return notFound("endpoint", id.Hex())
+		}
 		if err := mayManage(ctx, "endpoint.delete", resource.ID{}); err != nil {
 			return err
-		}
-		if !endpoints.Has(tx, id) {
-			return missing(ctx, "endpoint.delete", "endpoint", id.Hex())
 		}
 		return deleteEndpoint(tx, id)
 	})
@@ -365,7 +373,7 @@ type Entry struct {
 	Endpoints []*Endpoint // their URLs are filled in for the session
 }
 
-// Catalog is what the holder of a session finds. base is the address under which it has reached us,
+// Catalog is what the holder of a session finds, by type. base is the address under which it has reached us,
 // as in "https://cloud.example:8700".
 func (s *Service) Catalog(ctx context.Context, scope Scope, user resource.ID, base string) ([]Entry, error) {
 	tx, err := s.State.View(ctx)
@@ -394,6 +402,9 @@ func (s *Service) Catalog(ctx context.Context, scope Scope, user resource.ID, ba
 			entries = append(entries, entry)
 		}
 	}
+	slices.SortFunc(entries, func(a, b Entry) int {
+		return cmp.Or(strings.Compare(a.Offer.Type, b.Offer.Type), strings.Compare(a.Offer.Name, b.Offer.Name))
+	})
 	return entries, nil
 }
 

@@ -84,9 +84,12 @@ func (s *Service) CreateCredential(ctx context.Context, c *Credential) (*Credent
 	if err := c.check(); err != nil {
 		return nil, err
 	}
+	if err := manageOwn(ctx, "credential.create", c.UserID); err != nil {
+		return nil, err
+	}
 	return create(ctx, s, credentials, func(tx *state.Tx) (*Credential, error) {
-		if err := manageOwn(ctx, tx, "credential.create", c.UserID); err != nil {
-			return nil, err
+		if !users.Has(tx, c.UserID) {
+			return nil, notFound("user", c.UserID.Hex())
 		}
 		made := *c
 		made.ID = tx.NewID()
@@ -100,19 +103,20 @@ func (c *Credential) place(ctx context.Context, tx *state.Tx) error {
 		return nil
 	}
 	if p, ok := projects.PeekOne(tx, c.InProjectID); !ok || p.IsDomain() {
-		return fault.Errorf(fault.NotFound, "Could not find project: %s.", c.InProjectID.Hex())
+		return notFound("project", c.InProjectID.Hex())
 	}
 	if !ActorOf(ctx).Admin() && !hasAny(tx, c.UserID, c.InProjectID) {
-		return fault.Errorf(fault.NotFound, "Could not find project: %s.", c.InProjectID.Hex())
+		return notFound("project", c.InProjectID.Hex())
 	}
 	return nil
 }
 
-func noCredential(name string) error {
-	return fault.Errorf(fault.NotFound, "Could not find credential: %s.", name)
+// noCredential is the answer for one that is not there, or not for the actor.
+func noCredential(ctx context.Context, action, name string) error {
+	return missing(ctx, action, "credential", name)
 }
 
-// Credential gives one. Nobody but its owner and an admin of the cloud may see it.
+// Credential gives one: to its owner, and to who reads the whole system.
 func (s *Service) Credential(ctx context.Context, id resource.ID) (*Credential, error) {
 	tx, err := s.State.View(ctx)
 	if err != nil {
@@ -120,13 +124,12 @@ func (s *Service) Credential(ctx context.Context, id resource.ID) (*Credential, 
 	}
 	c, ok := credentials.Find(tx, id)
 	if !ok || !c.seenBy(ActorOf(ctx)) {
-		return nil, noCredential(id.Hex())
+		return nil, noCredential(ctx, "credential.get", id.Hex())
 	}
 	return c, nil
 }
 
-// seenBy: a secret is power, so a mere reader of the system does not see those of others.
-func (c *Credential) seenBy(a *Actor) bool { return a.own(c.UserID) || a.Admin() }
+func (c *Credential) seenBy(a *Actor) bool { return a.own(c.UserID) || a.readsAll() }
 
 // AccessKey gives a user's credential of an access key.
 func (s *Service) AccessKey(ctx context.Context, user resource.ID, access string) (*Credential, error) {
@@ -134,9 +137,12 @@ func (s *Service) AccessKey(ctx context.Context, user resource.ID, access string
 	if err != nil {
 		return nil, err
 	}
+	if err := mayReadOf(ctx, "ec2_credential.get", user); err != nil {
+		return nil, err
+	}
 	c, ok := credentials.Lookup(tx, "access", state.KeyOf(access))
-	if !ok || c.UserID != user || !c.seenBy(ActorOf(ctx)) {
-		return nil, noCredential(access)
+	if !ok || c.UserID != user {
+		return nil, notFound("credential", access)
 	}
 	return c, nil
 }
@@ -148,7 +154,7 @@ func (s *Service) Credentials(ctx context.Context, user resource.ID, typ string)
 		return nil, err
 	}
 	a := ActorOf(ctx)
-	if user.IsZero() && !a.Admin() {
+	if user.IsZero() && !a.readsAll() {
 		user = a.UserID
 	}
 	keep := func(c *Credential) bool { return c.seenBy(a) && (typ == "" || c.Type == typ) }
@@ -164,15 +170,15 @@ func (s *Service) UpdateCredential(ctx context.Context, id resource.ID, change f
 	err := s.State.Update(ctx, func(tx *state.Tx) error {
 		c, ok := credentials.Find(tx, id)
 		if !ok || !c.seenBy(ActorOf(ctx)) {
-			return noCredential(id.Hex())
+			return noCredential(ctx, "credential.update", id.Hex())
 		}
-		if err := manageOwn(ctx, tx, "credential.update", c.UserID); err != nil {
+		if err := manageOwn(ctx, "credential.update", c.UserID); err != nil {
 			return err
 		}
 		if err := change(c); err != nil {
 			return err
 		}
-		if err := manageOwn(ctx, tx, "credential.update", c.UserID); err != nil {
+		if err := manageOwn(ctx, "credential.update", c.UserID); err != nil {
 			return err
 		}
 		if err := c.check(); err != nil {
@@ -192,9 +198,9 @@ func (s *Service) DeleteCredential(ctx context.Context, id resource.ID) error {
 	return s.State.Update(ctx, func(tx *state.Tx) error {
 		c, ok := credentials.PeekOne(tx, id)
 		if !ok || !c.seenBy(ActorOf(ctx)) {
-			return noCredential(id.Hex())
+			return noCredential(ctx, "credential.delete", id.Hex())
 		}
-		if err := manageOwn(ctx, tx, "credential.delete", c.UserID); err != nil {
+		if err := manageOwn(ctx, "credential.delete", c.UserID); err != nil {
 			return err
 		}
 		return credentials.Delete(tx, id)

@@ -197,7 +197,7 @@ func (s *Service) DomainOptions(ctx context.Context, domain resource.ID, group s
 		return nil, err
 	}
 	if d, ok := projects.PeekOne(tx, domain); !ok || !d.IsDomain() {
-		return nil, fault.Errorf(fault.NotFound, "Could not find domain: %s.", domain.Hex())
+		return nil, notFound("domain", domain.Hex())
 	}
 	all := map[string]map[string]json.RawMessage{}
 	for o := range domainOptions.Each(tx, "option", state.KeyOf(domain)) {
@@ -210,7 +210,7 @@ func (s *Service) DomainOptions(ctx context.Context, domain resource.ID, group s
 		all[o.Group][o.Option] = o.Value
 	}
 	if len(all) == 0 {
-		return nil, fault.Errorf(fault.NotFound, "Could not find domain configuration for domain: %s.", domain.Hex())
+		return nil, notFound("domain configuration for domain", domain.Hex())
 	}
 	return all, nil
 }
@@ -222,7 +222,7 @@ func (s *Service) SetDomainOptions(ctx context.Context, domain resource.ID, conf
 			return err
 		}
 		if d, ok := projects.PeekOne(tx, domain); !ok || !d.IsDomain() {
-			return fault.Errorf(fault.NotFound, "Could not find domain: %s.", domain.Hex())
+			return notFound("domain", domain.Hex())
 		}
 		if whole {
 			if err := deleteEach(tx, domainOptions, "domain", state.KeyOf(domain)); err != nil {
@@ -263,7 +263,7 @@ func (s *Service) DeleteDomainOptions(ctx context.Context, domain resource.ID, g
 			key = state.KeyOf(domain, group)
 		}
 		if len(domainOptions.IDs(tx, "option", key)) == 0 {
-			return fault.Errorf(fault.NotFound, "Could not find domain configuration for domain: %s.", domain.Hex())
+			return notFound("domain configuration for domain", domain.Hex())
 		}
 		return deleteEach(tx, domainOptions, "option", key)
 	})

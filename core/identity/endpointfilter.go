@@ -194,13 +194,13 @@ func (s *Service) ShowEndpoint(ctx context.Context, f EndpointFilter, show bool)
 
 func (f *EndpointFilter) check(tx *state.Tx) error {
 	if !projects.Has(tx, f.InProjectID) {
-		return fault.Errorf(fault.NotFound, "Could not find project: %s.", f.InProjectID.Hex())
+		return notFound("project", f.InProjectID.Hex())
 	}
 	if f.GroupID.IsZero() && !endpoints.Has(tx, f.EndpointID) {
-		return fault.Errorf(fault.NotFound, "Could not find endpoint: %s.", f.EndpointID.Hex())
+		return notFound("endpoint", f.EndpointID.Hex())
 	}
 	if !f.GroupID.IsZero() && !endpointGroups.Has(tx, f.GroupID) {
-		return fault.Errorf(fault.NotFound, "Could not find Endpoint Group: %s.", f.GroupID.Hex())
+		return notFound("Endpoint Group", f.GroupID.Hex())
 	}
 	return nil
 }
@@ -233,7 +233,7 @@ func (s *Service) EndpointsShown(ctx context.Context, project resource.ID) ([]*E
 		return nil, err
 	}
 	if !projects.Has(tx, project) {
-		return nil, fault.Errorf(fault.NotFound, "Could not find project: %s.", project.Hex())
+		return nil, notFound("project", project.Hex())
 	}
 	if len(endpointFilters.IDs(tx, "project", state.KeyOf(project))) == 0 {
 		return []*Endpoint{}, nil

@@ -52,7 +52,7 @@ func (s *Service) CreateGroup(ctx context.Context, g *Group) (*Group, error) {
 		made := *g
 		made.ID = tx.NewID()
 		if d, ok := projects.PeekOne(tx, made.DomainID); !ok || !d.IsDomain() {
-			return nil, fault.Errorf(fault.NotFound, "Could not find domain: %s.", made.DomainID.Hex())
+			return nil, notFound("domain", made.DomainID.Hex())
 		}
 		return &made, nil
 	})
@@ -127,7 +127,7 @@ func (s *Service) UpdateGroup(ctx context.Context, id resource.ID, change func(*
 func (s *Service) manageGroup(ctx context.Context, tx *state.Tx, id resource.ID, action string) (*Group, error) {
 	g, ok := groups.Find(tx, id)
 	if !ok {
-		return nil, missing(ctx, action, "group", id.Hex())
+		return nil, missingToChange(ctx, action, "group", id.Hex())
 	}
 	return g, manageHolder(ctx, tx, action, id, g.DomainID)
 }
@@ -215,7 +215,7 @@ func (s *Service) IsMember(ctx context.Context, group, user resource.ID) error {
 	return nil
 }
 
-// Members lists the users of a group.
+// Members lists the users of a group, those that the actor may see.
 func (s *Service) Members(ctx context.Context, group resource.ID) ([]*User, error) {
 	if _, err := s.Group(ctx, group); err != nil {
 		return nil, err
@@ -226,14 +226,14 @@ func (s *Service) Members(ctx context.Context, group resource.ID) ([]*User, erro
 	}
 	all := []*User{}
 	for m := range memberships.Peek(tx, "group", state.Range{Prefix: state.KeyOf(group)}) {
-		if u, ok := users.Find(tx, m.UserID); ok {
+		if u, ok := users.Find(tx, m.UserID); ok && ActorOf(ctx).reads(u.DomainID) {
 			all = append(all, u)
 		}
 	}
 	return all, nil
 }
 
-// GroupsOf lists the groups that a user is in; a user may see its own.
+// GroupsOf lists the groups that a user is in, those that the actor may see; a user may see its own.
 func (s *Service) GroupsOf(ctx context.Context, user resource.ID) ([]*Group, error) {
 	if _, err := s.User(ctx, user); err != nil {
 		return nil, err
@@ -244,7 +244,7 @@ func (s *Service) GroupsOf(ctx context.Context, user resource.ID) ([]*Group, err
 	}
 	all := []*Group{}
 	for m := range memberships.Peek(tx, "user", state.Range{Prefix: state.KeyOf(user)}) {
-		if g, ok := groups.Find(tx, m.GroupID); ok {
+		if g, ok := groups.Find(tx, m.GroupID); ok && (ActorOf(ctx).own(user) || ActorOf(ctx).reads(g.DomainID)) {
 			all = append(all, g)
 		}
 	}

@@ -636,7 +636,7 @@ func TestAccessKey(t *testing.T) {
 	if _, err := w.CreateAccessKey(as, demo.ID, w.project("alt").ID); !fault.Is(err, fault.NotFound) {
 		t.Errorf("in a project without a role: %v", err)
 	}
-	if _, err := w.Credential(w.as(w.login("alt", inProject("alt"))), c.ID); !fault.Is(err, fault.NotFound) {
+	if _, err := w.Credential(w.as(w.login("alt", inProject("alt"))), c.ID); !fault.Is(err, fault.Forbidden) {
 		t.Errorf("another user sees it: %v", err)
 	}
 	w.must(w.DeleteProject(w.root(), w.project("demo").ID, false, false))

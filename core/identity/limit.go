@@ -137,7 +137,7 @@ func (s *Service) CreateLimits(ctx context.Context, want []*Limit) ([]*Limit, er
 			l.ID = tx.NewID()
 			p, ok := projects.PeekOne(tx, l.OwnerID)
 			if !ok || p.IsDomain() != l.OfDomain {
-				return fault.Errorf(fault.NotFound, "Could not find project: %s.", l.OwnerID.Hex())
+				return notFound("project", l.OwnerID.Hex())
 			}
 			d, ok := defaultLimits.Lookup(tx, "resource", state.KeyOf(l.OfferID, l.Region, l.Resource))
 			if !ok {

@@ -139,7 +139,7 @@ func (s *Service) CreateProject(ctx context.Context, p *Project) (*Project, erro
 func (s *Service) place(tx *state.Tx, p *Project) error {
 	domain, ok := projects.PeekOne(tx, p.DomainID)
 	if !ok || !domain.IsDomain() {
-		return fault.Errorf(fault.NotFound, "Could not find domain: %s.", p.DomainID.Hex())
+		return notFound("domain", p.DomainID.Hex())
 	}
 	if p.ParentID.IsZero() {
 		p.ParentID = p.DomainID
@@ -147,7 +147,7 @@ func (s *Service) place(tx *state.Tx, p *Project) error {
 	parent, ok := projects.PeekOne(tx, p.ParentID)
 	switch {
 	case !ok:
-		return fault.Errorf(fault.NotFound, "Could not find project: %s.", p.ParentID.Hex())
+		return notFound("project", p.ParentID.Hex())
 	case parent.Domain() != p.DomainID:
 		return fault.InvalidField("parent_id", "must be a project of the same domain")
 	case !parent.Enabled:
@@ -248,7 +248,7 @@ func (s *Service) Family(ctx context.Context, id resource.ID) (above, below []*P
 	}
 	p, ok := projects.PeekOne(tx, id)
 	if !ok {
-		return nil, nil, fault.Errorf(fault.NotFound, "Could not find project: %s.", id.Hex())
+		return nil, nil, notFound("project", id.Hex())
 	}
 	return ancestors(tx, p), descendants(tx, id), nil
 }
@@ -294,7 +294,7 @@ func (s *Service) UpdateProject(ctx context.Context, id resource.ID, domain bool
 // manageProject asks whether the actor may change a project that was found in the update.
 func (s *Service) manageProject(ctx context.Context, p *Project, domain bool, verb string) error {
 	if domain && !p.IsDomain() {
-		return missing(ctx, "domain."+verb, "domain", p.ID.Hex())
+		return missingToChange(ctx, "domain."+verb, "domain", p.ID.Hex())
 	}
 	if p.IsDomain() {
 		return mayManage(ctx, p.noun()+"."+verb, resource.ID{})
@@ -341,7 +341,7 @@ func (s *Service) DeleteProject(ctx context.Context, id resource.ID, domain, cas
 			if domain {
 				noun = "domain"
 			}
-			return missing(ctx, noun+".delete", noun, id.Hex())
+			return missingToChange(ctx, noun+".delete", noun, id.Hex())
 		}
 		if err := s.manageProject(ctx, p, domain, "delete"); err != nil {
 			return err

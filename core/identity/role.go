@@ -67,7 +67,7 @@ func (s *Service) CreateRole(ctx context.Context, r *Role) (*Role, error) {
 		made := *r
 		made.ID = tx.NewID()
 		if d, ok := projects.PeekOne(tx, made.DomainID); !made.DomainID.IsZero() && (!ok || !d.IsDomain()) {
-			return nil, fault.Errorf(fault.NotFound, "Could not find domain: %s.", made.DomainID.Hex())
+			return nil, notFound("domain", made.DomainID.Hex())
 		}
 		return &made, nil
 	})
@@ -89,7 +89,7 @@ func (s *Service) Role(ctx context.Context, id resource.ID) (*Role, error) {
 	}
 	r, ok := roles.Find(tx, id)
 	if !ok {
-		return nil, missing(ctx, "role.get", "role", id.Hex())
+		return nil, notFound("role", id.Hex())
 	}
 	return r, mayReadRole(ctx, "role.get", r.DomainID)
 }
@@ -108,10 +108,17 @@ func (s *Service) Roles(ctx context.Context, domain resource.ID) ([]*Role, error
 
 // UpdateRole changes what an admin may wish.
 func (s *Service) UpdateRole(ctx context.Context, id resource.ID, change func(*Role) error) (*Role, error) {
-	if err := mayManage(ctx, "role.update", resource.ID{}); err != nil {
+	tx, err := s.State.View(ctx)
+	if err != nil {
 		return nil, err
 	}
+	if !roles.Has(tx, id) {
+		return nil, notFound("role", id.Hex()) // which roles there are is no secret
+	}
 	return edit(ctx, s, roles, id, func(tx *state.Tx, r *Role) error {
+		if err := mayManage(ctx, "role.update", resource.ID{}); err != nil {
+			return err
+		}
 		was := *r
 		if err := change(r); err != nil {
 			return err
@@ -129,12 +136,12 @@ func (s *Service) UpdateRole(ctx context.Context, id resource.ID, change func(*R
 // DeleteRole deletes a role and takes it from everybody.
 func (s *Service) DeleteRole(ctx context.Context, id resource.ID) error {
 	return s.State.Update(ctx, func(tx *state.Tx) error {
-		if err := mayManage(ctx, "role.delete", resource.ID{}); err != nil {
-			return err
-		}
 		r, ok := roles.PeekOne(tx, id)
 		if !ok {
-			return missing(ctx, "role.delete", "role", id.Hex())
+			return notFound("role", id.Hex())
+		}
+		if err := mayManage(ctx, "role.delete", resource.ID{}); err != nil {
+			return err
 		}
 		if isTrue(r.Immutable) {
 			return immutable("role", id)
@@ -216,7 +223,7 @@ func notImplied(prior, implied resource.ID) error {
 
 // Implied gives both roles if the first implies the second directly.
 func (s *Service) Implied(ctx context.Context, prior, implied resource.ID) (pair [2]*Role, err error) {
-	if err := mayReadRole(ctx, "implied_role.get", resource.ID{}); err != nil {
+	if err := mayRead(ctx, "implied_role.get", resource.ID{}); err != nil {
 		return pair, err
 	}
 	tx, err := s.State.View(ctx)
@@ -240,7 +247,7 @@ type Inference struct {
 
 // Inference gives what one role implies directly.
 func (s *Service) Inference(ctx context.Context, prior resource.ID) (*Inference, error) {
-	if err := mayReadRole(ctx, "implied_role.list", resource.ID{}); err != nil {
+	if err := mayRead(ctx, "implied_role.list", resource.ID{}); err != nil {
 		return nil, err
 	}
 	tx, err := s.State.View(ctx)
@@ -262,7 +269,7 @@ func (s *Service) Inference(ctx context.Context, prior resource.ID) (*Inference,
 
 // Inferences gives what each role that implies any implies.
 func (s *Service) Inferences(ctx context.Context) ([]*Inference, error) {
-	if err := mayReadRole(ctx, "implied_role.list", resource.ID{}); err != nil {
+	if err := mayRead(ctx, "implied_role.list", resource.ID{}); err != nil {
 		return nil, err
 	}
 	tx, err := s.State.View(ctx)

@@ -93,7 +93,7 @@ func edit[T any](ctx context.Context, s *Service, table *state.Table[T], id reso
 	err := s.State.Update(ctx, func(tx *state.Tx) error {
 		obj, ok := table.Find(tx, id)
 		if !ok {
-			return missing(ctx, table.Kind()+".update", table.Kind(), id.Hex())
+			return missingToChange(ctx, table.Kind()+".update", table.Kind(), id.Hex())
 		}
 		if err := change(tx, obj); err != nil {
 			return err

@@ -115,10 +115,10 @@ func (s *Service) CreateTrust(ctx context.Context, t *Trust, want []RoleRef) (*T
 		made := *t
 		made.ID = tx.NewID()
 		if !users.Has(tx, t.TrusteeID) {
-			return nil, fault.Errorf(fault.NotFound, "Could not find user: %s.", t.TrusteeID.Hex())
+			return nil, notFound("user", t.TrusteeID.Hex())
 		}
 		if p, ok := projects.PeekOne(tx, t.InProjectID); !ok || p.IsDomain() {
-			return nil, fault.Errorf(fault.NotFound, "Could not find project: %s.", t.InProjectID.Hex())
+			return nil, notFound("project", t.InProjectID.Hex())
 		}
 		have := imply(tx, assigned(tx, t.TrustorID, Scope{ProjectID: t.InProjectID}))
 		if !a.TrustID.IsZero() {
@@ -181,7 +181,7 @@ func (t *Trust) redelegate(tx *state.Tx, from resource.ID, have []resource.ID) (
 	return held(imply(tx, parent.RoleIDs), imply(tx, assigned(tx, parent.TrustorID, Scope{ProjectID: parent.InProjectID}))), nil
 }
 
-// party reports whether the actor gave or got the trust, or may see everything.
+// seenBy reports whether the actor gave or got the trust, or may see everything.
 func (t *Trust) seenBy(a *Actor) bool {
 	return a.own(t.TrustorID) || a.own(t.TrusteeID) || a.readsAll()
 }
@@ -193,8 +193,11 @@ func (s *Service) Trust(ctx context.Context, id resource.ID) (*Trust, []*Role, e
 		return nil, nil, err
 	}
 	t, ok := trusts.Find(tx, id)
-	if !ok || !t.seenBy(ActorOf(ctx)) || t.expired(s.now()) || t.UsesLeft != nil && *t.UsesLeft < 1 {
-		return nil, nil, fault.Errorf(fault.NotFound, "Could not find trust: %s.", id.Hex())
+	if !ok || !t.seenBy(ActorOf(ctx)) {
+		return nil, nil, missing(ctx, "trust.get", "trust", id.Hex())
+	}
+	if t.expired(s.now()) || t.UsesLeft != nil && *t.UsesLeft < 1 {
+		return nil, nil, notFound("trust", id.Hex())
 	}
 	return t, rolesOf(tx, t.RoleIDs), nil
 }
@@ -227,7 +230,7 @@ func (s *Service) DeleteTrust(ctx context.Context, id resource.ID) error {
 		a := ActorOf(ctx)
 		t, ok := trusts.PeekOne(tx, id)
 		if !ok || !t.seenBy(a) {
-			return fault.Errorf(fault.NotFound, "Could not find trust: %s.", id.Hex())
+			return missing(ctx, "trust.delete", "trust", id.Hex())
 		}
 		if !a.own(t.TrustorID) && !a.Admin() || a.delegated() {
 			return refuse("trust.delete")

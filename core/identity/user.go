@@ -114,11 +114,14 @@ func (s *Service) CreateUser(ctx context.Context, u *User, password string) (*Us
 			made.setPassword(hash, s.config.Password, tx.Now())
 		}
 		if d, ok := projects.PeekOne(tx, made.DomainID); !ok || !d.IsDomain() {
-			return nil, fault.Errorf(fault.NotFound, "Could not find domain: %s.", made.DomainID.Hex())
+			return nil, notFound("domain", made.DomainID.Hex())
 		}
 		return &made, made.check(tx)
 	})
 }
+
+// PasswordRules are the rules that passwords are held to.
+func (s *Service) PasswordRules() PasswordRules { return s.config.Password }
 
 // newHash is the hash of an acceptable password; "" for none.
 func (s *Service) newHash(ctx context.Context, password string) (string, error) {
@@ -222,7 +225,7 @@ func (s *Service) UpdateUser(ctx context.Context, id resource.ID, change func(*U
 func (s *Service) manageUser(ctx context.Context, tx *state.Tx, id resource.ID, action string) error {
 	u, ok := users.PeekOne(tx, id)
 	if !ok {
-		return missing(ctx, action, "user", id.Hex())
+		return missingToChange(ctx, action, "user", id.Hex())
 	}
 	return manageHolder(ctx, tx, action, id, u.DomainID)
 }

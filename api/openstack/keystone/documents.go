@@ -2,6 +2,7 @@ package keystone
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 
@@ -199,6 +200,9 @@ var configDefaults = map[string]map[string]any{
 	},
 }
 
+// complianceGroup is the group that everybody may read, and nobody change.
+const complianceGroup = "security_compliance"
+
 // secretOptions may be set but are never shown.
 var secretOptions = []string{"password"}
 
@@ -248,7 +252,34 @@ func (s *server) configPath(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) showConfig(w http.ResponseWriter, r *http.Request) error {
-	return s.writeConfig(w, r, http.StatusOK, pathID(r, "domain_id"), r.PathValue("group"), r.PathValue("option"))
+	domain, group, option := pathID(r, "domain_id"), r.PathValue("group"), r.PathValue("option")
+	if group == complianceGroup {
+		return s.writePasswordRules(w, domain, option)
+	}
+	return s.writeConfig(w, r, http.StatusOK, domain, group, option)
+}
+
+// passwordRules tells everybody, in Keystone's words, what passwords are accepted.
+func (s *server) passwordRules() map[string]any {
+	least := s.identity.PasswordRules().MinLength
+	return map[string]any{
+		"password_regex":             fmt.Sprintf("^.{%d,}$", least),
+		"password_regex_description": fmt.Sprintf("A password must have at least %d characters.", least),
+	}
+}
+
+func (s *server) writePasswordRules(w http.ResponseWriter, domain resource.ID, option string) error {
+	rules := s.passwordRules()
+	value, ok := rules[option]
+	switch {
+	case domain != identity.DefaultDomain:
+		return fault.Errorf(fault.Forbidden, "The rules for passwords are those of the default domain.")
+	case option == "":
+		return write(w, http.StatusOK, "config", shape{complianceGroup: rules})
+	case !ok:
+		return unsupportedOption(complianceGroup, option)
+	}
+	return write(w, http.StatusOK, "config", shape{option: value})
 }
 
 func (s *server) writeConfig(w http.ResponseWriter, r *http.Request, status int, domain resource.ID, group, option string) error {
