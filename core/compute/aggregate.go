@@ -162,26 +162,25 @@ func mayJoinZone(tx *state.Tx, a *Aggregate, id resource.ID, zone string) error 
 	return nil
 }
 
-// SetAggregateMetadata adds pairs; a nil value takes its pair away.
-func (s *Service) SetAggregateMetadata(ctx context.Context, number int, pairs map[string]*string) (*Aggregate, error) {
+// SetAggregateMetadata adds pairs, of which a nil value takes its pair away, and if zone is not nil
+// gives the aggregate that zone.
+func (s *Service) SetAggregateMetadata(ctx context.Context, number int, pairs map[string]*string, zone *string) (*Aggregate, error) {
 	return s.changeAggregate(ctx, number, func(tx *state.Tx, a *Aggregate) error {
 		if a.Metadata == nil {
 			a.Metadata = map[string]string{}
 		}
-		for _, key := range slices.Sorted(maps.Keys(pairs)) {
-			if value := pairs[key]; value != nil {
+		for key, value := range pairs {
+			if value != nil {
 				a.Metadata[key] = *value
 			} else {
 				delete(a.Metadata, key)
 			}
 		}
+		if zone != nil {
+			return a.rezone(tx, *zone)
+		}
 		return nil
 	})
-}
-
-// SetAggregateZone is UpdateAggregate for the zone alone.
-func (s *Service) SetAggregateZone(ctx context.Context, number int, zone string) (*Aggregate, error) {
-	return s.UpdateAggregate(ctx, number, nil, &zone)
 }
 
 func hostNamed(tx *state.Tx, name string) (*host.Host, error) {

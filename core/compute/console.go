@@ -140,22 +140,6 @@ func (s *Service) Redeem(ctx context.Context, token string) (Console, error) {
 	return c, err
 }
 
-// PeekConsole says what a token would open, and leaves it valid: for an operator who debugs a console.
-func (s *Service) PeekConsole(ctx context.Context, token string) (Console, error) {
-	tx, err := s.State.View(ctx)
-	if err != nil {
-		return Console{}, err
-	}
-	t, ok := consoleTokens.Lookup(tx, "hash", state.KeyOf(hashToken(token)))
-	if !ok || !t.Deadline.After(time.Now()) {
-		return Console{}, fault.Errorf(fault.NotFound, "Token not found")
-	}
-	if _, err := serverFor(ctx, tx, "server.diagnose", t.ServerID); err != nil {
-		return Console{}, err
-	}
-	return Console{t.ServerID, t.HostID, t.Kind}, nil
-}
-
 // ConsoleLog is the newest part of what a server wrote to its serial port; max 0 is all that is kept.
 func (s *Service) ConsoleLog(ctx context.Context, id resource.ID, max int) ([]byte, error) {
 	tx, err := s.State.View(ctx)

@@ -83,7 +83,7 @@ type FlavorQuery struct {
 	Order        func(a, b *Flavor) int
 	MinRootGiB   int
 	MinMemoryMiB int
-	Private      *bool // nil: all that the actor may see
+	Private      *bool // nil: all that the actor may see; false: those its project has access to are among them
 }
 
 // ListFlavors shows the flavors that the actor may see.
@@ -107,7 +107,7 @@ func (s *Service) ListFlavors(ctx context.Context, q FlavorQuery) (query.Page[Fl
 	actor := identity.ActorOf(ctx)
 	keep := func(f *Flavor) bool {
 		return f.RootGiB >= q.MinRootGiB && f.MemoryMiB >= q.MinMemoryMiB && f.shownTo(actor) && !f.Disabled &&
-			(q.Private == nil || f.Private == *q.Private)
+			(q.Private == nil || f.Private == *q.Private || !*q.Private && slices.Contains(f.Access, actor.ProjectID))
 	}
 	order := q.Order
 	if order == nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/identity"
+	"github.com/unkai-cloud/unkai/core/operation"
 )
 
 // A Query says which servers are wanted. Zero fields keep all.
@@ -177,4 +178,27 @@ func merge(all []iter.Seq[*Server], down bool) iter.Seq[*Server] {
 			}
 		}
 	}
+}
+
+// Operations are what was done to a server, the newest first; also to one that is gone.
+func (s *Service) Operations(ctx context.Context, id resource.ID) ([]*operation.Operation, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if servers.Has(tx, id) {
+		if _, err := serverFor(ctx, tx, "server.get", id); err != nil {
+			return nil, err
+		}
+		return operation.Of(tx, id), nil
+	}
+	all := operation.Of(tx, id)
+	if len(all) == 0 || all[0].TargetKind != servers.Kind() {
+		return nil, missingServer(id)
+	}
+	gone := resource.Meta{ID: id, ProjectID: all[0].ProjectID}
+	if err := identity.Allow(ctx, "server.get", gone); err != nil {
+		return nil, missingServer(id)
+	}
+	return all, nil
 }

@@ -34,11 +34,19 @@ const (
 	QuotaFiles        = "files"    // injected into one server
 	QuotaFileBytes    = "file-bytes"
 	QuotaFilePath     = "file-path-bytes"
+
+	// What once was this domain's and is the network's now: kept for whoever still writes it here, and
+	// without effect.
+	QuotaFixed         = "fixed-addresses"
+	QuotaFloating      = "floating-addresses"
+	QuotaSecurity      = "security-groups"
+	QuotaSecurityRules = "security-rules"
 )
 
 var builtinLimits = map[string]int{
 	QuotaServers: 50, QuotaCores: 100, QuotaMemory: 200 * 1024, QuotaKeyPairs: 100, QuotaGroups: 10,
 	QuotaGroupMembers: 10, QuotaMetadata: 128, QuotaFiles: 5, QuotaFileBytes: 10240, QuotaFilePath: 255,
+	QuotaFixed: Unlimited, QuotaFloating: Unlimited, QuotaSecurity: Unlimited, QuotaSecurityRules: Unlimited,
 }
 
 var quotas = state.NewTable[Quota]("compute-quota",
