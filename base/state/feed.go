@@ -39,6 +39,10 @@ func newFeed(keep int, head Head) *feed {
 	return &feed{keep: keep, floor: head, head: head.Revision, changed: make(chan struct{})}
 }
 
+// restoreAtLeast is how many transactions are read back at a start even when the feed keeps
+// few; when it keeps many, as many as a quarter of its changes, for each has to be decoded.
+const restoreAtLeast = 1024
+
 // restore fills the feed with what the engine still remembers, so that a watch
 // can be resumed over a restart.
 func (f *feed) restore(ctx context.Context, engine Engine, now *snapshot) error {
@@ -47,8 +51,8 @@ func (f *feed) restore(ctx context.Context, engine Engine, now *snapshot) error 
 		return nil
 	}
 	done := errors.New("caught up")
-	for since := max(0, head.Revision-int64(f.keep)); ; {
-		h := history{now: now, newest: map[row2]resource.Object{}}
+	for since := max(0, head.Revision-int64(max(f.keep/4, min(f.keep, restoreAtLeast)))); ; {
+		h := history{feed: &feed{keep: f.keep, floor: Head{Revision: since}}, now: now, newest: map[row2]resource.Object{}}
 		err := engine.Watch(ctx, since, func(b Batch) error {
 			if err := h.add(b, since); err != nil {
 				return err
@@ -60,8 +64,7 @@ func (f *feed) restore(ctx context.Context, engine Engine, now *snapshot) error 
 		})
 		switch {
 		case errors.Is(err, done):
-			f.events, f.floor = h.events, Head{Revision: since}
-			f.trim()
+			f.events, f.floor = h.feed.events, h.feed.floor
 			return nil
 		case errors.Is(err, ErrCompacted):
 			// Keep half of what was hoped for; in the end nothing, which is no error.
@@ -78,9 +81,9 @@ func (f *feed) restore(ctx context.Context, engine Engine, now *snapshot) error 
 // history turns watched batches into events. An object that the tables, or another
 // event, have already is not decoded again but shared, as among live events.
 type history struct {
+	feed   *feed // nobody else's yet
 	now    *snapshot
 	newest map[row2]resource.Object // as the events so far left it; nil: deleted
-	events []Event
 }
 
 func (h *history) add(b Batch, since int64) error {
@@ -116,9 +119,10 @@ func (h *history) add(b Batch, since int64) error {
 		}
 		h.newest[at] = is
 		if tx.Revision > since {
-			h.events = append(h.events, Event{tx.Revision, tx.Time, tx.Cause, r.Kind, r.ID, was, is})
+			h.feed.events = append(h.feed.events, Event{tx.Revision, tx.Time, tx.Cause, r.Kind, r.ID, was, is})
 		}
 	}
+	h.feed.trim()
 	return nil
 }
 

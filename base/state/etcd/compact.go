@@ -27,6 +27,9 @@ const tidyWithin = 10 * time.Minute // compaction and defragmentation of a very 
 // compactBehind counts a commit, and compacts when the window is full. The caller holds mu.
 func (e *Engine) compactBehind(revision, size int64) {
 	w := &e.window
+	if e.seq == 1 && e.idle() {
+		e.tidy(func(context.Context) error { return nil }) // the state has been read
+	}
 	w.commits++
 	w.bytes += size
 	if w.commits < e.options.WindowCommits && w.bytes < e.options.WindowBytes || !e.idle() {
@@ -101,7 +104,11 @@ func (e *Engine) tidy(work func(context.Context) error) {
 		defer close(done)
 		ctx, cancel := e.within(context.Background(), tidyWithin)
 		defer cancel()
-		if err := work(ctx); err != nil && e.closed.Err() == nil {
+		err := work(ctx)
+		if e.server != nil { // it has read its whole file
+			err = errors.Join(err, e.server.releasePages())
+		}
+		if err != nil && e.closed.Err() == nil {
 			slog.Warn("etcd was not tidied; the next window tries again", "err", err)
 		}
 	})
