@@ -1,0 +1,134 @@
+// Command bench measures a whole cloud on simulated hosts: real HTTP on loopback, real etcd on
+// disk. It starts bin/unkai itself, bounds every load in count and time, and prints each figure
+// beside the one that was asked for.
+//
+//	go run ./bench [-unkai bin/unkai] [-only name,…] [-large 100000]
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// A measure is one line of the table.
+type measure struct {
+	name   string
+	asked  string
+	seen   string
+	met    bool
+	remark string
+}
+
+// A bench is one run: a cloud in a directory of its own, and the lines so far.
+type bench struct {
+	ctx   context.Context
+	unkai string
+	dir   string
+	large int
+	cloud *cloud
+	lines []measure
+	only  map[string]bool
+}
+
+// parts in the order they run. The later ones fill the cloud.
+var parts = []struct {
+	name string
+	run  func(*bench) error
+}{
+	{"start", (*bench).start},
+	{"tokens", (*bench).tokens},
+	{"images", (*bench).images},
+	{"networks", (*bench).networks},
+	{"creates", (*bench).creates},
+	{"details", (*bench).details},
+	{"thousand", (*bench).tenThousand},
+	{"large", (*bench).hundredThousand},
+}
+
+func main() {
+	unkai := flag.String("unkai", "bin/unkai", "the binary to measure")
+	only := flag.String("only", "", "parts to run, by commas: start, tokens, images, networks, creates, details, thousand, large")
+	large := flag.Int("large", 100_000, "servers of the large cloud")
+	flag.Parse()
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
+	defer cancel()
+	b := &bench{ctx: ctx, unkai: *unkai, large: *large, only: map[string]bool{}}
+	for name := range strings.SplitSeq(*only, ",") {
+		if name != "" {
+			b.only[name] = true
+		}
+	}
+	if err := b.all(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func (b *bench) all() error {
+	fmt.Println(machine())
+	for _, p := range parts {
+		if len(b.only) > 0 && !b.only[p.name] {
+			continue
+		}
+		err := p.run(b)
+		b.stop()
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	b.print()
+	return nil
+}
+
+// machine says where the figures are from.
+func machine() string {
+	model := "unknown processor"
+	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.SplitSeq(string(text), "\n") {
+			if name, ok := strings.CutPrefix(line, "model name"); ok {
+				model = strings.TrimSpace(strings.TrimLeft(name, "\t :"))
+				break
+			}
+		}
+	}
+	kernel, err := exec.Command("uname", "-r").Output()
+	if err != nil {
+		kernel = []byte("unknown")
+	}
+	load, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		load = []byte("unknown")
+	}
+	return fmt.Sprintf("%d processors (%s), Linux %s, %s, load before %s", runtime.NumCPU(), model,
+		strings.TrimSpace(string(kernel)), runtime.Version(), strings.TrimSpace(string(load)))
+}
+
+func (b *bench) note(name, asked string, met bool, format string, args ...any) {
+	m := measure{name: name, asked: asked, met: met, seen: fmt.Sprintf(format, args...)}
+	b.lines = append(b.lines, m)
+	fmt.Println(m)
+}
+
+func (m measure) String() string {
+	mark := "  "
+	if !m.met {
+		mark = "! "
+	}
+	return fmt.Sprintf("%s%-52s asked %-22s seen %s", mark, m.name, m.asked, m.seen)
+}
+
+func (b *bench) print() {
+	missed := 0
+	for _, m := range b.lines {
+		if !m.met {
+			missed++
+		}
+	}
+	fmt.Printf("bench: %d figures, %d missed\n", len(b.lines), missed)
+}
