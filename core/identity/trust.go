@@ -193,10 +193,7 @@ func (s *Service) Trust(ctx context.Context, id resource.ID) (*Trust, []*Role, e
 		return nil, nil, err
 	}
 	t, ok := trusts.Find(tx, id)
-	if !ok || !t.seenBy(ActorOf(ctx)) {
-		return nil, nil, missing(ctx, "trust.get", "trust", id.Hex())
-	}
-	if t.expired(s.now()) || t.UsesLeft != nil && *t.UsesLeft < 1 {
+	if !ok || !t.seenBy(ActorOf(ctx)) || t.expired(s.now()) || t.UsesLeft != nil && *t.UsesLeft < 1 {
 		return nil, nil, notFound("trust", id.Hex())
 	}
 	return t, rolesOf(tx, t.RoleIDs), nil
@@ -230,7 +227,7 @@ func (s *Service) DeleteTrust(ctx context.Context, id resource.ID) error {
 		a := ActorOf(ctx)
 		t, ok := trusts.PeekOne(tx, id)
 		if !ok || !t.seenBy(a) {
-			return missing(ctx, "trust.delete", "trust", id.Hex())
+			return notFound("trust", id.Hex())
 		}
 		if !a.own(t.TrustorID) && !a.Admin() || a.delegated() {
 			return refuse("trust.delete")

@@ -34,7 +34,7 @@ func New(o Options) *openstack.Service {
 	for _, table := range []map[string]openstack.Handler{
 		s.tokenRoutes(), s.projectRoutes(), s.userRoutes(), s.groupRoutes(), s.roleRoutes(), s.assignmentRoutes(),
 		s.catalogRoutes(), s.credentialRoutes(), s.applicationRoutes(), s.trustRoutes(), s.filterRoutes(),
-		s.documentRoutes(), s.limitRoutes(),
+		s.documentRoutes(), s.limitRoutes(), s.consumerRoutes(), s.configRoutes(),
 	} {
 		for pattern, h := range table {
 			svc.Handle(pattern, h)

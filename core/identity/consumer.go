@@ -1,0 +1,82 @@
+package identity
+
+import (
+	"context"
+	"encoding/hex"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+)
+
+// A Consumer is a program that admins have registered, with a secret of its own.
+type Consumer struct {
+	resource.Meta
+	Description string
+	Secret      string `secret:"true"`
+	Extra       Extra
+}
+
+var consumers = state.NewTable[Consumer]("consumer")
+
+// CreateConsumer registers a program and makes its secret.
+func (s *Service) CreateConsumer(ctx context.Context, c *Consumer) (*Consumer, error) {
+	if err := mayManage(ctx, "consumer.create", resource.ID{}); err != nil {
+		return nil, err
+	}
+	if err := c.Extra.check(); err != nil {
+		return nil, err
+	}
+	secret := hex.EncodeToString(s.random(16))
+	return create(ctx, s, consumers, func(tx *state.Tx) (*Consumer, error) {
+		made := *c
+		made.ID, made.Secret = tx.NewID(), secret
+		return &made, nil
+	})
+}
+
+// Consumer gives one.
+func (s *Service) Consumer(ctx context.Context, id resource.ID) (*Consumer, error) {
+	if err := mayRead(ctx, "consumer.get", resource.ID{}); err != nil {
+		return nil, err
+	}
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return consumers.Get(tx, id)
+}
+
+// Consumers lists them.
+func (s *Service) Consumers(ctx context.Context) ([]*Consumer, error) {
+	if err := mayRead(ctx, "consumer.list", resource.ID{}); err != nil {
+		return nil, err
+	}
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return collect(consumers.All(tx), nil), nil
+}
+
+// UpdateConsumer changes one; its secret stays.
+func (s *Service) UpdateConsumer(ctx context.Context, id resource.ID, change func(*Consumer) error) (*Consumer, error) {
+	if err := mayManage(ctx, "consumer.update", resource.ID{}); err != nil {
+		return nil, err
+	}
+	return edit(ctx, s, consumers, id, func(tx *state.Tx, c *Consumer) error {
+		if err := change(c); err != nil {
+			return err
+		}
+		return c.Extra.check()
+	})
+}
+
+// DeleteConsumer forgets one.
+func (s *Service) DeleteConsumer(ctx context.Context, id resource.ID) error {
+	return s.State.Update(ctx, func(tx *state.Tx) error {
+		if err := mayManage(ctx, "consumer.delete", resource.ID{}); err != nil {
+			return err
+		}
+		return consumers.Delete(tx, id)
+	})
+}
