@@ -5,7 +5,6 @@ import (
 
 	"github.com/unkai-cloud/unkai/api/openstack"
 	"github.com/unkai-cloud/unkai/base/fault"
-	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/identity"
 )
 

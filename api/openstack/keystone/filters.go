@@ -4,7 +4,6 @@ import (
 	"net/http"
 
 	"github.com/unkai-cloud/unkai/api/openstack"
-	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/identity"
 )
 
