@@ -46,7 +46,8 @@ var _ = identity.Rules(map[string]identity.Rule{
 // Flavors gives the native API and the auditor a look at every flavor.
 func Flavors() *state.Table[Flavor] { return flavors }
 
-func (f *Flavor) shownTo(a *identity.Actor) bool {
+// ShownTo reports whether an actor may see the flavor.
+func (f *Flavor) ShownTo(a *identity.Actor) bool {
 	return !f.Private || a.Admin() || slices.Contains(f.Access, a.ProjectID)
 }
 
@@ -57,7 +58,7 @@ func missingFlavor(ref string) error {
 // flavorFor finds a flavor by its ref, if the actor may see it.
 func flavorFor(ctx context.Context, tx *state.Tx, ref string) (*Flavor, error) {
 	f, ok := flavors.Lookup(tx, "ref", state.KeyOf(ref))
-	if !ok || !f.shownTo(identity.ActorOf(ctx)) {
+	if !ok || !f.ShownTo(identity.ActorOf(ctx)) {
 		return nil, missingFlavor(ref)
 	}
 	return f, nil
@@ -106,7 +107,7 @@ func (s *Service) ListFlavors(ctx context.Context, q FlavorQuery) (query.Page[Fl
 	}
 	actor := identity.ActorOf(ctx)
 	keep := func(f *Flavor) bool {
-		return f.RootGiB >= q.MinRootGiB && f.MemoryMiB >= q.MinMemoryMiB && f.shownTo(actor) && !f.Disabled &&
+		return f.RootGiB >= q.MinRootGiB && f.MemoryMiB >= q.MinMemoryMiB && f.ShownTo(actor) && !f.Disabled &&
 			(q.Private == nil || f.Private == *q.Private || !*q.Private && slices.Contains(f.Access, actor.ProjectID))
 	}
 	order := q.Order

@@ -184,8 +184,8 @@ var _ = identity.Rules(map[string]identity.Rule{
 	"image.diagnose":    identity.Admin,
 })
 
-// shownTo reports whether an image is there for an actor although it may not be its own.
-func (i *Image) shownTo(a *identity.Actor) bool {
+// ShownTo reports whether an image is there for an actor although it may not be its own.
+func (i *Image) ShownTo(a *identity.Actor) bool {
 	switch i.Visibility {
 	case Public, Community:
 		return true
@@ -201,7 +201,7 @@ func find(ctx context.Context, tx *state.Tx, id resource.ID, action string) (*Im
 	if !ok || i.State == Deleting {
 		return nil, missing(id)
 	}
-	if err := identity.AllowShared(ctx, action, i.Meta, i.shownTo(identity.ActorOf(ctx))); err != nil {
+	if err := identity.AllowShared(ctx, action, i.Meta, i.ShownTo(identity.ActorOf(ctx))); err != nil {
 		if fault.Is(err, fault.NotFound) {
 			return nil, missing(id)
 		}
