@@ -347,6 +347,27 @@ func TestSweep(t *testing.T) {
 	r.clean(t, 1)
 }
 
+// TestLostBlob tells an image that was deleted from one that is broken.
+func TestLostBlob(t *testing.T) {
+	r := newRig(t, image.Config{})
+	i := r.active(t, r.owner, "x")
+	before := state.WithAsOf(r.owner, r.State.Latest().Revision())
+	if err := r.blobs.Remove(t.Context(), i.BlobID); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := r.Download(r.owner, i.ID); err == nil || fault.From(err) != nil {
+		t.Errorf("a broken image is the owner's fault: %v", err)
+	}
+	if found, err := r.Audit(t.Context()); err != nil || len(found) != 1 {
+		t.Errorf("the audit finds %v, %v", found, err)
+	}
+	if err := r.Delete(r.owner, i.ID); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := r.Download(before, i.ID)
+	wantKind(t, err, fault.NotFound)
+}
+
 func TestDeleteDuringUpload(t *testing.T) {
 	r := newRig(t, image.Config{})
 	i := r.make(t, r.owner, "x")

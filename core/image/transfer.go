@@ -324,11 +324,21 @@ func (s *Service) Download(ctx context.Context, id resource.ID) (*Image, Blob, e
 	case i.State != Active && i.State != Deactivated:
 		return i, nil, nil
 	}
+	b, err := s.open(ctx, i)
+	return i, b, err
+}
+
+// open gives an image's bytes. An image that was just deleted has none any more; one that is still there
+// must have them.
+func (s *Service) open(ctx context.Context, i *Image) (Blob, error) {
 	b, err := s.blobs.Open(ctx, i.BlobID)
-	if err != nil {
-		return nil, nil, fmt.Errorf("open the blob of image %s: %w", id, err)
+	if !fault.Is(err, fault.NotFound) {
+		return b, err
 	}
-	return i, b, nil
+	if now, ok := images.PeekOne(s.State.Latest(), i.ID); ok && now.BlobID == i.BlobID && now.State != Deleting {
+		return nil, fmt.Errorf("image %s has lost its blob %s", i.ID, i.BlobID)
+	}
+	return nil, missing(i.ID)
 }
 
 // Open gives an image's bytes to the cloud itself: to a host that makes a guest from it. An image that was
@@ -338,11 +348,7 @@ func (s *Service) Open(ctx context.Context, id resource.ID) (Blob, error) {
 	if !ok || i.BlobID.IsZero() {
 		return nil, missing(id)
 	}
-	b, err := s.blobs.Open(ctx, i.BlobID)
-	if err != nil {
-		return nil, fmt.Errorf("open the blob of image %s: %w", id, err)
-	}
-	return b, nil
+	return s.open(ctx, i)
 }
 
 // How often the reconciler looks again at what others have to end first.
