@@ -187,8 +187,13 @@ func (c *cloud) sweep(ctx context.Context) {
 func (c *cloud) handler() http.Handler {
 	mux := http.NewServeMux()
 	mount := func(prefix string, h http.Handler) {
-		mux.Handle(prefix, http.RedirectHandler(prefix+"/", http.StatusMovedPermanently))
 		mux.Handle(prefix+"/", http.StripPrefix(prefix, h))
+		// The same without the slash: OpenStack's clients do not follow a redirect to a relative address.
+		mux.HandleFunc(prefix, func(w http.ResponseWriter, r *http.Request) {
+			root := r.Clone(r.Context())
+			root.URL.Path, root.URL.RawPath = "/", ""
+			h.ServeHTTP(w, root)
+		})
 	}
 	mount("/identity", keystone.New(keystone.Options{Identity: c.identity}))
 	mount("/image", glance.New(glance.Options{Images: c.image, Auth: c.identity}))
