@@ -13,7 +13,9 @@ import (
 	"github.com/unkai-cloud/unkai/base/state"
 )
 
-const pageObjects = 4096 // read at once by Load
+// pageObjects are read at once by Load. etcd counts the rest of the range for each
+// page, so that many small ones would cost the square of the objects.
+const pageObjects = 16384
 
 // Load reads every object as of one revision of etcd, a page ahead of the caller.
 func (e *Engine) Load(ctx context.Context, each func(state.Record) error) (state.Head, error) {
