@@ -33,7 +33,9 @@ type State struct {
 	mu      sync.Mutex
 	queue   []*request // guarded by mu
 	leading bool       // some caller of Update is the writer; guarded by mu
-	broken  error      // set for good when the outcome of a commit is unknown; guarded by mu
+	broken  error      // set for good when nothing more can be stored; guarded by mu
+
+	stopped chan struct{} // closed when broken is set
 
 	live *snapshot // the writer's: the newest tables, committed or about to be
 }
@@ -74,7 +76,7 @@ func Open(ctx context.Context, engine Engine, o Options) (*State, error) {
 	if err != nil {
 		return nil, fmt.Errorf("become the writer: %w", err)
 	}
-	s := &State{engine: engine, term: term, now: o.Now, random: o.Random}
+	s := &State{engine: engine, term: term, now: o.Now, random: o.Random, stopped: make(chan struct{})}
 	if err := s.load(ctx, o.History); err != nil {
 		return nil, err
 	}
@@ -209,7 +211,7 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) error {
 func (s *State) abandon(writer *request, group []*request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.broken = errors.New("a transaction ended the goroutine that it ran on")
+	s.stop(errors.New("a transaction ended the goroutine that it ran on"))
 	for _, r := range append(group, s.queue...) {
 		if r != writer {
 			r.done <- answer{err: unavailable()}
@@ -350,7 +352,7 @@ func (s *State) store(txs []*Tx) (int, error) {
 	slog.Error("commit failed", "err", err)
 	if errors.Is(err, ErrUncertain) || errors.Is(err, ErrFenced) {
 		s.mu.Lock()
-		s.broken = err
+		s.stop(err)
 		s.mu.Unlock()
 	}
 	return 0, unavailable()
@@ -373,6 +375,17 @@ func (s *State) Broken() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.broken
+}
+
+// Stopped is closed when Broken is no longer nil.
+func (s *State) Stopped() <-chan struct{} { return s.stopped }
+
+// stop accepts no more changes. The caller holds mu.
+func (s *State) stop(why error) {
+	if s.broken == nil {
+		s.broken = why
+		close(s.stopped)
+	}
 }
 
 // publish shows the live tables to readers. dirty names the tables that changed

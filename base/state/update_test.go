@@ -200,6 +200,11 @@ func TestUnknownOutcomeStopsTheWriter(t *testing.T) {
 				t.Errorf("after %v: %v", verdict, err)
 			}
 		}
+		select {
+		case <-s.Stopped():
+		default:
+			t.Error("nobody is told that the state has stopped")
+		}
 		if !errors.Is(s.Broken(), verdict) {
 			t.Errorf("broken is %v, want %v", s.Broken(), verdict)
 		}
