@@ -258,7 +258,7 @@ bring "$early" "${early_modules[@]}"
 find "$early" -depth -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
 (cd "$early" && pack 9) >"$work/initramfs"
 mkdir "$work/image"
-borrowed mksquashfs "$root" "$work/image/root.squashfs" -quiet -no-progress -all-root -noappend -comp ${COMP:-zstd} -b ${BS:-128K} >/dev/null
+borrowed mksquashfs "$root" "$work/image/root.squashfs" -quiet -no-progress -all-root -noappend -comp zstd >/dev/null
 # The kernel reads archives one after the other; this one would not shrink.
 (cd "$work/image" && touch -d "@$SOURCE_DATE_EPOCH" . root.squashfs && pack 1) | cat "$work/initramfs" - >"$work/initramfs.cpio.gz"
 
@@ -295,7 +295,7 @@ MKE2FS_CONFIG=$sys/etc/mke2fs.conf borrowed mke2fs -q -t ext4 -m 1 -b 4096 -J si
 # mke2fs copies the owners from this machine; in the guest all belongs to root.
 if [ "$(id -u)" != 0 ]; then
 	(cd "$root" && find . -mindepth 1 -printf 'sif "%P" uid 0\nsif "%P" gid 0\n') >"$work/owners"
-	borrowed debugfs -w -f "$work/owners" "$work/root.ext4" >/dev/null
+	borrowed debugfs -w -f "$work/owners" "$work/root.ext4" >/dev/null 2>"$work/debugfs" || { cat "$work/debugfs" >&2; die "debugfs failed"; }
 fi
 
 raw=$work/disk.raw
