@@ -17,6 +17,8 @@ type sums struct {
 	md5, sha512 string
 }
 
+// A lane that runs ahead may do so for this many chunks. They are made as they are needed: a
+// source that is slower than the digests makes do with two.
 const (
 	chunkBytes = 256 << 10
 	chunks     = 8
@@ -41,9 +43,6 @@ func (e readError) Unwrap() error { return e.error }
 // it stops with errTooLong; trouble with src is a readError.
 func receive(dst io.Writer, src io.Reader, most int64) (sums, error) {
 	free := make(chan *chunk, chunks)
-	for range chunks {
-		free <- &chunk{data: make([]byte, chunkBytes)}
-	}
 	md, sha := md5.New(), sha512.New()
 	var failed atomic.Pointer[error]
 	write := func(b []byte) {
@@ -87,8 +86,21 @@ func digestInto(h hash.Hash) func([]byte) {
 // feed reads src chunk by chunk and hands each to every lane.
 func feed(lanes []chan *chunk, free chan *chunk, failed *atomic.Pointer[error], src io.Reader, most int64) (int64, error) {
 	var total int64
+	made := 0
+	next := func() *chunk {
+		select {
+		case c := <-free:
+			return c
+		default:
+		}
+		if made == chunks {
+			return <-free
+		}
+		made++
+		return &chunk{data: make([]byte, chunkBytes)}
+	}
 	for failed.Load() == nil {
-		c := <-free
+		c := next()
 		n, err := fill(src, c.data[:chunkBytes])
 		total += int64(n)
 		if total > most {
