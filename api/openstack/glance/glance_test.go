@@ -64,9 +64,10 @@ func serve(t testing.TB) (*httptest.Server, *image.Service) {
 	images := image.New(st, new(imagetest.Memory), image.Config{MaxBytes: 1 << 30})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
+	r := reconcile.New(st, time.Now(), images.Task())
 	go func() {
 		defer close(done)
-		reconcile.New(st, time.Now(), images.Task()).Run(ctx, 1)
+		r.Run(ctx, 1)
 	}()
 	server := httptest.NewServer(wire.Serve(http.StripPrefix(prefix, New(Options{Images: images, Auth: actors}))))
 	t.Cleanup(func() {
