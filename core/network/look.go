@@ -22,3 +22,6 @@ func (c Collection[T]) Walk(tx *state.Tx, a *identity.Actor) iter.Seq[*T] {
 	}
 	return c.noun.each(tx, spans, false)
 }
+
+// Forwards gives the native API a look at every port forwarding.
+func Forwards() *state.Table[Forward] { return forwards }
