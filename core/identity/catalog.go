@@ -158,6 +158,9 @@ func deleteRegion(tx *state.Tx, name string) error {
 	if _, used := endpoints.Lookup(tx, "region", state.KeyOf(name)); used {
 		return fault.Errorf(fault.Forbidden, "Region %s cannot be deleted: it has endpoints.", name)
 	}
+	if _, used := defaultLimits.Lookup(tx, "region", state.KeyOf(name)); used {
+		return fault.Errorf(fault.Forbidden, "Region %s cannot be deleted: it has registered limits.", name)
+	}
 	for _, child := range collect(regions.Each(tx, "parent", state.KeyOf(name)), nil) {
 		if err := deleteRegion(tx, child.Name); err != nil {
 			return err
@@ -229,7 +232,7 @@ func (s *Service) UpdateOffer(ctx context.Context, id resource.ID, change func(*
 	})
 }
 
-// DeleteOffer takes a service out of the catalog, with its endpoints.
+// DeleteOffer takes a service out of the catalog, with its endpoints and limits.
 func (s *Service) DeleteOffer(ctx context.Context, id resource.ID) error {
 	return s.State.Update(ctx, func(tx *state.Tx) error {
 		if err := mayManage(ctx, "service.delete", resource.ID{}); err != nil {
@@ -240,6 +243,14 @@ func (s *Service) DeleteOffer(ctx context.Context, id resource.ID) error {
 		}
 		for _, endpoint := range endpoints.IDs(tx, "offer", state.KeyOf(id)) {
 			if err := deleteEndpoint(tx, endpoint); err != nil {
+				return err
+			}
+		}
+		for _, limit := range defaultLimits.IDs(tx, "resource", state.KeyOf(id)) {
+			if err := deleteEach(tx, limits, "default", state.KeyOf(limit)); err != nil {
+				return err
+			}
+			if err := defaultLimits.Delete(tx, limit); err != nil {
 				return err
 			}
 		}

@@ -111,11 +111,6 @@ func (c *Credential) place(ctx context.Context, tx *state.Tx) error {
 	return nil
 }
 
-// noCredential is the answer for one that is not there, or not for the actor.
-func noCredential(ctx context.Context, action, name string) error {
-	return missing(ctx, action, "credential", name)
-}
-
 // Credential gives one: to its owner, and to who reads the whole system.
 func (s *Service) Credential(ctx context.Context, id resource.ID) (*Credential, error) {
 	tx, err := s.State.View(ctx)
@@ -124,7 +119,7 @@ func (s *Service) Credential(ctx context.Context, id resource.ID) (*Credential, 
 	}
 	c, ok := credentials.Find(tx, id)
 	if !ok || !c.seenBy(ActorOf(ctx)) {
-		return nil, noCredential(ctx, "credential.get", id.Hex())
+		return nil, missing(ctx, "credential.get", "credential", id.Hex())
 	}
 	return c, nil
 }
@@ -170,7 +165,7 @@ func (s *Service) UpdateCredential(ctx context.Context, id resource.ID, change f
 	err := s.State.Update(ctx, func(tx *state.Tx) error {
 		c, ok := credentials.Find(tx, id)
 		if !ok || !c.seenBy(ActorOf(ctx)) {
-			return noCredential(ctx, "credential.update", id.Hex())
+			return missingToChange(ctx, "credential.update", "credential", id.Hex())
 		}
 		if err := manageOwn(ctx, "credential.update", c.UserID); err != nil {
 			return err
@@ -198,7 +193,7 @@ func (s *Service) DeleteCredential(ctx context.Context, id resource.ID) error {
 	return s.State.Update(ctx, func(tx *state.Tx) error {
 		c, ok := credentials.PeekOne(tx, id)
 		if !ok || !c.seenBy(ActorOf(ctx)) {
-			return noCredential(ctx, "credential.delete", id.Hex())
+			return missingToChange(ctx, "credential.delete", "credential", id.Hex())
 		}
 		if err := manageOwn(ctx, "credential.delete", c.UserID); err != nil {
 			return err

@@ -24,9 +24,14 @@ var domainOptions = state.NewTable("domain-option",
 	state.Index("domain", func(o *DomainOption) state.Key { return state.KeyOf(o.DomainID) }),
 )
 
+// MayReadDomainOptions asks whether the actor may see what domains can be set to.
+func (s *Service) MayReadDomainOptions(ctx context.Context) error {
+	return mayRead(ctx, "domain_config.get", resource.ID{})
+}
+
 // DomainOptions gives a domain's settings by group; of one group unless it is "".
 func (s *Service) DomainOptions(ctx context.Context, domain resource.ID, group string) (map[string]map[string]json.RawMessage, error) {
-	if err := mayRead(ctx, "domain_config.get", resource.ID{}); err != nil {
+	if err := s.MayReadDomainOptions(ctx); err != nil {
 		return nil, err
 	}
 	tx, err := s.State.View(ctx)

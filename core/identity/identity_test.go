@@ -3,6 +3,7 @@ package identity
 import (
 	"bytes"
 	"context"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -27,7 +28,7 @@ func newWorld(t *testing.T, c Config) *world {
 	t.Helper()
 	w := &world{t: t, now: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}
 	clock := func() time.Time { return w.now }
-	st, err := state.Open(t.Context(), state.NewMemory(1024), state.Options{Now: clock})
+	st, err := state.Open(t.Context(), state.NewMemory(1024), state.Options{Now: clock, Random: rand.NewChaCha8([32]byte{})})
 	if err != nil {
 		t.Fatal(err)
 	}

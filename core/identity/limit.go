@@ -21,6 +21,7 @@ type DefaultLimit struct {
 
 var defaultLimits = state.NewTable("registered-limit",
 	state.Unique("resource", func(l *DefaultLimit) state.Key { return state.KeyOf(l.OfferID, l.Region, l.Resource) }),
+	state.Index("region", func(l *DefaultLimit) state.Key { return state.KeyOf(l.Region) }),
 )
 
 // A Limit is what one project or domain may have instead.

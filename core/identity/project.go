@@ -385,7 +385,7 @@ func deleteProject(tx *state.Tx, id resource.ID) error {
 	if err := deleteEach(tx, appCredentials, "project", state.KeyOf(id)); err != nil {
 		return err
 	}
-	if err := deleteEach(tx, trusts, "project", state.KeyOf(id)); err != nil {
+	if err := deleteTrusts(tx, "project", state.KeyOf(id)); err != nil {
 		return err
 	}
 	if err := deleteEach(tx, limits, "owner", state.KeyOf(id)); err != nil {
@@ -433,6 +433,9 @@ func deleteDomain(tx *state.Tx, id resource.ID) error {
 		return err
 	}
 	if err := deleteEach(tx, limits, "owner", state.KeyOf(id)); err != nil {
+		return err
+	}
+	if err := deleteEach(tx, endpointFilters, "project", state.KeyOf(id)); err != nil {
 		return err
 	}
 	if err := deleteEach(tx, domainOptions, "domain", state.KeyOf(id)); err != nil {

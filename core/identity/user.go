@@ -232,6 +232,9 @@ func (s *Service) manageUser(ctx context.Context, tx *state.Tx, id resource.ID, 
 
 // ChangePassword is for the users themselves: the present password proves who asks.
 func (s *Service) ChangePassword(ctx context.Context, id resource.ID, present, next string) error {
+	if state.Planning(ctx) {
+		return fault.Errorf(fault.Unsupported, "A change of one's own password cannot be planned.") // as for a login
+	}
 	u, err := s.provePassword(ctx, UserRef{ID: id}, present)
 	if err != nil {
 		return err
@@ -293,10 +296,10 @@ func deleteUser(tx *state.Tx, id resource.ID) error {
 	if err := deleteEach(tx, accessRules, "user", key); err != nil {
 		return err
 	}
-	if err := deleteEach(tx, trusts, "trustor", key); err != nil {
+	if err := deleteTrusts(tx, "trustor", key); err != nil {
 		return err
 	}
-	if err := deleteEach(tx, trusts, "trustee", key); err != nil {
+	if err := deleteTrusts(tx, "trustee", key); err != nil {
 		return err
 	}
 	return users.Delete(tx, id)

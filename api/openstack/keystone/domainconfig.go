@@ -58,6 +58,9 @@ func unsupportedOption(group, option string) error {
 }
 
 func (s *server) defaultConfig(w http.ResponseWriter, r *http.Request) error {
+	if err := s.identity.MayReadDomainOptions(r.Context()); err != nil {
+		return err
+	}
 	group, option := r.PathValue("group"), r.PathValue("option")
 	options, ok := configDefaults[group]
 	switch {

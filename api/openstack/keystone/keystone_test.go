@@ -373,6 +373,18 @@ func TestPlanShowsNoSecret(t *testing.T) {
 	}
 }
 
+// A plan forgets what it wrote, and would forget that a password was wrong.
+func TestPasswordsCannotBeTriedByPlans(t *testing.T) {
+	c := newCloud(t)
+	id := c.do("GET", "/v3/users?name=demo", "", c.login("admin")...).want(200).word("users.0.id")
+	for path, body := range map[string]string{
+		"/v3/auth/tokens":               loginBody("demo", "demo-password", ""),
+		"/v3/users/" + id + "/password": `{"user":{"original_password":"demo-password","password":"another-password"}}`,
+	} {
+		c.do("POST", path, body, wire.PlanHeader, "true").want(400)
+	}
+}
+
 func TestSameRequestTwiceHasOneEffect(t *testing.T) {
 	c := newCloud(t)
 	admin := append(c.login("admin"), wire.OnceHeader, "k1")
