@@ -11,6 +11,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
 	"github.com/unkai-cloud/unkai/core/image"
 	"github.com/unkai-cloud/unkai/core/network"
 	"github.com/unkai-cloud/unkai/core/operation"
@@ -39,6 +40,9 @@ func State(tx *state.Tx) []Finding {
 	a := &auditor{tx: tx}
 	for _, wrong := range state.Verify(tx) {
 		a.findings = append(a.findings, Finding{Kind: "index", What: wrong})
+	}
+	for _, wrong := range identity.Audit(tx) {
+		a.findings = append(a.findings, Finding{Kind: "identity", What: wrong})
 	}
 	a.operations()
 	a.servers()

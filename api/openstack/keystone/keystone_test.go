@@ -418,3 +418,25 @@ func TestApplicationCredentialOverTheWire(t *testing.T) {
 	c.do("DELETE", at+"/"+id, "", demo...).want(204)
 	c.do("GET", "/v3/regions", "", app...).want(401)
 }
+
+// BenchmarkToken is all of a login but the password's hash, which is made as cheap as can be.
+func BenchmarkToken(b *testing.B) {
+	c := newCloud(b)
+	body := loginBody("demo", "demo-password", projectScope("demo"))
+	for b.Loop() {
+		if r := c.do("POST", "/v3/auth/tokens", body); r.status != 201 {
+			b.Fatal(r.text)
+		}
+	}
+}
+
+// BenchmarkCheck is a request whose token is checked and that does nothing else of weight.
+func BenchmarkCheck(b *testing.B) {
+	c := newCloud(b)
+	token := c.do("POST", "/v3/auth/tokens", loginBody("demo", "demo-password", projectScope("demo"))).header.Get("X-Subject-Token")
+	for b.Loop() {
+		if r := c.do("GET", "/v3/auth/tokens?nocatalog", "", "X-Auth-Token", token, "X-Subject-Token", token); r.status != 200 {
+			b.Fatal(r.text)
+		}
+	}
+}
