@@ -48,11 +48,12 @@ func New(o Options) *openstack.Service {
 	}
 	service := &openstack.Service{Name: "compute", Auth: o.Auth, Errors: writeError,
 		Micro: &openstack.Microversions{Type: "compute", Legacy: "X-OpenStack-Nova-API-Version", Min: v2(1), Max: v2(newest)}}
-	for _, pattern := range []string{"GET /{$}", "GET /v2.1", "GET /v2.1/{$}"} {
+	for _, pattern := range []string{"GET /{$}", "GET /v2", "GET /v2/{$}", "GET /v2.1", "GET /v2.1/{$}"} {
 		service.HandleOpen(pattern, s.showVersions)
 	}
 	for pattern, handle := range s.routes() {
 		service.Handle(pattern, handle)
+		service.Handle(strings.Replace(pattern, " /v2.1/", " /v2/", 1), handle)
 	}
 	return service
 }
@@ -223,32 +224,50 @@ var verbs = map[string]string{
 	"resize-revert": "revertResize", "reset": "reset_state",
 }
 
-// showVersions answers what clients discover the service by. The list and the one version differ in shape.
+// showVersions answers what clients discover the service by. v2.0 is v2.1 without microversions, which lets
+// unknown fields pass. The list and the one version differ in shape.
 func (s *server) showVersions(w http.ResponseWriter, r *http.Request) error {
 	base := wire.BaseURL(r) + s.prefix
-	doc := map[string]any{
-		"id": "v2.1", "status": "CURRENT", "version": v2(newest).String(), "min_version": v2(1).String(), "updated": "2013-07-23T11:33:21Z",
-		"links": []map[string]any{{"rel": "self", "href": base + "/v2.1/"}},
+	old := map[string]any{"id": "v2.0", "status": "SUPPORTED", "version": "", "min_version": "", "updated": "2011-01-21T11:33:21Z",
+		"links": []map[string]string{link("self", base+"/v2/")}}
+	doc := map[string]any{"id": "v2.1", "status": "CURRENT", "version": v2(newest).String(), "min_version": v2(1).String(),
+		"updated": "2013-07-23T11:33:21Z", "links": []map[string]string{link("self", base+"/v2.1/")}}
+	if r.URL.Path == "/" {
+		return wire.WriteJSON(w, http.StatusOK, map[string]any{"versions": []any{old, doc}})
 	}
-	if strings.HasPrefix(r.URL.Path, "/v2.1") {
-		doc["links"] = append(doc["links"].([]map[string]any), map[string]any{"rel": "describedby", "type": "text/html",
-			"href": "http://docs.openstack.org/"})
-		doc["media-types"] = []map[string]any{{"base": "application/json", "type": "application/vnd.openstack.compute+json;version=2.1"}}
-		return wire.WriteJSON(w, http.StatusOK, map[string]any{"version": doc})
+	media := "application/vnd.openstack.compute+json;version=2.1"
+	if legacy(r) {
+		doc, media = old, "application/vnd.openstack.compute+json;version=2"
 	}
-	return wire.WriteJSON(w, http.StatusOK, map[string]any{"versions": []any{doc}})
+	doc["links"] = append(doc["links"].([]map[string]string), map[string]string{"rel": "describedby", "type": "text/html",
+		"href": "http://docs.openstack.org/"})
+	doc["media-types"] = []map[string]string{{"base": "application/json", "type": media}}
+	return wire.WriteJSON(w, http.StatusOK, map[string]any{"version": doc})
+}
+
+// legacy reports whether a request is in v2.0.
+func legacy(r *http.Request) bool {
+	return r.URL.Path == "/v2" || strings.HasPrefix(r.URL.Path, "/v2/")
+}
+
+// versionOf is the microversion of a request. v2.0 has none: it is 2.1 with a Major of 0, by which rules know it.
+func versionOf(r *http.Request) version {
+	if legacy(r) {
+		return version{Major: 0, Minor: 1}
+	}
+	return openstack.MicroversionOf(r.Context())
 }
 
 // notBefore and notAfter keep a resource to the microversions that have it.
 func notBefore(r *http.Request, minor int) error {
-	if openstack.MicroversionOf(r.Context()).Minor < minor {
+	if minorOf(r) < minor {
 		return absent()
 	}
 	return nil
 }
 
 func notAfter(r *http.Request, minor int) error {
-	if openstack.MicroversionOf(r.Context()).Minor > minor {
+	if minorOf(r) > minor {
 		return absent()
 	}
 	return nil
@@ -259,7 +278,7 @@ func absent() error {
 }
 
 // minorOf is the minor microversion of a request.
-func minorOf(r *http.Request) int { return openstack.MicroversionOf(r.Context()).Minor }
+func minorOf(r *http.Request) int { return versionOf(r).Minor }
 
 // answer writes a document of maps.
 func answer(w http.ResponseWriter, status int, v any) error { return wire.WriteJSON(w, status, v) }
@@ -275,5 +294,13 @@ func link(rel, href string) map[string]string { return map[string]string{"rel": 
 // links are those of a thing: with its version, and without.
 func (s *server) links(r *http.Request, path string) []map[string]string {
 	base := wire.BaseURL(r) + s.prefix
-	return []map[string]string{link("self", base+"/v2.1/"+path), link("bookmark", base+"/"+path)}
+	return []map[string]string{link("self", base+pathOf(r)+path), link("bookmark", base+"/"+path)}
+}
+
+// pathOf is the version's part of the path.
+func pathOf(r *http.Request) string {
+	if legacy(r) {
+		return "/v2/"
+	}
+	return "/v2.1/"
 }

@@ -1,7 +1,6 @@
 package nova
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -82,7 +81,7 @@ func shape(others bool, props []prop) rule {
 				return err
 			}
 		}
-		if others || known == len(m) {
+		if others || known == len(m) || v.Major == 0 { // v2.0 lets unknown fields pass
 			return nil
 		}
 		for _, name := range sortedKeys(m) {
@@ -393,7 +392,7 @@ func read(r *http.Request, rule rule) (body, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := rule(openstack.MicroversionOf(r.Context()), "body", value); err != nil {
+	if err := rule(versionOf(r), "body", value); err != nil {
 		return nil, err
 	}
 	m, ok := value.(map[string]any)
@@ -434,6 +433,23 @@ func (b body) int(name string, otherwise int) int {
 		return int(n)
 	}
 	return otherwise
+}
+
+// address is the text of an address in its usual form.
+func (b body) address(name string) string {
+	a, err := netip.ParseAddr(b.text(name))
+	if err != nil {
+		return b.text(name)
+	}
+	return a.String()
+}
+
+func (b body) addressPointer(name string) *string {
+	if !b.has(name) {
+		return nil
+	}
+	text := b.address(name)
+	return &text
 }
 
 func (b body) bool(name string) bool {
@@ -486,11 +502,4 @@ func (b body) id(name string) resource.ID {
 		return resource.ID{}
 	}
 	return id
-}
-
-// sameJSON reports whether two decoded values are the same.
-func sameJSON(a, b any) bool {
-	x, errX := json.Marshal(a)
-	y, errY := json.Marshal(b)
-	return errX == nil && errY == nil && bytes.Equal(x, y)
 }

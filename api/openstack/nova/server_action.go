@@ -3,7 +3,6 @@ package nova
 import (
 	"net/http"
 
-	"github.com/unkai-cloud/unkai/api/openstack"
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
@@ -107,7 +106,7 @@ func (s *server) serverAction(w http.ResponseWriter, r *http.Request) error {
 	if !ok || len(m) != 1 {
 		return fault.Errorf(fault.Invalid, "Malformed request body: it must name one action.")
 	}
-	v := openstack.MicroversionOf(r.Context())
+	v := versionOf(r)
 	for word, value := range m {
 		a, known := actions[word]
 		if !known {
@@ -200,7 +199,7 @@ func (s *server) removeSecurityGroup(w http.ResponseWriter, r *http.Request, id 
 
 func (s *server) rebuild(w http.ResponseWriter, r *http.Request, id resource.ID, b body) error {
 	re := compute.Rebuild{ImageID: b.id("imageRef"), Name: b.pointer("name"), Description: b.pointer("description"),
-		Hostname: b.pointer("hostname"), AccessIPv4: b.pointer("accessIPv4"), AccessIPv6: b.pointer("accessIPv6"), AdminPassword: b.text("adminPass")}
+		Hostname: b.pointer("hostname"), AccessIPv4: b.addressPointer("accessIPv4"), AccessIPv6: b.addressPointer("accessIPv6"), AdminPassword: b.text("adminPass")}
 	if re.AdminPassword == "" {
 		re.AdminPassword = newPassword()
 	}
@@ -269,7 +268,7 @@ func (s *server) updateServer(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	e := compute.Edit{Name: b.pointer("name"), Description: b.pointer("description"), Hostname: b.pointer("hostname"),
-		AccessIPv4: b.pointer("accessIPv4"), AccessIPv6: b.pointer("accessIPv6")}
+		AccessIPv4: b.addressPointer("accessIPv4"), AccessIPv6: b.addressPointer("accessIPv6")}
 	if b.has("OS-DCF:diskConfig") {
 		manual := b.text("OS-DCF:diskConfig") == "MANUAL"
 		e.ManualDisk = &manual

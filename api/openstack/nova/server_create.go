@@ -174,7 +174,7 @@ func launchOf(b body, minor int) (compute.Launch, error) {
 	l := compute.Launch{
 		Name: b.text("name"), Description: b.text("description"), Hostname: b.text("hostname"), Flavor: b.text("flavorRef"),
 		ImageID: b.id("imageRef"), KeyName: b.text("key_name"), ConfigDrive: b.bool("config_drive"), AdminPassword: b.text("adminPass"),
-		AccessIPv4: b.text("accessIPv4"), AccessIPv6: b.text("accessIPv6"), Metadata: b.pairs("metadata"), Tags: b.texts("tags"),
+		AccessIPv4: b.address("accessIPv4"), AccessIPv6: b.address("accessIPv6"), Metadata: b.pairs("metadata"), Tags: b.texts("tags"),
 		ManualDisk: b.text("OS-DCF:diskConfig") == "MANUAL", Min: b.int("min_count", 1),
 	}
 	if minor < 90 {

@@ -50,7 +50,7 @@ type hostOf struct{ project, host resource.ID }
 func (s *server) viewer(r *http.Request, tx *state.Tx, on occasion) *viewer {
 	base := wire.BaseURL(r) + s.prefix
 	v := &viewer{tx: tx, minor: minorOf(r), admin: identity.ActorOf(r.Context()).Admin(), on: on,
-		v21: base + "/v2.1/", bare: base + "/", zones: compute.ZonesOf(tx),
+		v21: base + pathOf(r), bare: base + "/", zones: compute.ZonesOf(tx),
 		hosts: map[resource.ID]*host.Host{}, hostIDs: map[hostOf]string{}, networks: map[resource.ID]string{}, groups: map[resource.ID]string{}}
 	v.full = on == shown || on == listed || v.minor >= 75
 	return v
