@@ -58,6 +58,8 @@ type noun[T any] struct {
 	shown func(tx *state.Tx, a *identity.Actor, thing *T) bool
 	// narrow: all that the actor may see stands in the index "by" under its own project.
 	narrow bool
+	// tallied: the table counts its things by project.
+	tallied bool
 	// others gives what lists show to the actor of other projects' things, beside its own; nil: nothing.
 	others func(tx *state.Tx, a *identity.Actor) []span
 

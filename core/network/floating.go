@@ -42,7 +42,7 @@ func (f *FloatingAddress) Status() Status {
 }
 
 var floatingFields = common(fields[FloatingAddress]{
-	"description": {text: func(f *FloatingAddress) []string { return []string{f.Description} }},
+	"description": {text: func(f *FloatingAddress) []string { return []string{f.Description} }, by: true, sparse: true},
 	"tag":         {text: func(f *FloatingAddress) []string { return f.Tags }, by: true},
 	"network":     {text: func(f *FloatingAddress) []string { return oneID(f.NetworkID) }, by: true, single: true},
 	"address":     {text: func(f *FloatingAddress) []string { return []string{f.Address.String()} }, by: true, single: true},
@@ -78,7 +78,7 @@ var _ = identity.Rules(map[string]identity.Rule{
 	"floating-address.set-address": identity.Admin,
 })
 
-var floatingNoun = noun[FloatingAddress]{name: "floating-address", title: "Floating IP", table: floatings, fields: floatingFields}
+var floatingNoun = noun[FloatingAddress]{name: "floating-address", title: "Floating IP", table: floatings, fields: floatingFields, tallied: true}
 
 func init() {
 	floatingNoun.add, floatingNoun.change, floatingNoun.remove = addFloating, changeFloating, removeFloating

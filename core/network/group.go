@@ -27,7 +27,7 @@ type Group struct {
 const DefaultGroupName = "default"
 
 var groupFields = common(fields[Group]{
-	"description": {text: func(g *Group) []string { return []string{g.Description} }},
+	"description": {text: func(g *Group) []string { return []string{g.Description} }, by: true, sparse: true},
 	"tag":         {text: func(g *Group) []string { return g.Tags }, by: true},
 	"stateful":    {text: func(g *Group) []string { return oneBool(g.Stateful) }, by: true, single: true},
 	"shared":      {text: func(g *Group) []string { return oneBool(g.Shared) }, by: true, single: true},
@@ -51,7 +51,8 @@ var _ = identity.Rules(map[string]identity.Rule{
 })
 
 var groupNoun = noun[Group]{
-	name: "security-group", title: "Security group", table: groups, fields: groupFields,
+	tallied: true,
+	name:    "security-group", title: "Security group", table: groups, fields: groupFields,
 	shown: func(tx *state.Tx, a *identity.Actor, g *Group) bool {
 		return g.Shared || sharedWith(tx, g.ID, a.ProjectID)
 	},
@@ -255,7 +256,7 @@ const (
 )
 
 var ruleFields = common(fields[Rule]{
-	"description": {text: func(r *Rule) []string { return []string{r.Description} }},
+	"description": {text: func(r *Rule) []string { return []string{r.Description} }, by: true, sparse: true},
 	"tag":         {text: func(r *Rule) []string { return r.Tags }, by: true},
 	"group":       {text: func(r *Rule) []string { return oneID(r.GroupID) }, index: "group", key: idKey},
 	"ingress":     {text: func(r *Rule) []string { return oneBool(r.Ingress) }, by: true, single: true},
@@ -306,7 +307,8 @@ var _ = identity.Rules(map[string]identity.Rule{
 })
 
 var ruleNoun = noun[Rule]{
-	name: "security-group-rule", title: "Security group rule", table: rules, fields: ruleFields,
+	tallied: true,
+	name:    "security-group-rule", title: "Security group rule", table: rules, fields: ruleFields,
 	shown: func(tx *state.Tx, a *identity.Actor, r *Rule) bool {
 		g, ok := groups.PeekOne(tx, r.GroupID)
 		return ok && groupNoun.visible(tx, a, g)

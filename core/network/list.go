@@ -7,6 +7,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/unkai-cloud/unkai/base/query"
@@ -54,9 +55,11 @@ type field[T any] struct {
 	order func(a, b *T) int // nil: as the texts compare
 	// Exactly one or none of these two says how things with a value are found.
 	by     bool                                        // in the index that facets made
+	sparse bool                                        // but not the empty text, which most things have
 	single bool                                        // always exactly one text, so that the index has the order of the field
 	index  string                                      // in an index of its own
 	key    func(value string) (key state.Key, ok bool) // of a value in that index; not ok: nothing can have it
+	part   func(t *T, part string) bool                // whether a text contains a part; nil: by the texts
 }
 
 // span is a part of an index, all with the same key, so that it is in the order of IDs.
@@ -85,6 +88,9 @@ func facets[T any](fs fields[T]) state.Option[T] {
 		}
 		for _, name := range names {
 			for _, value := range fs[name].text(thing) {
+				if value == "" && fs[name].sparse {
+					continue
+				}
 				for _, owner := range owners {
 					keys = append(keys, facet(owner, name, value))
 				}
@@ -117,7 +123,7 @@ func common[T any](own fields[T]) fields[T] {
 		"project": {text: func(t *T) []string { return []string{meta(t).ProjectID.String()} }, index: "by", key: ownerKey},
 		"created": {text: func(t *T) []string { return []string{meta(t).CreatedAt.UTC().Format("2006-01-02T15:04:05Z")} }},
 		"updated": {text: func(t *T) []string { return []string{meta(t).UpdatedAt.UTC().Format("2006-01-02T15:04:05Z")} }},
-		"revision": {text: func(t *T) []string { return []string{fmt.Sprint(meta(t).Revision)} },
+		"revision": {text: func(t *T) []string { return []string{strconv.FormatInt(meta(t).Revision, 10)} },
 			order: func(a, b *T) int { return int(meta(a).Revision - meta(b).Revision) }},
 	}
 	maps.Copy(fs, own)
@@ -169,7 +175,7 @@ func (n *noun[T]) keeper(tx *state.Tx, a *identity.Actor, q Query) (func(*T) boo
 		if !ok {
 			return nil, fmt.Errorf("network: lists of %s know no field %q", n.name, c.Field)
 		}
-		tests = append(tests, func(t *T) bool { return c.holds(f.text(t)) })
+		tests = append(tests, f.test(c))
 	}
 	return func(t *T) bool {
 		for _, test := range tests {
@@ -179,6 +185,16 @@ func (n *noun[T]) keeper(tx *state.Tx, a *identity.Actor, q Query) (func(*T) boo
 		}
 		return n.visible(tx, a, t)
 	}, nil
+}
+
+// test is what a condition asks of one thing.
+func (f field[T]) test(c Condition) func(*T) bool {
+	if c.Mode == Contains && f.part != nil {
+		return func(t *T) bool {
+			return slices.ContainsFunc(c.Values, func(v string) bool { return f.part(t, v) })
+		}
+	}
+	return func(t *T) bool { return c.holds(f.text(t)) }
 }
 
 func (c Condition) holds(have []string) bool {
@@ -224,11 +240,24 @@ func (n *noun[T]) plan(tx *state.Tx, a *identity.Actor, q Query) (spans []span, 
 		if n.others != nil {
 			own = append(own, n.others(tx, a)...)
 		}
-		if best == nil || n.small(tx, own) {
+		if n.small(tx, own) {
+			return own, false
+		}
+		// Whoever owns much of everything is served faster by reading all of it in order.
+		if best == nil && !n.much(tx, a.ProjectID) {
 			return own, false
 		}
 	}
 	return best, best == nil
+}
+
+// much reports whether a project owns a good part of all things of the kind.
+func (n *noun[T]) much(tx *state.Tx, projectID resource.ID) bool {
+	if !n.tallied {
+		return false
+	}
+	count, _ := n.table.Sum(tx, "project", state.KeyOf(projectID))
+	return count > int64(n.table.Len(tx))/8
 }
 
 // owner is the only project whose things can be in the list; zero if there may be several.
@@ -257,6 +286,9 @@ func (n *noun[T]) spans(c Condition, owner resource.ID) ([]span, bool) {
 	}
 	found := []span{}
 	for _, v := range values {
+		if f.sparse && v == "" {
+			return nil, false
+		}
 		if f.by {
 			found = append(found, span{"by", facet(owner, c.Field, v)})
 		} else if key, ok := f.key(v); ok {

@@ -56,7 +56,7 @@ const (
 )
 
 var networkFields = common(fields[Network]{
-	"description": {text: func(n *Network) []string { return []string{n.Description} }},
+	"description": {text: func(n *Network) []string { return []string{n.Description} }, by: true, sparse: true},
 	"tag":         {text: func(n *Network) []string { return n.Tags }, by: true},
 	"up":          {text: func(n *Network) []string { return oneBool(n.AdminUp) }, by: true, single: true},
 	"shared":      {text: func(n *Network) []string { return oneBool(n.Shared) }, by: true, single: true},
@@ -101,7 +101,8 @@ var _ = identity.Rules(map[string]identity.Rule{
 })
 
 var networkNoun = noun[Network]{
-	name: "network", title: "Network", table: networks, fields: networkFields,
+	tallied: true,
+	name:    "network", title: "Network", table: networks, fields: networkFields,
 	shown: func(tx *state.Tx, a *identity.Actor, n *Network) bool {
 		return n.Shared || n.External || sharedWith(tx, n.ID, a.ProjectID)
 	},

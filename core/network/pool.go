@@ -68,7 +68,8 @@ var _ = identity.Rules(map[string]identity.Rule{
 })
 
 var poolNoun = noun[SubnetPool]{
-	name: "subnet-pool", title: "Subnet pool", table: pools, fields: poolFields,
+	tallied: true,
+	name:    "subnet-pool", title: "Subnet pool", table: pools, fields: poolFields,
 	shown: func(tx *state.Tx, a *identity.Actor, p *SubnetPool) bool {
 		return p.Shared || sharedWith(tx, p.ID, a.ProjectID)
 	},

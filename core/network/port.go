@@ -1,6 +1,7 @@
 package network
 
 import (
+	"bytes"
 	"context"
 	"net/netip"
 	"slices"
@@ -96,7 +97,7 @@ const (
 )
 
 var portFields = common(fields[Port]{
-	"description": {text: func(p *Port) []string { return []string{p.Description} }},
+	"description": {text: func(p *Port) []string { return []string{p.Description} }, by: true, sparse: true},
 	"tag":         {text: func(p *Port) []string { return p.Tags }, by: true},
 	"network":     {text: func(p *Port) []string { return oneID(p.NetworkID) }, index: "network", key: idKey},
 	"up":          {text: func(p *Port) []string { return oneBool(p.AdminUp) }, by: true, single: true},
@@ -105,12 +106,12 @@ var portFields = common(fields[Port]{
 	"device":      {text: func(p *Port) []string { return []string{p.DeviceID} }, by: true, single: true},
 	"owner":       {text: func(p *Port) []string { return []string{OwnerText(p.Owner, p.OwnerLabel)} }, by: true, single: true},
 	"host":        {text: func(p *Port) []string { return oneID(p.HostID) }, index: "host", key: idKey},
-	"place":       {text: func(p *Port) []string { return []string{p.place()} }, by: true, single: true},
+	"place":       {text: func(p *Port) []string { return []string{p.place()} }, by: true, sparse: true},
 	"group":       {text: func(p *Port) []string { return idTexts(p.Groups) }, index: "group", key: idKey},
 	"subnet":      {text: (*Port).subnetTexts, index: "subnet", key: idKey},
-	"address":     {text: (*Port).addressTexts, index: "ip", key: addressKey},
+	"address":     {text: (*Port).addressTexts, index: "ip", key: addressKey, part: (*Port).addressPart},
 	"security":    {text: func(p *Port) []string { return oneBool(p.PortSecurity) }, by: true, single: true},
-	"dns-name":    {text: func(p *Port) []string { return []string{p.DNSName} }, by: true},
+	"dns-name":    {text: func(p *Port) []string { return []string{p.DNSName} }, by: true, sparse: true},
 	"vnic":        {text: func(p *Port) []string { return []string{p.VNIC} }, by: true, single: true},
 })
 
@@ -139,6 +140,17 @@ func (p *Port) addressTexts() []string {
 		texts[i] = f.Address.String()
 	}
 	return texts
+}
+
+// addressPart reports whether an address of the port, as text, contains a part.
+func (p *Port) addressPart(part string) bool {
+	var buffer [64]byte
+	for _, f := range p.Fixed {
+		if bytes.Contains(f.Address.AppendTo(buffer[:0]), []byte(part)) {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *Port) subnetTexts() []string {
@@ -243,7 +255,7 @@ var portNoun = noun[Port]{
 	shown: func(_ *state.Tx, a *identity.Actor, p *Port) bool {
 		return !p.NetworkOwner.IsZero() && p.NetworkOwner == a.ProjectID
 	},
-	narrow: true,
+	narrow: true, tallied: true,
 }
 
 func init() {

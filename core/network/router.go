@@ -44,7 +44,7 @@ type RouterGateway struct {
 const maxRouterRoutes = 30
 
 var routerFields = common(fields[Router]{
-	"description": {text: func(r *Router) []string { return []string{r.Description} }},
+	"description": {text: func(r *Router) []string { return []string{r.Description} }, by: true, sparse: true},
 	"tag":         {text: func(r *Router) []string { return r.Tags }, by: true},
 	"up":          {text: func(r *Router) []string { return oneBool(r.AdminUp) }, by: true, single: true},
 	"distributed": {text: func(r *Router) []string { return oneBool(r.Distributed) }, by: true, single: true},
@@ -78,7 +78,7 @@ var _ = identity.Rules(map[string]identity.Rule{
 	"router.set-snat": identity.Admin, "router.set-external-address": identity.Admin,
 })
 
-var routerNoun = noun[Router]{name: "router", title: "Router", table: routers, fields: routerFields}
+var routerNoun = noun[Router]{name: "router", title: "Router", table: routers, fields: routerFields, tallied: true}
 
 func init() {
 	routerNoun.add, routerNoun.change, routerNoun.remove = addRouter, changeRouter, removeRouter

@@ -57,7 +57,7 @@ const (
 )
 
 var subnetFields = common(fields[Subnet]{
-	"description": {text: func(s *Subnet) []string { return []string{s.Description} }},
+	"description": {text: func(s *Subnet) []string { return []string{s.Description} }, by: true, sparse: true},
 	"tag":         {text: func(s *Subnet) []string { return s.Tags }, by: true},
 	"network":     {text: func(s *Subnet) []string { return oneID(s.NetworkID) }, index: "network", key: idKey},
 	"cidr":        {text: func(s *Subnet) []string { return []string{s.CIDR.String()} }, by: true, single: true},
@@ -112,7 +112,8 @@ var _ = identity.Rules(map[string]identity.Rule{
 })
 
 var subnetNoun = noun[Subnet]{
-	name: "subnet", title: "Subnet", table: subnets, fields: subnetFields,
+	tallied: true,
+	name:    "subnet", title: "Subnet", table: subnets, fields: subnetFields,
 	shown: func(tx *state.Tx, a *identity.Actor, s *Subnet) bool {
 		n, ok := networks.PeekOne(tx, s.NetworkID)
 		return ok && usable(tx, n, a.ProjectID)
