@@ -59,13 +59,26 @@ type Proof struct {
 // BadToken is the code of the fault when it is the token of a proof that is no good.
 const BadToken = "token"
 
-// MethodNames are the names of the ways to prove who one is.
-var MethodNames = []struct {
-	Name string
-	Bit  Methods
+var methodNames = []struct {
+	name string
+	bit  Methods
 }{
 	{"password", ByPassword}, {"token", ByToken}, {"application_credential", ByApplicationCredential}, {"totp", ByTOTP},
 	{"ec2credential", BySignature},
+}
+
+// MostMethods is how many ways there are to prove who one is.
+var MostMethods = len(methodNames)
+
+// Names are the names of the methods in the set.
+func (m Methods) Names() []string {
+	names := []string{}
+	for _, method := range methodNames {
+		if m&method.bit != 0 {
+			names = append(names, method.name)
+		}
+	}
+	return names
 }
 
 func (u UserRef) find(tx *state.Tx) (*User, bool) {
@@ -219,15 +232,9 @@ func (o *UserOptions) satisfied(by Methods) bool {
 	if !isTrue(o.MultiFactor) || len(o.MultiFactorRules) == 0 || by&(ByToken|ByApplicationCredential) != 0 {
 		return true
 	}
+	used := by.Names()
 	return slices.ContainsFunc(o.MultiFactorRules, func(rule []string) bool {
-		return !slices.ContainsFunc(rule, func(name string) bool {
-			return !slices.ContainsFunc(MethodNames, func(m struct {
-				Name string
-				Bit  Methods
-			}) bool {
-				return m.Name == name && by&m.Bit != 0
-			})
-		})
+		return !slices.ContainsFunc(rule, func(name string) bool { return !slices.Contains(used, name) })
 	})
 }
 

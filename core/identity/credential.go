@@ -211,15 +211,10 @@ func (s *Service) EC2Secret(_ context.Context, access string) (string, *Actor, e
 		if !ok {
 			break
 		}
-		now := s.now()
-		claim := &Claim{UserID: u.ID, Epoch: u.Epoch, Scope: Scope{ProjectID: c.InProjectID}, Methods: BySignature,
-			IssuedAt: now, ExpiresAt: now.Add(s.config.TokenLife)}
-		n, err := open(tx, claim, now)
+		a, err := s.actorOf(tx, u, c.InProjectID)
 		if err != nil {
 			return "", nil, err
 		}
-		a := n.Actor()
-		a.TokenID = ""
 		return c.Secret, a, nil
 	}
 	return "", nil, unauthorized

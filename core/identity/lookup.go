@@ -26,11 +26,5 @@ func (s *Service) ActorFor(_ context.Context, user, project string) (*Actor, err
 	if !ok || id.IsZero() {
 		return nil, fault.Errorf(fault.NotFound, "There is no user %s or no project %s.", user, project)
 	}
-	now := s.now()
-	n, err := open(tx, &Claim{UserID: u.ID, Epoch: u.Epoch, Scope: Scope{ProjectID: id}, Methods: BySignature,
-		IssuedAt: now, ExpiresAt: now.Add(s.config.TokenLife)}, now)
-	if err != nil {
-		return nil, err
-	}
-	return n.Actor(), nil
+	return s.actorOf(tx, u, id)
 }

@@ -210,7 +210,14 @@ func (s *Service) Projects(ctx context.Context, f ProjectFilter) ([]*Project, er
 		if !a.reads(a.DomainID) {
 			return nil, refuse(f.noun() + ".list")
 		}
-		return collect(projects.All(tx), func(p *Project) bool { return f.keep(p) && p.Domain() == a.DomainID }), nil
+		if f.Domains {
+			own, ok := projects.Find(tx, a.DomainID)
+			return slices.DeleteFunc([]*Project{own}, func(p *Project) bool { return !ok || !f.keep(p) }), nil
+		}
+		if !f.DomainID.IsZero() && f.DomainID != a.DomainID {
+			return []*Project{}, nil
+		}
+		f.DomainID = a.DomainID
 	}
 	index, key := "", state.Key("")
 	switch {

@@ -23,7 +23,7 @@ type Config struct {
 	MaxDepth  int // of a project tree, its domain counted; 5 when 0
 
 	Now    func() time.Time // the clock for expiry; time.Now when nil
-	Random io.Reader        // for secrets; crypto/rand when nil
+	Random io.Reader        // for secrets, from many goroutines at once; crypto/rand when nil
 }
 
 // A Service answers who asks, and keeps those who may. Its methods may be called from
@@ -66,9 +66,9 @@ func (s *Service) random(n int) []byte {
 
 // create runs a transaction that makes one object, and gives the object back. A repeated
 // request with the same idempotency key gets the first one's.
-func create[T any](ctx context.Context, s *Service, table *state.Table[T], make func(tx *state.Tx) (*T, error)) (*T, error) {
+func create[T any](ctx context.Context, s *Service, table *state.Table[T], build func(tx *state.Tx) (*T, error)) (*T, error) {
 	id, err := state.Do(ctx, s.State, func(tx *state.Tx) (resource.ID, error) {
-		obj, err := make(tx)
+		obj, err := build(tx)
 		if err != nil {
 			return resource.ID{}, err
 		}

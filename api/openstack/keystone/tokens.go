@@ -40,16 +40,16 @@ func parseProof(r *http.Request) (identity.Proof, error) {
 	}
 	id.texts("methods", &p.Methods)
 	parts := []*fields{id}
+	if len(p.Methods) > identity.MostMethods {
+		return p, fault.Errorf(fault.Invalid, "Invalid input for field 'methods': it is too long.")
+	}
 	for _, method := range p.Methods {
-		if len(p.Methods) > len(identity.MethodNames) {
-			return p, fault.Errorf(fault.Invalid, "Invalid input for field 'methods': it is too long.")
-		}
 		proof := id.sub(method)
 		switch method {
 		case "password":
-			p.User = userRef(proof.sub2("user", &parts), "password", &p.Password)
+			p.User = userRef(proof.part("user", &parts), "password", &p.Password)
 		case "totp":
-			p.User = userRef(proof.sub2("user", &parts), "passcode", &p.Passcode)
+			p.User = userRef(proof.part("user", &parts), "passcode", &p.Passcode)
 		case "token":
 			proof.text("id", &p.Token)
 		case "application_credential":
@@ -69,11 +69,11 @@ func parseProof(r *http.Request) (identity.Proof, error) {
 	return p, in.err
 }
 
-// sub2 is sub that remembers the part for its error.
-func (in *fields) sub2(name string, parts *[]*fields) *fields {
-	part := in.sub(name)
-	*parts = append(*parts, part)
-	return part
+// part is sub that remembers the part for its error.
+func (in *fields) part(name string, parts *[]*fields) *fields {
+	sub := in.sub(name)
+	*parts = append(*parts, sub)
+	return sub
 }
 
 // userRef reads {"id": …} or {"name": …, "domain": …} with the secret beside it.
@@ -101,7 +101,7 @@ func readApplicationProof(in *fields, p *identity.Proof, parts *[]*fields) {
 	in.id("id", &p.CredentialID)
 	in.text("name", &p.Credential)
 	in.text("secret", &p.Secret)
-	p.Owner = userRef(in.sub2("user", parts), "", nil)
+	p.Owner = userRef(in.part("user", parts), "", nil)
 }
 
 // complete refuses a proof that lacks what its methods need.
@@ -151,26 +151,26 @@ func parseScope(raw json.RawMessage, to *identity.ScopeRef) error {
 		case "unscoped":
 			to.Unscoped = true
 		case "project":
-			p := in.sub2(name, &parts)
+			p := in.part(name, &parts)
 			p.id("id", &to.ProjectID)
 			p.text("name", &to.ProjectName)
-			to.ProjectDomain = domainRef(p.sub2("domain", &parts))
+			to.ProjectDomain = domainRef(p.part("domain", &parts))
 			if to.ProjectID.IsZero() && (to.ProjectName == "" || to.ProjectDomain == identity.DomainRef{}) {
 				in.wrong("scope", "a project's id, or its name and domain")
 			}
 		case "domain":
-			to.Domain = domainRef(in.sub2(name, &parts))
+			to.Domain = domainRef(in.part(name, &parts))
 			if (to.Domain == identity.DomainRef{}) {
 				in.wrong("scope", "a domain's id or name")
 			}
 		case "system":
-			system := in.sub2(name, &parts)
+			system := in.part(name, &parts)
 			system.flag("all", &to.System)
 			if !to.System {
 				in.wrong("scope", "the whole system: {\"all\": true}")
 			}
 		case "OS-TRUST:trust":
-			in.sub2(name, &parts).id("id", &to.TrustID)
+			in.part(name, &parts).id("id", &to.TrustID)
 			if to.TrustID.IsZero() {
 				in.wrong("scope", "a trust's id")
 			}
@@ -249,18 +249,12 @@ func (s *server) writeToken(w http.ResponseWriter, r *http.Request, status int, 
 func auditID(id resource.ID) string { return base64.RawURLEncoding.EncodeToString(id[:]) }
 
 func tokenShape(n *identity.Session) shape {
-	methods := []string{}
-	for _, m := range identity.MethodNames {
-		if n.Methods&m.Bit != 0 {
-			methods = append(methods, m.Name)
-		}
-	}
 	audit := []string{auditID(n.AuditID)}
 	if !n.ParentID.IsZero() {
 		audit = append(audit, auditID(n.ParentID))
 	}
 	out := shape{
-		"methods": methods, "audit_ids": audit, "issued_at": stamp(n.IssuedAt), "expires_at": stamp(n.ExpiresAt),
+		"methods": n.Methods.Names(), "audit_ids": audit, "issued_at": stamp(n.IssuedAt), "expires_at": stamp(n.ExpiresAt),
 		"user": shape{
 			"id": spell(n.UserID), "name": n.User.Name, "password_expires_at": stampOrNull(n.User.PasswordExpiresAt),
 			"domain": nameShape(n.UserDomain),
