@@ -92,7 +92,9 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix) (c *clou
 	}
 	c.hub = host.NewHub(c.state, append(c.network.Sources(), c.compute.Source())...)
 	c.hosts = &hostlink.Server{Hub: c.hub, Authority: c.authority, Now: time.Now, Image: c.openImage}
-	c.reaper = &operation.Reaper{State: c.state, Now: time.Now, Expirers: c.compute.Expirers()}
+	expirers := c.compute.Expirers()
+	expirers[image.Table().Kind()] = c.image.Expire
+	c.reaper = &operation.Reaper{State: c.state, Now: time.Now, Expirers: expirers}
 	c.work = reconcile.New(c.state, time.Now(), c.tasks()...)
 	return c, nil
 }
