@@ -1,0 +1,80 @@
+# For the whole-cloud scripts beside this file: a cloud of its own in the kernel and on disk, stock
+# clients, and an end that leaves nothing. Source it.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/go/bin LC_ALL=C.UTF-8
+unset AWS_CA_BUNDLE http_proxy https_proxy PYTHONDONTWRITEBYTECODE || true
+
+unkai=${UNKAI:-$root/bin/unkai}
+guest=${GUEST:-/var/cache/unkai/guest}
+work=$(mktemp -d /tmp/unkai-test-XXXXXX)
+data=$work/data
+prefix=${PREFIX:-ukt}
+pool=${POOL:-172.31.255.0/24}
+pid=
+passed=0
+began=$SECONDS
+
+step() { printf '%5ds  %s\n' $((SECONDS - began)) "$*"; }
+fail() {
+	echo "FAILED: $*" >&2
+	echo "--- the end of the log:" >&2
+	tail -n 40 "$work/log" >&2 2>/dev/null || true
+	exit 1
+}
+ok() { passed=$((passed + 1)); step "ok: $*"; }
+
+# start [OPTION…] runs the cloud and waits until it is ready.
+start() {
+	: >"$work/out"
+	"$unkai" up --data "$data" --listen 127.0.0.1:0 --prefix "$prefix" --pool "$pool" "$@" </dev/null >"$work/out" 2>>"$work/log" &
+	pid=$!
+	for _ in $(seq 300); do
+		if url=$(sed -n 's/^ready //p' "$work/out") && [ -n "$url" ]; then return; fi
+		kill -0 $pid 2>/dev/null || fail "the cloud ended before it was ready"
+		sleep 0.1
+	done
+	fail "the cloud was not ready after 30 s"
+}
+
+# crash kills the cloud's process as nothing else would.
+crash() { kill -9 $pid; wait $pid 2>/dev/null || true; pid=; }
+
+stop() {
+	[ -n "$pid" ] || return 0
+	kill -TERM $pid 2>/dev/null || true
+	wait $pid 2>/dev/null || true
+	pid=
+}
+
+finish() {
+	local code=$?
+	stop
+	"$unkai" down --data "$data" --prefix "$prefix" --pool "$pool" --purge >>"$work/log" 2>&1 || true
+	if [ $code = 0 ]; then rm -rf "$work"; else echo "kept: $work" >&2; fi
+	exit $code
+}
+trap finish EXIT
+
+# os NAME ARGUMENT… is the openstack client as the user NAME of clouds.yaml.
+os() { local who=$1; shift; OS_CLIENT_CONFIG_FILE=$data/clouds.yaml OS_CLOUD=$who openstack "$@"; }
+ec2() { (. "$data/aws.env"; aws --endpoint-url "$url/ec2" --output text ec2 "$@"); }
+
+audit() {
+	"$unkai" audit --data "$data" >"$work/audit" 2>&1 || { cat "$work/audit" >&2; fail "the audit found contradictions"; }
+}
+
+# until SECONDS COMMAND… repeats a command until it succeeds.
+until_ok() {
+	local end=$((SECONDS + $1)); shift
+	until "$@" >/dev/null 2>&1; do
+		[ $SECONDS -lt $end ] || return 1
+		sleep 0.5
+	done
+}
+
+sshto() {
+	local address=$1; shift
+	ssh -n -i "$work/key" -o BatchMode=yes -o ConnectTimeout=5 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
+		-o LogLevel=ERROR "cirros@$address" "$@"
+}
