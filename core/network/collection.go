@@ -13,6 +13,7 @@ import (
 // Service is everything a dialect may ask of this domain.
 type Service struct {
 	State *state.State
+	crowd *crowd
 
 	Networks  Collection[Network]
 	Subnets   Collection[Subnet]
@@ -32,6 +33,7 @@ type Service struct {
 func New(st *state.State) *Service {
 	return &Service{
 		State:     st,
+		crowd:     newCrowd(st),
 		Networks:  Collection[Network]{st, &networkNoun},
 		Subnets:   Collection[Subnet]{st, &subnetNoun},
 		Ports:     Collection[Port]{st, &portNoun},

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"go4.org/netipx"
-
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -125,18 +123,22 @@ func dnsDomain(p *Port, n *Network) string {
 
 // FilterFor is a security group as hosts enforce it.
 func FilterFor(tx *state.Tx, groupID resource.ID) (Filter, bool) {
+	return filterFor(tx, groupID, func(group resource.ID, v6 bool) []netip.Prefix { return members(tx, group, v6) })
+}
+
+func filterFor(tx *state.Tx, groupID resource.ID, members func(groupID resource.ID, v6 bool) []netip.Prefix) (Filter, bool) {
 	g, ok := groups.PeekOne(tx, groupID)
 	if !ok {
 		return Filter{}, false
 	}
 	f := Filter{ID: g.ID, Stateful: g.Stateful}
 	for r := range rules.Peek(tx, "group", state.Range{Prefix: state.KeyOf(groupID)}) {
-		f.Rules = append(f.Rules, filterRule(tx, r))
+		f.Rules = append(f.Rules, filterRule(tx, r, members))
 	}
 	return f, true
 }
 
-func filterRule(tx *state.Tx, r *Rule) FilterRule {
+func filterRule(tx *state.Tx, r *Rule, members func(resource.ID, bool) []netip.Prefix) FilterRule {
 	out := FilterRule{Ingress: r.Ingress, V6: r.V6, Protocol: max(r.Protocol, 0), PortMin: -1, PortMax: -1}
 	if r.Protocol == protoICMP && r.V6 {
 		out.Protocol = protoICMPv6
@@ -151,7 +153,7 @@ func filterRule(tx *state.Tx, r *Rule) FilterRule {
 	case r.RemotePrefix.IsValid():
 		out.Remote = []netip.Prefix{r.RemotePrefix}
 	case !r.RemoteGroup.IsZero():
-		out.Remote = members(tx, r.RemoteGroup, r.V6)
+		out.Remote = members(r.RemoteGroup, r.V6)
 	case !r.RemoteSet.IsZero():
 		out.Remote = []netip.Prefix{}
 		if set, ok := addressGroups.PeekOne(tx, r.RemoteSet); ok {
@@ -168,21 +170,8 @@ func filterRule(tx *state.Tx, r *Rule) FilterRule {
 // members are the addresses of all ports of a group, as the fewest prefixes that hold just them.
 // Addresses are given out in order, so that these are few even for a large group.
 func members(tx *state.Tx, groupID resource.ID, v6 bool) []netip.Prefix {
-	var b netipx.IPSetBuilder
-	for p := range ports.Peek(tx, "group", state.Range{Prefix: state.KeyOf(groupID)}) {
-		for _, f := range p.Fixed {
-			if f.Address.Is6() == v6 {
-				b.Add(f.Address)
-			}
-		}
-		for _, pair := range p.AllowedPairs {
-			if pair.Address.Addr().Is6() == v6 {
-				b.AddPrefix(pair.Address)
-			}
-		}
-	}
-	set, err := b.IPSet()
-	if err != nil || len(set.Prefixes()) == 0 {
+	set := read(tx, groupID).set(v6)
+	if set == nil || len(set.Ranges()) == 0 {
 		return []netip.Prefix{}
 	}
 	return set.Prefixes()

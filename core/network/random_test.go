@@ -96,6 +96,14 @@ func (m *monkey) derive() map[item][]byte {
 					m.Fatal(err)
 				}
 				all[item{h, id, s.Kind}] = body
+				if s.Kind != "filter" {
+					continue
+				}
+				// What is carried along with the changes is what would be derived from all ports.
+				whole, _ := network.FilterFor(tx, id)
+				if again, err := json.Marshal(whole); err != nil || !bytes.Equal(again, body) {
+					m.Fatalf("group %s: %s, but from all its ports %s", id, body, again)
+				}
 			}
 		}
 	}
@@ -191,7 +199,7 @@ func random[T any](m *monkey, table *state.Table[T]) *T {
 
 var stepNames = []string{
 	"network", "shared network", "subnet", "subnet from pool", "port", "two addresses", "router", "interface", "gateway", "no gateway",
-	"interface off", "floating", "aim", "forward", "group", "rule", "remote rule", "regroup", "server port", "server port moved",
+	"interface off", "floating", "aim", "forward", "group", "rule", "remote rule", "regroup", "pairs", "server port", "server port moved",
 	"server gone", "share", "unshare", "pool", "address set", "address set changed", "delete network", "delete subnet", "delete port",
 	"delete router", "delete floating", "delete group", "delete rule", "port down", "mtu", "host address",
 }
@@ -252,7 +260,7 @@ func (m *monkey) more(name string, ctx context.Context, project resource.ID, not
 	switch {
 	case r == nil && (name == "interface" || name == "gateway" || name == "no gateway" || name == "interface off" || name == "delete router"),
 		s == nil && (name == "interface" || name == "interface off" || name == "delete subnet"),
-		p == nil && (name == "aim" || name == "forward" || name == "regroup" || name == "server port moved" || name == "server gone" || name == "delete port" || name == "port down"),
+		p == nil && (name == "aim" || name == "forward" || name == "regroup" || name == "server port moved" || name == "server gone" || name == "delete port" || name == "port down" || name == "pairs"),
 		f == nil && (name == "aim" || name == "forward" || name == "delete floating"),
 		g == nil && (name == "rule" || name == "remote rule" || name == "regroup" || name == "delete group"),
 		rule == nil && name == "delete rule":
@@ -324,6 +332,11 @@ func (m *monkey) more(name string, ctx context.Context, project resource.ID, not
 		})
 	case "mtu":
 		_, err = m.Networks.Update(ctx, n.ID, 0, func(n *network.Network) error { n.MTU = 1300 + m.r.IntN(100); return nil })
+	case "pairs":
+		_, err = m.Ports.Update(m.admin, p.ID, 0, func(p *network.Port) error {
+			p.AllowedPairs = []network.AddressPair{{Address: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(m.r.IntN(20)), 0}), 24+m.r.IntN(9)).Masked()}}
+			return nil
+		})
 	case "port down":
 		_, err = m.Ports.Update(ctx, p.ID, 0, func(p *network.Port) error { p.AdminUp = !p.AdminUp; return nil })
 	case "host address":

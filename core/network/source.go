@@ -20,7 +20,7 @@ func (s *Service) Sources() []host.Source {
 				if !filteredOn(tx, id, h) {
 					return nil, false
 				}
-				return wanted(FilterFor(tx, id))
+				return wanted(filterFor(tx, id, s.crowd.members))
 			}},
 		{Kind: "gateway", All: func(tx *state.Tx, h resource.ID) []resource.ID { return routers.IDs(tx, "host", state.KeyOf(h)) },
 			Touched: touchedGateways,
@@ -177,8 +177,7 @@ func touchedFilters(tx *state.Tx, e state.Event) []host.Ref {
 		}
 	case ports.Kind():
 		was, now := sides[Port](e)
-		same := was != nil && now != nil && slices.Equal(was.Groups, now.Groups) &&
-			slices.Equal(was.Fixed, now.Fixed) && slices.Equal(was.AllowedPairs, now.AllowedPairs)
+		same := was != nil && now != nil && sameMembership(was, now)
 		if same && was.HostID == now.HostID {
 			return nil
 		}
@@ -192,6 +191,11 @@ func touchedFilters(tx *state.Tx, e state.Event) []host.Ref {
 		}
 	}
 	return r
+}
+
+// sameMembership reports whether a port is in the same groups with the same addresses.
+func sameMembership(was, now *Port) bool {
+	return slices.Equal(was.Groups, now.Groups) && slices.Equal(was.Fixed, now.Fixed) && slices.Equal(was.AllowedPairs, now.AllowedPairs)
 }
 
 // touchedRemotes names the groups with rules about the members of a port's groups.

@@ -62,6 +62,8 @@ var served = []struct{ alias, name, updated string }{
 	{"stateful-security-group", "Stateful security group", "2019-11-26T09:00:00-00:00"},
 	{"subnet-service-types", "Subnet service types", "2016-03-15T18:00:00-00:00"},
 	{"subnet_allocation", "Subnet Allocation", "2015-03-30T10:00:00-00:00"},
+	{"tag", "Tag support", "2016-01-01T00:00:00-00:00"},
+	{"tag-ext", "Tag support for resources: subnet, subnetpool, port, router", "2017-01-01T00:00:00-00:00"},
 }
 
 func extensionShape(alias, name, updated string) object {
