@@ -32,12 +32,14 @@ is() { if [ "$2" = "$3" ]; then ok "$1"; else bad "$1: got \"$2\", wanted \"$3\"
 now() { date +%s.%N; }
 since() { awk -v a="$1" -v b="$(now)" 'BEGIN {printf "%.1f", b - a}'; }
 
-# boot starts a guest with more QEMU arguments, and sets qemu, port and t0.
+# boot starts a guest with more QEMU arguments, and sets qemu, port and t0. The machine is as the cloud makes it:
+# q35, with root ports for what is plugged in later.
+machine=(-machine q35 -device VGA -device pcie-root-port,id=late1,slot=1,chassis=1 -device pcie-root-port,id=late2,slot=2,chassis=2)
 boot() {
 	port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 	rm -f "$tmp/qmp" "$tmp/serial"
 	t0=$(now)
-	qemu-system-x86_64 -accel tcg,tb-size=64 -cpu max -smp 1 -m 128 -nodefaults -display none -no-user-config \
+	qemu-system-x86_64 -accel tcg,tb-size=64 -cpu max -smp 1 -m 128 -nodefaults -display none -no-user-config "${machine[@]}" \
 		-device virtio-rng-pci -serial "file:$tmp/serial" -qmp "unix:$tmp/qmp,server=on,wait=off" \
 		-netdev "user,id=n0,net=169.254.169.0/24,dhcpstart=169.254.169.15,hostfwd=tcp:127.0.0.1:$port-:22${forward:-}" \
 		-device virtio-net-pci,netdev=n0,mac=52:54:00:aa:00:01 "$@" &
@@ -145,9 +147,9 @@ EOF
 		# A disk and an interface that come and go while the guest runs.
 		qemu-img create -q -f qcow2 "$tmp/extra.qcow2" 64M
 		qmp '{"execute":"blockdev-add","arguments":{"driver":"qcow2","node-name":"extra","file":{"driver":"file","filename":"'"$tmp"'/extra.qcow2"}}}' \
-			'{"execute":"device_add","arguments":{"driver":"virtio-blk-pci","drive":"extra","id":"extra"}}' \
+			'{"execute":"device_add","arguments":{"driver":"virtio-blk-pci","drive":"extra","id":"extra","bus":"late1"}}' \
 			'{"execute":"netdev_add","arguments":{"type":"user","id":"n1","net":"10.77.0.0/24"}}' \
-			'{"execute":"device_add","arguments":{"driver":"virtio-net-pci","netdev":"n1","id":"nic1"}}'
+			'{"execute":"device_add","arguments":{"driver":"virtio-net-pci","netdev":"n1","id":"nic1","bus":"late2"}}'
 		said 'dhcp 10.77.0.15/24 on eth1'
 		is 'a disk that came late' "$(on 'sudo mke2fs -q -t ext4 /dev/vdb && sudo mount /dev/vdb /mnt && sudo sh -c "date > /mnt/timestamp; sync" && sudo test -s /mnt/timestamp && sudo umount /mnt && echo yes')" yes
 		qmp '{"execute":"device_del","arguments":{"id":"nic1"}}'
@@ -163,7 +165,8 @@ EOF
 }
 
 try_disk() {
-	case='disk, config drive'
+	local machine=(-machine pc)
+	case='disk on the older machine, config drive'
 	drive 11111111-0000-4000-8000-000000000002 db-1 <<'EOF'
 #!/bin/sh
 echo once >>/home/cirros/ran
