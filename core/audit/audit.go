@@ -44,6 +44,9 @@ func State(tx *state.Tx) []Finding {
 	for _, wrong := range identity.Audit(tx) {
 		a.findings = append(a.findings, Finding{Kind: "identity", What: wrong})
 	}
+	for _, wrong := range network.Audit(tx) {
+		a.findings = append(a.findings, Finding{Kind: "network", What: wrong})
+	}
 	a.operations()
 	a.servers()
 	a.images()
