@@ -13,8 +13,8 @@ import (
 
 // Reshape gives a server another flavor, on the host where it is: a running guest is power-cycled to
 // get it. What it was is held until its owner confirms; its disks grow only then, for they could not
-// shrink again.
-func (s *Service) Reshape(ctx context.Context, id resource.ID, flavor string) error {
+// shrink again. manualDisk is as in Edit.
+func (s *Service) Reshape(ctx context.Context, id resource.ID, flavor string, manualDisk *bool) error {
 	_, err := s.change(ctx, "server.operate", id, func(tx *state.Tx, srv *Server) error {
 		stage := srv.Stage()
 		if stage != Running && stage != Stopped || srv.Task != "" || srv.HostID.IsZero() {
@@ -36,6 +36,9 @@ func (s *Service) Reshape(ctx context.Context, id resource.ID, flavor string) er
 		}
 		srv.Before = &Reshaped{Shape: srv.Shape, Power: srv.Power, At: tx.Now()}
 		srv.Shape = shape
+		if manualDisk != nil {
+			srv.ManualDisk = *manualDisk
+		}
 		return srv.recast(ctx, tx, Reshaping)
 	})
 	return err

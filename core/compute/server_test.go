@@ -407,7 +407,7 @@ func TestPlanChangesNothing(t *testing.T) {
 
 func TestReshape(t *testing.T) {
 	c, id := running(t, 1)
-	c.Must(c.Compute.Reshape(c.Ctx, id, "84"))
+	c.Must(c.Compute.Reshape(c.Ctx, id, "84", nil))
 	if srv := c.Server(id); srv.Task != compute.Reshaping || srv.Shape.MemoryMiB != 256 {
 		t.Fatalf("being reshaped it is %+v", srv)
 	}
@@ -426,14 +426,14 @@ func TestReshape(t *testing.T) {
 	}
 	c.Must(c.Compute.Do(c.Ctx, id, compute.Stopping))
 	c.Settle()
-	c.Must(c.Compute.Reshape(c.Ctx, id, "84"))
+	c.Must(c.Compute.Reshape(c.Ctx, id, "84", nil))
 	c.Must(c.Compute.Confirm(c.Ctx, id))
 	c.Settle()
 	if srv := c.Server(id); srv.Stage() != compute.Stopped || c.Hosts[0].Guests[id].Disks[0].SizeMiB != 2048 {
 		t.Fatalf("confirmed while off it is %+v", srv)
 	}
 	for flavor, kind := range map[string]fault.Kind{"84": fault.Invalid, "42": fault.Invalid, "none": fault.Invalid, "4": 0} {
-		err := c.Compute.Reshape(c.Ctx, id, flavor)
+		err := c.Compute.Reshape(c.Ctx, id, flavor, nil)
 		if kind != 0 && fault.KindOf(err) != kind || kind == 0 && err != nil {
 			t.Errorf("to reshape to %s answers %v", flavor, err)
 		}
@@ -446,7 +446,7 @@ func TestReshape(t *testing.T) {
 func TestReshapeThatFails(t *testing.T) {
 	c, id := running(t, 1)
 	c.Hosts[0].Lazy = true
-	c.Must(c.Compute.Reshape(c.Ctx, id, "84"))
+	c.Must(c.Compute.Reshape(c.Ctx, id, "84", nil))
 	c.Expire()
 	if srv := c.Server(id); srv.Standing() != (compute.Standing{Stage: compute.Running}) || srv.Shape.Ref != "42" || srv.Before != nil {
 		t.Fatalf("it is %+v", srv)

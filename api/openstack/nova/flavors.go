@@ -1,6 +1,7 @@
 package nova
 
 import (
+	"encoding/json"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -16,7 +17,7 @@ import (
 
 var newFlavor = object(
 	need("name", name),
-	may("id", orNull(pattern(1, 255, `^[a-zA-Z0-9. _-]+$`))),
+	may("id", orNull(either(pattern(1, 255, `^[a-zA-Z0-9. _-]+$`), number(0, 1<<62)))),
 	need("ram", number(1, maxInt)), need("vcpus", number(1, maxInt)), need("disk", number(0, maxInt)),
 	may("OS-FLV-EXT-DATA:ephemeral", number(0, maxInt)), may("swap", number(0, maxInt)),
 	may("rxtx_factor", factor), may("os-flavor-access:is_public", boolean),
@@ -216,6 +217,9 @@ func (s *server) createFlavor(w http.ResponseWriter, r *http.Request) error {
 	f := compute.Flavor{Meta: resource.Meta{Name: strings.TrimSpace(b.text("name"))}, Ref: b.text("id"), Description: b.text("description"),
 		VCPUs: b.int("vcpus", 0), MemoryMiB: b.int("ram", 0), RootGiB: b.int("disk", 0), EphemeralGiB: b.int("OS-FLV-EXT-DATA:ephemeral", 0),
 		SwapMiB: b.int("swap", 0), Private: b.has("os-flavor-access:is_public") && !b.bool("os-flavor-access:is_public")}
+	if n, ok := b["id"].(json.Number); ok {
+		f.Ref = n.String()
+	}
 	if strings.TrimSpace(f.Ref) != f.Ref {
 		return wrong("id", f.Ref, "It must not begin or end with a space")
 	}

@@ -52,10 +52,19 @@ func New(o Options) *openstack.Service {
 		service.HandleOpen(pattern, s.showVersions)
 	}
 	for pattern, handle := range s.routes() {
+		handle = traced(handle)
 		service.Handle(pattern, handle)
 		service.Handle(strings.Replace(pattern, " /v2.1/", " /v2/", 1), handle)
 	}
 	return service
+}
+
+// traced puts the request's ID where Nova's own clients look for it.
+func traced(handle openstack.Handler) openstack.Handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		w.Header().Set("X-Compute-Request-Id", wire.RequestID(r.Context()))
+		return handle(w, r)
+	}
 }
 
 // routes are all that needs a token.
@@ -129,6 +138,7 @@ func (s *server) routes() map[string]openstack.Handler {
 		"POST /v2.1/os-aggregates/{id}/action":                  s.aggregateAction,
 		"POST /v2.1/os-keypairs":                                s.createKeyPair,
 		"POST /v2.1/os-server-groups":                           s.createGroup,
+		"POST /v2.1/os-server-external-events":                  s.externalEvents,
 		"POST /v2.1/servers":                                    s.createServer,
 		"POST /v2.1/servers/{id}/action":                        s.serverAction,
 		"POST /v2.1/servers/{id}/metadata":                      s.addMetadata,

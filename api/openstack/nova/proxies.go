@@ -33,7 +33,8 @@ func (s *server) proxies() map[string]openstack.Handler {
 			}
 		}
 	}
-	add(42, map[string]openstack.Handler{"GET /v2.1/os-hosts": s.listHosts, "GET /v2.1/os-hosts/{name}": s.showHost})
+	add(42, map[string]openstack.Handler{"GET /v2.1/os-hosts": s.listHosts, "GET /v2.1/os-hosts/{name}": s.showHost,
+		"PUT /v2.1/os-hosts/{name}": s.updateHost, "GET /v2.1/os-hosts/{name}/{verb}": s.powerHost})
 	if s.images != nil {
 		add(35, map[string]openstack.Handler{
 			"GET /v2.1/images": s.listImages, "GET /v2.1/images/detail": s.listImagesDetail, "GET /v2.1/images/{id}": s.showImage,
@@ -99,6 +100,46 @@ func (s *server) showHost(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, http.StatusOK, map[string]any{"host": []any{
 		line("(total)", int64(h.Capacity.VCPUs), int64(h.Capacity.MemoryMiB), int64(h.Capacity.DiskGiB)),
 		line("(used_now)", used[0], used[1], used[2]), line("(used_max)", used[0], used[1], used[2])}})
+}
+
+var hostUpdate = object(may("status", pattern(0, 255, `^(?i)\s*(enable|disable)\s*$`)), may("maintenance_mode", pattern(0, 255, `^(?i)\s*(enable|disable)\s*$`)))
+
+func (s *server) updateHost(w http.ResponseWriter, r *http.Request) error {
+	if err := identity.Allow(r.Context(), "host.update", resource.Meta{}); err != nil {
+		return err
+	}
+	b, err := read(r, hostUpdate)
+	if err != nil {
+		return err
+	}
+	if len(b) == 0 {
+		return wrong("body", map[string]any{}, "It does not have enough properties")
+	}
+	h, ok := host.ByName(s.compute.State.Latest(), r.PathValue("name"))
+	if !ok {
+		return fault.Errorf(fault.NotFound, "Compute host %s could not be found.", r.PathValue("name"))
+	}
+	if b.has("maintenance_mode") {
+		return fault.Errorf(fault.Unsupported, "Virt driver does not implement host maintenance mode.").WithCode("not-implemented")
+	}
+	disable := strings.EqualFold(strings.TrimSpace(b.text("status")), "disable")
+	hosts := host.Service{State: s.compute.State}
+	if err := hosts.SetDisabled(r.Context(), h.ID, disable, ""); err != nil {
+		return err
+	}
+	return answer(w, http.StatusOK, map[string]any{"host": h.Name, "status": map[bool]string{true: "disabled", false: "enabled"}[disable]})
+}
+
+// powerHost is for switching hosts themselves, which is not the cloud's to do.
+func (s *server) powerHost(w http.ResponseWriter, r *http.Request) error {
+	if err := identity.Allow(r.Context(), "host.update", resource.Meta{}); err != nil {
+		return err
+	}
+	switch r.PathValue("verb") {
+	case "startup", "shutdown", "reboot":
+		return fault.Errorf(fault.Unsupported, "Virt driver does not implement host power management.").WithCode("not-implemented")
+	}
+	return absent()
 }
 
 // imageStates are what the old API calls an image's states.
@@ -425,7 +466,7 @@ func (s *server) deleteSecurityGroup(w http.ResponseWriter, r *http.Request) err
 		return err
 	}
 	if err := s.network.Groups.Delete(r.Context(), id, 0); err != nil {
-		return err
+		return asBadRule(err)
 	}
 	return accepted(w, http.StatusAccepted)
 }
@@ -452,9 +493,6 @@ func (s *server) createSecurityRule(w http.ResponseWriter, r *http.Request) erro
 	rule.ProjectID = parent.ProjectID
 	made, err := s.network.Rules.Create(r.Context(), rule)
 	if err != nil {
-		if fault.Is(err, fault.Conflict) {
-			return err
-		}
 		return asBadRule(err)
 	}
 	return answer(w, http.StatusOK, map[string]any{"security_group_rule": securityRuleView(s.compute.State.Latest(), made[0])})
@@ -490,7 +528,7 @@ func ruleOf(b body) (*network.Rule, error) {
 		if err != nil {
 			return nil, fault.Errorf(fault.Invalid, "Invalid cidr %s.", cidr)
 		}
-		rule.RemotePrefix, rule.V6 = prefix.Masked(), prefix.Addr().Is6()
+		rule.RemotePrefix, rule.V6 = prefix, prefix.Addr().Is6()
 	}
 	if rule.Protocol == network.AnyProtocol {
 		return rule, nil

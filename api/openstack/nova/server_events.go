@@ -304,7 +304,12 @@ func (s *server) showAttachment(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) resize(w http.ResponseWriter, r *http.Request, id resource.ID, b body) error {
-	if err := s.compute.Reshape(r.Context(), id, b.text("flavorRef")); err != nil {
+	var manual *bool
+	if b.has("OS-DCF:diskConfig") {
+		is := b.text("OS-DCF:diskConfig") == "MANUAL"
+		manual = &is
+	}
+	if err := s.compute.Reshape(r.Context(), id, b.text("flavorRef"), manual); err != nil {
 		return err
 	}
 	return accepted(w, http.StatusAccepted)
@@ -361,4 +366,50 @@ func (s *server) auditLog(w http.ResponseWriter, r *http.Request, before time.Ti
 		"hosts_not_run": names, "log": map[string]any{}, "num_hosts": len(names), "num_hosts_done": 0, "num_hosts_not_run": len(names),
 		"num_hosts_running": 0, "overall_status": "0 of 0 hosts done. 0 errors.", "total_errors": 0, "total_instances": 0,
 		"period_beginning": end.AddDate(0, -1, 0).Format("2006-01-02 15:04:05"), "period_ending": end.Format("2006-01-02 15:04:05")}})
+}
+
+// externalEvent is something that another service tells of a server.
+var externalEvent = object(need("name", oneOf("network-changed", "network-vif-plugged", "network-vif-unplugged", "network-vif-deleted",
+	"volume-extended", "power-update", "accelerator-request-bound")), need("server_uuid", uuid), may("status", oneOf("failed", "completed", "in-progress")),
+	may("tag", text(1, 255)))
+
+// externalEvents takes in what other services tell. What they could tell is known here already, so that there is
+// nothing more to be done than to say which servers there are.
+func (s *server) externalEvents(w http.ResponseWriter, r *http.Request) error {
+	if err := identity.Allow(r.Context(), "host.update", resource.Meta{}); err != nil {
+		return err
+	}
+	b, err := read(r, object(need("events", list(externalEvent, 1, 0))))
+	if err != nil {
+		return err
+	}
+	tx, err := s.compute.State.View(r.Context())
+	if err != nil {
+		return err
+	}
+	views, status, found := []map[string]any{}, http.StatusOK, 0
+	for _, item := range b.list("events") {
+		m, _ := item.(map[string]any)
+		e := body(m)
+		view := map[string]any{"name": e.text("name"), "server_uuid": e.text("server_uuid"), "status": "completed", "code": http.StatusOK}
+		if e.has("status") {
+			view["status"] = e.text("status")
+		}
+		if e.has("tag") {
+			view["tag"] = e.text("tag")
+		}
+		switch srv, ok := compute.Servers().PeekOne(tx, e.id("server_uuid")); {
+		case !ok:
+			view["status"], view["code"], status = "failed", http.StatusNotFound, http.StatusMultiStatus
+		case srv.HostID.IsZero():
+			view["status"], view["code"], status = "failed", http.StatusUnprocessableEntity, http.StatusMultiStatus
+		default:
+			found++
+		}
+		views = append(views, view)
+	}
+	if found == 0 {
+		return fault.Errorf(fault.NotFound, "No instances found for any event")
+	}
+	return answer(w, status, map[string]any{"events": views})
 }

@@ -364,14 +364,20 @@ func (v *viewer) inside(s *compute.Server, h *host.Host) {
 		v.str("OS-EXT-SRV-ATTR:kernel_id", partID(s.Boot.Kernel))
 		v.str("OS-EXT-SRV-ATTR:ramdisk_id", partID(s.Boot.Initrd))
 		v.str("OS-EXT-SRV-ATTR:root_device_name", "/dev/vda")
-		if len(s.UserData) == 0 {
-			v.null("OS-EXT-SRV-ATTR:user_data")
-		} else {
-			v.str("OS-EXT-SRV-ATTR:user_data", base64.StdEncoding.EncodeToString(s.UserData))
+		if v.on != reformed { // there it has a name of its own (2.57)
+			v.userData("OS-EXT-SRV-ATTR:user_data", s)
 		}
 	}
 	if v.minor >= 16 {
 		v.str("host_status", hostStatus(h))
+	}
+}
+
+func (v *viewer) userData(name string, s *compute.Server) {
+	if len(s.UserData) == 0 {
+		v.null(name)
+	} else {
+		v.str(name, base64.StdEncoding.EncodeToString(s.UserData))
 	}
 }
 
@@ -417,11 +423,7 @@ func (v *viewer) versioned(s *compute.Server) {
 		v.keyName(s)
 	}
 	if v.on == reformed && v.minor >= 57 {
-		if len(s.UserData) == 0 {
-			v.null("user_data")
-		} else {
-			v.str("user_data", base64.StdEncoding.EncodeToString(s.UserData))
-		}
+		v.userData("user_data", s)
 	}
 	if v.minor >= 63 {
 		if len(s.Trusted) == 0 {
