@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/unkai-cloud/unkai/api/console"
 	"github.com/unkai-cloud/unkai/api/ec2"
 	"github.com/unkai-cloud/unkai/api/hostlink"
 	"github.com/unkai-cloud/unkai/api/openstack/glance"
@@ -105,7 +106,8 @@ func (c *cloud) openImage(ctx context.Context, id resource.ID) (io.ReadCloser, e
 
 func (c *cloud) tasks() []reconcile.Task {
 	tasks := []reconcile.Task{c.reaper.Task(), c.hub.Liveness(time.Now), c.image.Task()}
-	return append(tasks, c.network.Tasks()...)
+	tasks = append(tasks, c.network.Tasks()...)
+	return append(tasks, c.compute.Reconcilers()...)
 }
 
 // offers is the catalog of a new cloud.
@@ -201,6 +203,7 @@ func (c *cloud) handler() http.Handler {
 	mount("/image", glance.New(glance.Options{Images: c.image, Auth: c.identity}))
 	mount("/network", neutron.New(neutron.Options{Networks: c.network, Auth: c.identity}))
 	mount("/compute", nova.New(nova.Options{Compute: c.compute, Auth: c.identity, Images: c.image, Network: c.network}))
+	mount("/console", console.New(console.Options{Compute: c.compute, Hosts: c}))
 	e := ec2.New(ec2.Options{Keys: c.identity, State: c.state, Compute: c.compute, Images: c.image, Networks: c.network, Region: "RegionOne"})
 	mux.Handle("/ec2", e)
 	mux.Handle("/ec2/", e)

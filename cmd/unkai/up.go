@@ -76,7 +76,12 @@ func (u *upCommand) Run(ctx context.Context) error {
 	if u.Demo {
 		start("demo", func(ctx context.Context) error { return runDemo(ctx, c, u, url, authority) })
 	}
-	<-ctx.Done()
+	select {
+	case <-ctx.Done():
+	case <-c.state.Stopped():
+		// Whoever runs us starts us again, and the state is then what the engine has.
+		stop(fmt.Errorf("no more changes can be stored: %w", c.state.Broken()))
+	}
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause
 	}

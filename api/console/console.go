@@ -1,0 +1,115 @@
+// Package console carries guests' consoles over WebSockets, as noVNC's websockify does: whoever
+// has a one-time token from a dialect connects to /websockify?token=…, and speaks RFB (VNC) or the
+// serial port's bytes in binary frames.
+package console
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"html"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/unkai-cloud/unkai/api/wire"
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+// Options of New.
+type Options struct {
+	Compute *compute.Service // redeems tokens
+	Hosts   compute.Reach    // reaches the guests
+}
+
+// longest is how long one connection may last, whatever is typed.
+const longest = 12 * time.Hour
+
+type server struct{ Options }
+
+// New answers below /console, which the caller has stripped.
+func New(o Options) http.Handler {
+	s := &server{o}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /websockify", s.connect)
+	mux.HandleFunc("GET /vnc_lite.html", page)
+	return mux
+}
+
+// connect redeems the token, which is then used up, and joins the two ends.
+func (s *server) connect(w http.ResponseWriter, r *http.Request) {
+	ctx := identity.Internal(r.Context())
+	opened, err := s.Compute.Redeem(ctx, r.URL.Query().Get("token"))
+	if err != nil {
+		refuse(w, r, err)
+		return
+	}
+	guest, err := s.Hosts.Console(ctx, opened.HostID, opened.ServerID, opened.Kind)
+	if err != nil {
+		refuse(w, r, err)
+		return
+	}
+	defer guest.Close()
+	socket, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{"binary"}, CompressionMode: websocket.CompressionDisabled})
+	if err != nil {
+		slog.DebugContext(ctx, "no websocket", "err", err) // Accept has answered
+		return
+	}
+	defer socket.CloseNow()
+	socket.SetReadLimit(1 << 20)
+	ctx, cancel := context.WithTimeout(ctx, longest)
+	defer cancel()
+	join(websocket.NetConn(ctx, socket, websocket.MessageBinary), guest)
+	socket.Close(websocket.StatusNormalClosure, "the console has closed")
+}
+
+// join copies both ways until one side ends.
+func join(a, b net.Conn) {
+	done := make(chan struct{}, 2)
+	for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
+		go func() {
+			io.Copy(way[0], way[1]) // its end is the end of a side, not an error
+			done <- struct{}{}
+		}()
+	}
+	<-done
+	a.Close()
+	b.Close()
+	<-done
+}
+
+func refuse(w http.ResponseWriter, r *http.Request, err error) {
+	f := fault.From(err)
+	switch {
+	case f == nil && errors.Is(err, context.Canceled):
+	case f == nil:
+		slog.ErrorContext(r.Context(), "a console could not be opened", "request", wire.RequestID(r.Context()), "err", err)
+		http.Error(w, "the console could not be opened", http.StatusInternalServerError)
+	case f.Kind == fault.Unauthorized:
+		http.Error(w, f.Message, http.StatusUnauthorized)
+	case f.Kind == fault.Unavailable:
+		http.Error(w, f.Message, http.StatusServiceUnavailable)
+	default:
+		http.Error(w, f.Message, http.StatusConflict)
+	}
+}
+
+// page is what a person sees who opens a VNC console's address in a browser: where a VNC viewer
+// that speaks WebSocket (noVNC) has to connect.
+func page(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+	w.Header().Set("Referrer-Policy", "no-referrer")
+	base := "ws" + wire.BaseURL(r)[len("http"):]
+	fmt.Fprintf(w, `<!doctype html><html lang="en"><title>VNC console</title>
+<body style="font: 16px system-ui; margin: 3em; max-width: 50em"><h1>VNC console</h1>
+<p>Connect a viewer that speaks VNC over WebSocket, such as noVNC, to this address. It can be used once, within ten minutes.</p>
+<pre style="white-space: pre-wrap">%s</pre></body></html>
+`, html.EscapeString(base+"/"+r.URL.Query().Get("path")))
+}
