@@ -65,6 +65,16 @@ func Audit(tx *state.Tx) []string {
 		orphan("trust", t.ID, "project", projects.Has(tx, t.InProjectID))
 		orphan("trust", t.ID, "trust", t.RedelegateOf.IsZero() || trusts.Has(tx, t.RedelegateOf))
 	}
+	for t := range requestTokens.Peek(tx, "", all) {
+		orphan("request token", t.ID, "consumer", consumers.Has(tx, t.ConsumerID))
+		orphan("request token", t.ID, "project", projects.Has(tx, t.InProjectID))
+		orphan("request token", t.ID, "user", t.UserID.IsZero() || users.Has(tx, t.UserID))
+	}
+	for t := range accessTokens.Peek(tx, "", all) {
+		orphan("access token", t.ID, "consumer", consumers.Has(tx, t.ConsumerID))
+		orphan("access token", t.ID, "project", projects.Has(tx, t.InProjectID))
+		orphan("access token", t.ID, "user", users.Has(tx, t.UserID))
+	}
 	for e := range endpoints.Peek(tx, "", all) {
 		orphan("endpoint", e.ID, "service", offers.Has(tx, e.OfferID))
 	}

@@ -127,6 +127,25 @@ var verbs = []func(*dice){
 		d.note("application credential", err)
 	},
 	func(d *dice) {
+		made, err := d.CreateConsumer(d.ctx, &Consumer{})
+		d.note("consumer", err)
+		yes := func(string, string) bool { return true }
+		request, err := d.RequestAccess(d.ctx, made.ID, pick(d, projects), yes)
+		d.note("request access", err)
+		given, ok := assignments.Find(d.State.Latest(), pick(d, assignments))
+		if err != nil || !ok {
+			return
+		}
+		as := As(d.t.Context(), &Actor{UserID: given.HolderID})
+		request, err = d.AuthorizeAccess(as, request.ID, []RoleRef{{ID: given.RoleID}})
+		if d.note("authorize", err); err != nil {
+			return
+		}
+		_, err = d.CreateAccessToken(d.ctx, made.ID, request.ID, request.Verifier, yes)
+		d.note("access token", err)
+	},
+	func(d *dice) { d.note("delete a consumer", d.DeleteConsumer(d.ctx, pick(d, consumers))) },
+	func(d *dice) {
 		err := d.ShowEndpoint(d.ctx, EndpointFilter{InProjectID: pick(d, projects), EndpointID: pick(d, endpoints)}, true)
 		d.note("show an endpoint", err)
 	},

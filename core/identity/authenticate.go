@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha1"
-	"crypto/subtle"
 	"encoding/base32"
 	"encoding/binary"
 	"fmt"
@@ -44,16 +43,19 @@ type ScopeRef struct {
 
 // A Proof is how somebody shows who they are: one or more methods at once.
 type Proof struct {
-	Methods      []string // in the order in which they were given
-	User         UserRef  // of the password or the passcode
-	Password     string
-	Passcode     string
-	Token        string
-	CredentialID resource.ID // of an application credential, or its owner and name:
-	Credential   string
-	Owner        UserRef
-	Secret       string
-	Scope        ScopeRef
+	Methods       []string // in the order in which they were given
+	User          UserRef  // of the password or the passcode
+	Password      string
+	Passcode      string
+	Token         string
+	CredentialID  resource.ID // of an application credential, or its owner and name:
+	Credential    string
+	Owner         UserRef
+	Secret        string
+	ConsumerID    resource.ID // with an access token that a user let it have
+	AccessTokenID resource.ID
+	Signed        Signature
+	Scope         ScopeRef
 }
 
 // BadToken is the code of the fault when it is the token of a proof that is no good.
@@ -64,7 +66,7 @@ var methodNames = []struct {
 	bit  Methods
 }{
 	{"password", ByPassword}, {"token", ByToken}, {"application_credential", ByApplicationCredential}, {"totp", ByTOTP},
-	{"ec2credential", BySignature},
+	{"ec2credential", BySignature}, {"oauth1", ByAccessToken},
 }
 
 // MostMethods is how many ways there are to prove who one is.
@@ -210,6 +212,9 @@ func (s *Service) prove(ctx context.Context, p Proof) (*Claim, error) {
 		case "application_credential":
 			c.Methods |= ByApplicationCredential
 			u, err = s.proveSecret(ctx, p, c)
+		case "oauth1":
+			c.Methods |= ByAccessToken
+			u, err = s.proveAccess(p, c)
 		default:
 			err = fault.Errorf(fault.Unauthorized, "Attempted to authenticate with an unsupported method.")
 		}
@@ -229,7 +234,7 @@ func (s *Service) prove(ctx context.Context, p Proof) (*Claim, error) {
 
 // satisfied reports whether the methods are enough for this user.
 func (o *UserOptions) satisfied(by Methods) bool {
-	if !isTrue(o.MultiFactor) || len(o.MultiFactorRules) == 0 || by&(ByToken|ByApplicationCredential) != 0 {
+	if !isTrue(o.MultiFactor) || len(o.MultiFactorRules) == 0 || by&(ByToken|ByApplicationCredential|ByAccessToken) != 0 {
 		return true
 	}
 	used := by.Names()
@@ -313,7 +318,7 @@ func (s *Service) provePasscode(ctx context.Context, ref UserRef, passcode strin
 			continue
 		}
 		for _, at := range []int64{step, step - 1} {
-			if at > cred.UsedStep && subtle.ConstantTimeCompare([]byte(totp(secret, at)), []byte(passcode)) == 1 {
+			if at > cred.UsedStep && equal(totp(secret, at), passcode) {
 				return u, s.usePasscode(ctx, cred.ID, at)
 			}
 		}

@@ -27,7 +27,7 @@ func (a *Actor) own(user resource.ID) bool { return !a.UserID.IsZero() && a.User
 
 // delegated reports whether the actor has only a part of its user's powers.
 func (a *Actor) delegated() bool {
-	return !a.TrustID.IsZero() || !a.ApplicationCredentialID.IsZero() && !a.Unrestricted
+	return !a.TrustID.IsZero() || !a.AccessTokenID.IsZero() || !a.ApplicationCredentialID.IsZero() && !a.Unrestricted
 }
 
 func refuse(action string) error {

@@ -8,7 +8,8 @@ import (
 	"github.com/unkai-cloud/unkai/base/state"
 )
 
-// A Consumer is a program that admins have registered, with a secret of its own.
+// A Consumer is a program that admins have registered, with a secret of its own. Users may let it act
+// for them: see AccessToken.
 type Consumer struct {
 	resource.Meta
 	Description string
@@ -71,10 +72,13 @@ func (s *Service) UpdateConsumer(ctx context.Context, id resource.ID, change fun
 	})
 }
 
-// DeleteConsumer forgets one.
+// DeleteConsumer forgets one, with all that users let it do.
 func (s *Service) DeleteConsumer(ctx context.Context, id resource.ID) error {
 	return s.State.Update(ctx, func(tx *state.Tx) error {
 		if err := mayManage(ctx, "consumer.delete", resource.ID{}); err != nil {
+			return err
+		}
+		if err := deleteAccess(tx, "consumer", id); err != nil {
 			return err
 		}
 		return consumers.Delete(tx, id)

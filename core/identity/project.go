@@ -401,6 +401,9 @@ func deleteProject(tx *state.Tx, id resource.ID) error {
 	if err := deleteEach(tx, endpointFilters, "project", state.KeyOf(id)); err != nil {
 		return err
 	}
+	if err := deleteAccess(tx, "project", id); err != nil {
+		return err
+	}
 	for u := range ownedUsers(tx, id) {
 		u.DefaultProjectID = resource.ID{}
 		if err := users.Put(tx, u); err != nil {

@@ -27,7 +27,7 @@ type Claim struct {
 	Epoch     uint32 // the user's, when the token was made
 	Scope     Scope
 	Via       Via
-	ViaID     resource.ID // the application credential or the trust
+	ViaID     resource.ID // the application credential, the trust or the access token
 	AuditID   resource.ID // names the token, without giving it away
 	ParentID  resource.ID // the audit ID of the first token of a chain; zero for a first one
 	Methods   Methods
@@ -42,6 +42,7 @@ const (
 	ViaUser Via = iota
 	ViaApplicationCredential
 	ViaTrust
+	ViaAccessToken
 )
 
 // Methods are the ways in which a user proved who it is; a set of bits.
@@ -52,7 +53,8 @@ const (
 	ByToken
 	ByApplicationCredential
 	ByTOTP
-	BySignature // an EC2 or S3 signature
+	BySignature   // an EC2 or S3 signature
+	ByAccessToken // a consumer's signature
 )
 
 // A TokenKey signs tokens. The newest one signs; the older ones are kept for as long as
@@ -96,6 +98,7 @@ const (
 	shapeParent
 	shapeCredential
 	shapeTrust
+	shapeAccess
 )
 
 var errToken = errors.New("not a token")
@@ -136,6 +139,8 @@ func (c *Claim) shape() byte {
 		shape |= shapeCredential
 	case ViaTrust:
 		shape |= shapeTrust
+	case ViaAccessToken:
+		shape |= shapeAccess
 	}
 	return shape
 }
@@ -199,12 +204,14 @@ func parse(b []byte) (*Claim, error) {
 	if shape&shapeParent != 0 {
 		c.ParentID = next()
 	}
-	switch shape & (shapeCredential | shapeTrust) {
+	switch shape & (shapeCredential | shapeTrust | shapeAccess) {
 	case 0:
 	case shapeCredential:
 		c.Via, c.ViaID = ViaApplicationCredential, next()
 	case shapeTrust:
 		c.Via, c.ViaID = ViaTrust, next()
+	case shapeAccess:
+		c.Via, c.ViaID = ViaAccessToken, next()
 	default:
 		return nil, errToken
 	}
@@ -266,21 +273,18 @@ func (s *Service) addKey(ctx context.Context, first bool) error {
 // time; Sweep forgets the keys after that.
 func (s *Service) RotateKeys(ctx context.Context) error { return s.addKey(ctx, false) }
 
-// Sweep forgets what time has made useless: revocations of expired tokens, and keys whose tokens have
-// all expired. It may run at any time.
+// Sweep forgets what time has made useless: revocations of expired tokens, request and access tokens
+// that have expired themselves, and keys whose tokens have all expired. It may run at any time.
 func (s *Service) Sweep(ctx context.Context) error {
 	return s.State.Update(ctx, func(tx *state.Tx) error {
-		var old []resource.ID
-		for r := range revocations.Peek(tx, "expiry", state.Range{}) {
-			if r.ExpiresAt.After(tx.Now()) || len(old) == 1000 {
-				break
-			}
-			old = append(old, r.ID)
+		if err := forget(tx, revocations, func(r *Revocation) time.Time { return r.ExpiresAt }); err != nil {
+			return err
 		}
-		for _, id := range old {
-			if err := revocations.Delete(tx, id); err != nil {
-				return err
-			}
+		if err := forget(tx, requestTokens, func(t *RequestToken) time.Time { return t.ExpiresAt }); err != nil {
+			return err
+		}
+		if err := forget(tx, accessTokens, func(t *AccessToken) time.Time { return t.ExpiresAt }); err != nil {
+			return err
 		}
 		keys := collect(tokenKeys.Each(tx, "serial", ""), nil)
 		for i := 0; i+1 < len(keys); i++ {
@@ -293,6 +297,23 @@ func (s *Service) Sweep(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// forget deletes what has expired, by the table's index "expiry", up to a number that one transaction bears.
+func forget[T any](tx *state.Tx, table *state.Table[T], expiry func(*T) time.Time) error {
+	var old []resource.ID
+	for obj := range table.Peek(tx, "expiry", state.Range{}) {
+		if expiry(obj).After(tx.Now()) || len(old) == 1000 {
+			break
+		}
+		old = append(old, any(obj).(resource.Object).GetMeta().ID)
+	}
+	for _, id := range old {
+		if err := table.Delete(tx, id); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 var unauthorized = fault.Errorf(fault.Unauthorized, "The request you have made requires authentication.")
@@ -308,6 +329,7 @@ type Session struct {
 
 	Credential *ApplicationCredential // when Via says so
 	Trust      *Trust
+	Access     *AccessToken
 	Rules      []*AccessRule // what the credential is limited to; nil: nothing
 }
 
@@ -323,6 +345,9 @@ func (n *Session) Actor() *Actor {
 	}
 	if n.Trust != nil {
 		a.TrustID = n.Trust.ID
+	}
+	if n.Access != nil {
+		a.AccessTokenID = n.Access.ID
 	}
 	return a
 }
@@ -418,6 +443,13 @@ func (n *Session) findRoles(tx *state.Tx, now time.Time) error {
 		}
 		n.Trust = t
 		n.Roles = rolesOf(tx, held(imply(tx, t.RoleIDs), imply(tx, assigned(tx, t.TrustorID, n.Scope))))
+	case ViaAccessToken:
+		t, ok := accessTokens.PeekOne(tx, n.ViaID)
+		if !ok || t.UserID != n.UserID || t.InProjectID != n.Scope.ProjectID || !now.Before(t.ExpiresAt) {
+			return unauthorized
+		}
+		n.Access = t
+		n.Roles = rolesOf(tx, held(imply(tx, t.RoleIDs), imply(tx, assigned(tx, n.UserID, n.Scope))))
 	default:
 		if n.Scope.kind() != "" {
 			n.Roles = effective(tx, n.UserID, n.Scope)

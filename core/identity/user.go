@@ -302,5 +302,8 @@ func deleteUser(tx *state.Tx, id resource.ID) error {
 	if err := deleteTrusts(tx, "trustee", key); err != nil {
 		return err
 	}
+	if err := deleteAccess(tx, "user", id); err != nil {
+		return err
+	}
 	return users.Delete(tx, id)
 }

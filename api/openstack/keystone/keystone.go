@@ -34,7 +34,7 @@ func New(o Options) *openstack.Service {
 	for _, table := range []map[string]openstack.Handler{
 		s.tokenRoutes(), s.projectRoutes(), s.userRoutes(), s.groupRoutes(), s.roleRoutes(), s.assignmentRoutes(),
 		s.catalogRoutes(), s.credentialRoutes(), s.applicationRoutes(), s.trustRoutes(), s.filterRoutes(),
-		s.documentRoutes(), s.limitRoutes(), s.consumerRoutes(), s.configRoutes(),
+		s.documentRoutes(), s.limitRoutes(), s.consumerRoutes(), s.oauthRoutes(), s.configRoutes(),
 	} {
 		for pattern, h := range table {
 			svc.Handle(pattern, h)
@@ -51,6 +51,8 @@ func (s *server) open() map[string]openstack.Handler {
 		"GET /v3/{$}":                       s.version,
 		"POST /v3/auth/tokens":              s.authenticate,
 		"POST /v3/users/{user_id}/password": s.changePassword,
+		"POST /v3/OS-OAUTH1/request_token":  s.createRequestToken,
+		"POST /v3/OS-OAUTH1/access_token":   s.createAccessToken,
 	}
 }
 

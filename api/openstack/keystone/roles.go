@@ -2,8 +2,10 @@ package keystone
 
 import (
 	"net/http"
+	"slices"
 
 	"github.com/unkai-cloud/unkai/api/openstack"
+	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/core/identity"
 )
 
@@ -76,6 +78,16 @@ func (s *server) writeRoles(w http.ResponseWriter, r *http.Request, all []*ident
 		items = append(items, s.roleShape(r, role))
 	}
 	return s.writeList(w, r, "roles", items, "name", "domain_id")
+}
+
+// writeRoleOf answers the role of the path if it is one of these.
+func (s *server) writeRoleOf(w http.ResponseWriter, r *http.Request, roles []*identity.Role) error {
+	id := pathID(r, "role_id")
+	at := slices.IndexFunc(roles, func(role *identity.Role) bool { return role.ID == id })
+	if at < 0 {
+		return fault.Errorf(fault.NotFound, "Could not find role: %s.", r.PathValue("role_id"))
+	}
+	return write(w, http.StatusOK, "role", s.roleShape(r, roles[at]))
 }
 
 func (s *server) showRole(w http.ResponseWriter, r *http.Request) error {

@@ -5,6 +5,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
+	"slices"
+	"time"
 
 	"github.com/unkai-cloud/unkai/api/openstack"
 	"github.com/unkai-cloud/unkai/api/wire"
@@ -25,7 +27,7 @@ func (s *server) tokenRoutes() map[string]openstack.Handler {
 }
 
 // parseProof reads the body of POST /v3/auth/tokens.
-func parseProof(r *http.Request) (identity.Proof, error) {
+func (s *server) parseProof(r *http.Request) (identity.Proof, error) {
 	var p identity.Proof
 	in, err := body(r, "auth")
 	if err != nil {
@@ -56,6 +58,11 @@ func parseProof(r *http.Request) (identity.Proof, error) {
 			readApplicationProof(proof, &p, &parts)
 		}
 		parts = append(parts, proof)
+	}
+	if slices.Contains(p.Methods, "oauth1") {
+		if err := s.readOAuthProof(r, &p); err != nil {
+			return p, err
+		}
 	}
 	if raw, ok := in.take("scope"); ok {
 		if err := parseScope(raw, &p.Scope); err != nil {
@@ -102,6 +109,16 @@ func readApplicationProof(in *fields, p *identity.Proof, parts *[]*fields) {
 	in.text("name", &p.Credential)
 	in.text("secret", &p.Secret)
 	p.Owner = userRef(in.part("user", parts), "", nil)
+}
+
+// readOAuthProof reads what stands in the header and not in the body.
+func (s *server) readOAuthProof(r *http.Request, p *identity.Proof) error {
+	o, err := s.parseOAuth(r, time.Now())
+	if err != nil {
+		return err
+	}
+	p.ConsumerID, p.AccessTokenID, p.Signed = idOf(o.get("oauth_consumer_key")), idOf(o.get("oauth_token")), o.signed
+	return nil
 }
 
 // complete refuses a proof that lacks what its methods need.
@@ -183,7 +200,7 @@ func parseScope(raw json.RawMessage, to *identity.ScopeRef) error {
 }
 
 func (s *server) authenticate(w http.ResponseWriter, r *http.Request) error {
-	proof, err := parseProof(r)
+	proof, err := s.parseProof(r)
 	if err != nil {
 		return err
 	}
@@ -281,6 +298,9 @@ func tokenShape(n *identity.Session) shape {
 		if n.Rules != nil {
 			out["application_credential"].(shape)["access_rules"] = rulesShape(n.Rules)
 		}
+	}
+	if t := n.Access; t != nil {
+		out["OS-OAUTH1"] = shape{"access_token_id": spell(t.ID), "consumer_id": spell(t.ConsumerID)}
 	}
 	if t := n.Trust; t != nil {
 		out["OS-TRUST:trust"] = shape{

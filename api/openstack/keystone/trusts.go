@@ -2,10 +2,8 @@ package keystone
 
 import (
 	"net/http"
-	"slices"
 
 	"github.com/unkai-cloud/unkai/api/openstack"
-	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/core/identity"
 )
 
@@ -122,10 +120,5 @@ func (s *server) trustRole(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	id := pathID(r, "role_id")
-	at := slices.IndexFunc(roles, func(role *identity.Role) bool { return role.ID == id })
-	if at < 0 {
-		return fault.Errorf(fault.NotFound, "Could not find role: %s.", r.PathValue("role_id"))
-	}
-	return write(w, http.StatusOK, "role", s.roleShape(r, roles[at]))
+	return s.writeRoleOf(w, r, roles)
 }
