@@ -40,7 +40,7 @@ func Take[T any](seq iter.Seq[*T], limit int, keep func(*T) bool) Page[T] {
 	return p
 }
 
-// Sorted makes a page in an order that no index serves: it collects all that the filter
+// Sorted makes a page in an order that no index serves: it looks at all that the filter
 // keeps, so use it only after an index has narrowed the sequence. Ties go by ID, upwards. The marker need not be kept by the filter.
 func Sorted[T any](seq iter.Seq[*T], q List, meta func(*T) *resource.Meta, order func(a, b *T) int, keep func(*T) bool) Page[T] {
 	var all []*T
@@ -60,16 +60,27 @@ func Sorted[T any](seq iter.Seq[*T], q List, meta func(*T) *resource.Meta, order
 		}
 		return cmp.Or(c, slices.Compare(meta(a).ID[:], meta(b).ID[:]))
 	}
-	slices.SortFunc(all, compare)
 	if marker != nil {
-		from, _ := slices.BinarySearchFunc(all, marker, compare)
-		if from < len(all) && meta(all[from]).ID == q.Marker {
-			from++
+		all = slices.DeleteFunc(all, func(item *T) bool { return compare(item, marker) <= 0 })
+	}
+	if q.Limit <= 0 || len(all) <= q.Limit {
+		slices.SortFunc(all, compare)
+		return Page[T]{all, false}
+	}
+	return Page[T]{least(all, q.Limit, compare), true}
+}
+
+// least gives the first n of many in order, without sorting the rest.
+func least[T any](all []*T, n int, compare func(a, b *T) int) []*T {
+	first := slices.Clone(all[:n])
+	slices.SortFunc(first, compare)
+	for _, item := range all[n:] {
+		if compare(item, first[n-1]) >= 0 {
+			continue
 		}
-		all = all[from:]
+		at, _ := slices.BinarySearchFunc(first, item, compare)
+		copy(first[at+1:], first[at:n-1])
+		first[at] = item
 	}
-	if q.Limit > 0 && len(all) > q.Limit {
-		return Page[T]{all[:q.Limit], true}
-	}
-	return Page[T]{all, false}
+	return first
 }
