@@ -6,7 +6,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.
 DATA    ?= /var/lib/unkai
 GUEST   ?= /var/cache/unkai/guest
 SEEDS   ?= 1-300
-GO      := CGO_ENABLED=0 go
+export CGO_ENABLED := 0
+GO      := go
 
 .PHONY: build up down test check unit sim cloud tempest bench guest packages
 
@@ -38,7 +39,8 @@ test:
 check:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
-	cd tools && $(GO) run honnef.co/go/tools/cmd/staticcheck -C .. ./...
+	@cd tools && $(GO) build -o ../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+	bin/staticcheck ./...
 
 unit:
 	$(GO) test ./...
