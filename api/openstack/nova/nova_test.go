@@ -1,0 +1,363 @@
+package nova
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/unkai-cloud/unkai/api/wire"
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/compute/cloudtest"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+// tokens are who may ask, by the token itself.
+type tokens map[string]*identity.Actor
+
+func (t tokens) Verify(_ context.Context, token string) (*identity.Actor, error) {
+	if a := t[token]; a != nil {
+		return a, nil
+	}
+	return nil, fault.Errorf(fault.Unauthorized, "The request you have made requires authentication.")
+}
+
+// serve runs the service on a listener, over a cloud with so many hosts.
+func serve(t testing.TB, hosts int) (*httptest.Server, *cloudtest.Cloud) {
+	t.Helper()
+	c := cloudtest.New(t, hosts)
+	reader := *c.User
+	reader.Roles = []string{"reader"}
+	admin := c.Member(resource.NewID(c.Clock, nil))
+	admin.Roles = []string{"admin", "manager", "member", "reader"}
+	who := tokens{"owner": c.User, "reader": &reader, "other": c.Member(c.Other), "admin": admin}
+	server := httptest.NewServer(wire.Serve(http.StripPrefix("/compute", New(Options{Compute: c.Compute, Network: c.Network, Auth: who}))))
+	t.Cleanup(server.Close)
+	return server, c
+}
+
+// TestConversations replays testdata/*.txt. A line "> WHO METHOD PATH [MINOR]" begins a request in microversion
+// 2.MINOR, its body follows; "< STATUS" begins the answer: JSON in which what stands there must be found, or text
+// that must. "$name" in an answer binds a word that later lines may use, "*" is anything, "absent" must not be
+// there. "! settle" lets the hosts work; "! trouble WORDS" makes them fail, "! lazy" idle, "! well" neither.
+func TestConversations(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no conversations: %v", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			server, c := serve(t, 2)
+			bound := map[string]string{"$base": server.URL, "$image": c.Image.String(), "$network": c.NetworkID.String(), "$project": c.Project.Hex(),
+				"$user": c.User.UserID.Hex(), "$other": c.Other.Hex(), "$host": c.Hosts[0].ID.String()}
+			for _, e := range parse(t, string(text)) {
+				if e.command != "" {
+					command(c, e.command)
+				} else {
+					e.play(t, server.URL, bound)
+				}
+			}
+		})
+	}
+}
+
+func command(c *cloudtest.Cloud, words string) {
+	verb, rest, _ := strings.Cut(words, " ")
+	for _, h := range c.Hosts {
+		switch verb {
+		case "trouble":
+			h.Trouble = rest
+		case "lazy":
+			h.Lazy = true
+		case "well":
+			h.Trouble, h.Lazy = "", false
+		case "lose":
+			c.Lose(h)
+		}
+	}
+	if verb == "settle" {
+		c.Settle()
+	}
+}
+
+type exchange struct {
+	line                         int
+	command, request, body, want string
+	status                       int
+}
+
+func parse(t *testing.T, text string) []*exchange {
+	t.Helper()
+	var all []*exchange
+	var into *string
+	for n, line := range strings.Split(text, "\n") {
+		switch {
+		case strings.HasPrefix(line, "! "):
+			all, into = append(all, &exchange{line: n + 1, command: line[2:]}), nil
+		case strings.HasPrefix(line, "> "):
+			all = append(all, &exchange{line: n + 1, request: line[2:]})
+			into = &all[len(all)-1].body
+		case strings.HasPrefix(line, "< "):
+			status, err := strconv.Atoi(strings.TrimSpace(line[2:]))
+			if err != nil {
+				t.Fatalf("line %d: %v", n+1, err)
+			}
+			all[len(all)-1].status = status
+			into = &all[len(all)-1].want
+		case into != nil && !strings.HasPrefix(line, "# "):
+			*into += line
+		}
+	}
+	return all
+}
+
+var word = regexp.MustCompile(`\$[a-zA-Z]+`)
+
+func fill(s string, bound map[string]string) string {
+	return word.ReplaceAllStringFunc(s, func(w string) string {
+		if v, ok := bound[w]; ok {
+			return v
+		}
+		return w
+	})
+}
+
+func (e *exchange) play(t *testing.T, base string, bound map[string]string) {
+	t.Helper()
+	parts := strings.Fields(fill(e.request, bound))
+	status, got := ask(t, base, parts[0], parts[1], parts[2], strings.Join(parts[3:], ""), fill(e.body, bound))
+	if status != e.status {
+		t.Fatalf("line %d: %s: status %d, want %d: %s", e.line, e.request, status, e.status, got)
+	}
+	want := fill(e.want, bound)
+	if !strings.HasPrefix(want, "{") {
+		if !strings.Contains(string(got), want) {
+			t.Fatalf("line %d: %s: got %s, want %s", e.line, e.request, got, want)
+		}
+		return
+	}
+	var w, g any
+	if err := json.Unmarshal([]byte(want), &w); err != nil {
+		t.Fatalf("line %d: %v: %s", e.line, err, want)
+	}
+	if err := json.Unmarshal(got, &g); err != nil {
+		t.Fatalf("line %d: %s: %v: %s", e.line, e.request, err, got)
+	}
+	if problem := match(w, g, "", bound); problem != "" {
+		t.Fatalf("line %d: %s: %s\n%s", e.line, e.request, problem, got)
+	}
+}
+
+func ask(t testing.TB, base, who, method, path, minor, body string) (int, []byte) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, base+"/compute"+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Auth-Token", who)
+	req.Header.Set("Content-Type", "application/json")
+	if minor != "" {
+		req.Header.Set("OpenStack-API-Version", "compute 2."+minor)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	got, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, got
+}
+
+// match says where got lacks something of want; "" if it does not.
+func match(want, got any, at string, bound map[string]string) string {
+	switch w := want.(type) {
+	case map[string]any:
+		g, ok := got.(map[string]any)
+		if !ok {
+			return fmt.Sprintf("%s is %v", at, got)
+		}
+		for key, value := range w {
+			have, there := g[key]
+			switch {
+			case value == "absent" && there:
+				return fmt.Sprintf("%s.%s is there", at, key)
+			case value == "absent":
+			case !there:
+				return fmt.Sprintf("%s.%s is not there", at, key)
+			default:
+				if problem := match(value, have, at+"."+key, bound); problem != "" {
+					return problem
+				}
+			}
+		}
+		return ""
+	case []any:
+		g, ok := got.([]any)
+		if !ok || len(g) != len(w) {
+			return fmt.Sprintf("%s is %v, want %v", at, got, w)
+		}
+		for n := range w {
+			if problem := match(w[n], g[n], fmt.Sprintf("%s[%d]", at, n), bound); problem != "" {
+				return problem
+			}
+		}
+		return ""
+	case string:
+		if w == "*" {
+			return ""
+		}
+		if strings.HasPrefix(w, "$") {
+			bound[w] = fmt.Sprint(got)
+			return ""
+		}
+	}
+	if !reflect.DeepEqual(want, got) {
+		return fmt.Sprintf("%s is %v, want %v", at, got, want)
+	}
+	return ""
+}
+
+// Every standing has a status, a vm_state and, if something is under way, a task_state.
+func TestEveryStandingHasWords(t *testing.T) {
+	for _, stage := range compute.Stages() {
+		for _, task := range compute.Tasks() {
+			at := compute.Standing{Stage: stage, Task: task}
+			if !knownStatus(statusOfServer(at)) || vmStates[stage] == "" || task != "" && taskStates[task] == "" {
+				t.Errorf("%v has status %q, vm_state %q, task_state %q", at, statusOfServer(at), vmStates[stage], taskStates[task])
+			}
+			if !contains(standingsOf([]string{statusOfServer(at)}), at) {
+				t.Errorf("%v is not found by its own status", at)
+			}
+		}
+	}
+}
+
+func contains(all []compute.Standing, at compute.Standing) bool {
+	for _, one := range all {
+		if one == at {
+			return true
+		}
+	}
+	return false
+}
+
+func TestStatuses(t *testing.T) {
+	tests := map[string]struct {
+		at   compute.Standing
+		want string
+	}{
+		"being made":                   {compute.Standing{Stage: compute.Building, Task: compute.Creating}, "BUILD"},
+		"running":                      {compute.Standing{Stage: compute.Running}, "ACTIVE"},
+		"stopping still runs":          {compute.Standing{Stage: compute.Running, Task: compute.Stopping}, "ACTIVE"},
+		"stopped":                      {compute.Standing{Stage: compute.Stopped}, "SHUTOFF"},
+		"rebooting":                    {compute.Standing{Stage: compute.Running, Task: compute.SoftRebooting}, "REBOOT"},
+		"power-cycled":                 {compute.Standing{Stage: compute.Stopped, Task: compute.HardRebooting}, "HARD_REBOOT"},
+		"rebuilt while failed":         {compute.Standing{Stage: compute.Failed, Task: compute.Rebuilding}, "REBUILD"},
+		"being deleted":                {compute.Standing{Stage: compute.Frozen, Task: compute.Deleting}, "PAUSED"},
+		"being deleted before it ran":  {compute.Standing{Stage: compute.Building, Task: compute.Deleting}, "BUILD"},
+		"being given another shape":    {compute.Standing{Stage: compute.Running, Task: compute.Reshaping}, "RESIZE"},
+		"with an unconfirmed shape":    {compute.Standing{Stage: compute.Unsettled}, "VERIFY_RESIZE"},
+		"on the way to its old shape":  {compute.Standing{Stage: compute.Stopped, Task: compute.Reverting}, "REVERT_RESIZE"},
+		"failed":                       {compute.Standing{Stage: compute.Failed}, "ERROR"},
+		"failed and being deleted":     {compute.Standing{Stage: compute.Failed, Task: compute.Deleting}, "ERROR"},
+		"suspended":                    {compute.Standing{Stage: compute.Asleep}, "SUSPENDED"},
+		"resuming is still suspended":  {compute.Standing{Stage: compute.Asleep, Task: compute.Resuming}, "SUSPENDED"},
+		"starting is still not active": {compute.Standing{Stage: compute.Stopped, Task: compute.Starting}, "SHUTOFF"},
+	}
+	for name, test := range tests {
+		if got := statusOfServer(test.at); got != test.want {
+			t.Errorf("a server %s is %s, not %s", name, got, test.want)
+		}
+	}
+}
+
+func TestLastLines(t *testing.T) {
+	tests := map[string]struct {
+		log  string
+		n    int
+		want string
+	}{
+		"all":               {"a\nb\nc\n", -1, "a\nb\nc\n"},
+		"the last":          {"a\nb\nc\n", 1, "c\n"},
+		"two":               {"a\nb\nc\n", 2, "b\nc\n"},
+		"more than any":     {"a\nb\n", 9, "a\nb\n"},
+		"none":              {"a\nb\n", 0, ""},
+		"no end of line":    {"a\nb", 1, "b"},
+		"an empty log":      {"", 3, ""},
+		"no control bytes":  {"a\x00b\x07", -1, "ab"},
+		"what is no UTF-8":  {"a\xff", -1, "a\ufffd"},
+		"colours are kept":  {"\x1b[1mA", -1, "\x1b[1mA"},
+		"only an empty row": {"\n\n", 1, "\n"},
+	}
+	for name, test := range tests {
+		if got := lastLines([]byte(test.log), test.n); got != test.want {
+			t.Errorf("%s: %q, not %q", name, got, test.want)
+		}
+	}
+}
+
+// A doc spells texts so that they read as what encoding/json would have written.
+func TestDocSpellsTexts(t *testing.T) {
+	for _, s := range []string{"", "plain", `"quoted" \ and / <b>`, "tab\tline\nfeed\r\x00\x1f", "雲海 🌊", "broken \xff\xfe end", "cut \xe9\x9b", "\u2028"} {
+		usual, err := json.Marshal(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want, got string
+		if err := errors.Join(json.Unmarshal(usual, &want), json.Unmarshal(appendString(nil, s), &got)); err != nil || got != want {
+			t.Errorf("%q came back as %q, %v", s, got, err)
+		}
+	}
+}
+
+// FuzzCreateServer: whatever a body holds, the answer is the dialect's own and nothing is half done.
+func FuzzCreateServer(f *testing.F) {
+	for _, seed := range []string{
+		`{"server":{"name":"a","flavorRef":"42","imageRef":"IMAGE"}}`,
+		`{"server":{"name":"a","flavorRef":"42","imageRef":"IMAGE","networks":[{"uuid":"NETWORK","fixed_ip":"10.0.0.9","tag":"x"}],"min_count":"1","max_count":2}}`,
+		`{"server":{"name":"a","flavorRef":"42","imageRef":"IMAGE","networks":"none","tags":["a"],"description":null,"hostname":"ab"},"os:scheduler_hints":{"group":"IMAGE","x":[1]}}`,
+		`{"server":{"name":"a","flavorRef":42,"imageRef":7,"metadata":{"k":"v","":1}}}`,
+		`{"server":{"personality":[{"path":"/a","contents":"YQ=="}],"user_data":"YQ==","availability_zone":"nova:node-1:","config_drive":"True"}}`,
+		`{"server":[]}`, `[]`, `{`, `{"server":{"name":{"a":[[[[]]]]}}}`, `{"server":null}`, "\xff",
+	} {
+		for _, minor := range []uint8{1, 37, 52, 74, 93} {
+			f.Add(seed, minor)
+		}
+	}
+	server, c := serve(f, 1)
+	f.Fuzz(func(t *testing.T, text string, minor uint8) {
+		text = strings.NewReplacer("IMAGE", c.Image.String(), "NETWORK", c.NetworkID.String()).Replace(text)
+		before := compute.Servers().Len(c.State.Latest())
+		status, got := ask(t, server.URL, "owner", "POST", "/v2.1/servers", strconv.Itoa(int(minor)%newest+1), text)
+		after := compute.Servers().Len(c.State.Latest())
+		var answer map[string]any
+		if err := json.Unmarshal(got, &answer); err != nil || len(answer) != 1 {
+			t.Fatalf("the answer is %s", got)
+		}
+		switch {
+		case status == http.StatusAccepted && after > before:
+		case status >= 400 && status < 500 && after == before:
+		default:
+			t.Fatalf("status %d with %d servers before and %d after: %s", status, before, after, got)
+		}
+	})
+}
