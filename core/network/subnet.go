@@ -108,7 +108,7 @@ var subnets = state.NewTable[Subnet]("subnet",
 var _ = identity.Rules(map[string]identity.Rule{
 	"subnet.create": identity.Member, "subnet.read": identity.Reader,
 	"subnet.update": identity.Member, "subnet.delete": identity.Member,
-	"subnet.set-service": identity.Admin,
+	"subnet.set-service": identity.Admin, "subnet.count-addresses": identity.Admin,
 })
 
 var subnetNoun = noun[Subnet]{
@@ -421,6 +421,11 @@ type Occupancy struct {
 	Subnet *Subnet
 	Total  *big.Int
 	Used   int64
+}
+
+// MayCount asks whether the actor may see how full networks are.
+func MayCount(ctx context.Context) error {
+	return identity.Allow(ctx, "subnet.count-addresses", resource.Meta{})
 }
 
 // Occupancies tells of each subnet of a network how much of it is in use.

@@ -11,7 +11,6 @@ import (
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/host"
-	"github.com/unkai-cloud/unkai/core/identity"
 	"github.com/unkai-cloud/unkai/core/network"
 )
 
@@ -118,7 +117,7 @@ func (s *server) availabilities(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := adminOnly(c); err != nil {
+	if err := network.MayCount(r.Context()); err != nil {
 		return err
 	}
 	q, version := network.Query{}, ""
@@ -149,7 +148,7 @@ func (s *server) availability(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := adminOnly(c); err != nil {
+	if err := network.MayCount(r.Context()); err != nil {
 		return err
 	}
 	n, err := s.network().one(r)
@@ -157,13 +156,6 @@ func (s *server) availability(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return wire.WriteJSON(w, http.StatusOK, object{"network_ip_availability": availabilityShape(c, n, "")})
-}
-
-func adminOnly(c *call) error {
-	if c.actor.Admin() {
-		return nil
-	}
-	return identity.Allow(c.r.Context(), "network.set-segment", resource.Meta{})
 }
 
 func availabilityShape(c *call, n *network.Network, version string) object {
