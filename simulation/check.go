@@ -32,6 +32,7 @@ func (w *world) startControl() error {
 	}
 	c := &control{state: st, compute: compute.New(st, compute.Config{}), network: network.New(st)}
 	c.hub = host.NewHub(st, append(c.network.Sources(), c.compute.Source())...)
+	c.hub.Now, c.hub.After = w.now, w.after
 	reaper := &operation.Reaper{State: st, Now: w.now, Expirers: c.compute.Expirers()}
 	c.reconciler = reconcile.New(st, w.clock, append(c.network.Tasks(), reaper.Task(), c.hub.Liveness(w.now))...)
 	w.control = c

@@ -64,6 +64,31 @@ type world struct {
 	client  *client
 	result  Result
 	calm    bool // no more faults
+	alarms  []alarm
+}
+
+// alarm is something to be called at a time.
+type alarm struct {
+	at time.Time
+	f  func()
+}
+
+// after is time.AfterFunc on the world's clock.
+func (w *world) after(d time.Duration, f func()) {
+	w.alarms = append(w.alarms, alarm{w.clock.Add(d), f})
+}
+
+// ring calls what is due.
+func (w *world) ring() {
+	var later []alarm
+	for _, a := range w.alarms {
+		if a.at.After(w.clock) {
+			later = append(later, a)
+		} else {
+			a.f()
+		}
+	}
+	w.alarms = later
 }
 
 // begin of simulated time.
@@ -255,6 +280,9 @@ func (w *world) nextMoment() time.Time {
 		}
 	}
 	consider(w.control.reconciler.Due())
+	for _, a := range w.alarms {
+		consider(a.at, true)
+	}
 	for _, n := range w.nodes {
 		consider(n.agent.Due())
 	}
@@ -440,6 +468,7 @@ type control struct {
 
 // work does what the controller has to do; false if there was nothing.
 func (c *control) work(w *world) bool {
+	w.ring()
 	if err := c.hub.Pump(); err != nil {
 		w.trace("hub: %v", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"strings"
@@ -96,6 +97,9 @@ func (c *cloud) serveControl(ctx context.Context, at clientsAt) error {
 		}
 		wire.WriteJSON(w, http.StatusOK, token)
 	})
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return serve(ctx, l, mux)
 }
 

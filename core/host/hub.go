@@ -27,6 +27,9 @@ type Source struct {
 	Want func(tx *state.Tx, host, id resource.ID) (any, bool)
 	// Touched says what has to be derived anew, and for which hosts, after a change. It may name too much.
 	Touched func(tx *state.Tx, e state.Event) []Ref
+	// Every is how often at most a thing that a host has is told to it anew: for things that many
+	// changes elsewhere touch. 0: at once.
+	Every time.Duration
 	// Observe takes in what the host saw, in a transaction. What is no news writes nothing. nil:
 	// nothing is reported of this kind.
 	Observe func(tx *state.Tx, host, id resource.ID, seen json.RawMessage) error
@@ -65,6 +68,9 @@ type Observation struct {
 type Hub struct {
 	State   *state.State
 	Sources []Source // in the order in which a host best takes them up
+	// The clock, and what calls a function after a time; time.Now and time.AfterFunc when nil.
+	Now   func() time.Time
+	After func(time.Duration, func())
 
 	watch *state.Watcher
 
@@ -90,14 +96,16 @@ type Session struct {
 	over   chan struct{} // closed when another session of the host has begun
 	ended  bool          // guarded by mu
 
-	// What the host was last sent. Only Poll, which one goroutine calls, touches it.
+	// What the host was last sent, and when, of things with a pace. Only Poll, which one
+	// goroutine calls, touches them.
 	sent map[Key][]byte
+	when map[Key]time.Time
 }
 
 // Connect begins a session; an older one of the same host ends.
 func (h *Hub) Connect(host resource.ID) *Session {
 	s := &Session{hub: h, host: host, full: true, marked: map[Key]bool{}, wake: make(chan struct{}, 1),
-		over: make(chan struct{}), sent: map[Key][]byte{}}
+		over: make(chan struct{}), sent: map[Key][]byte{}, when: map[Key]time.Time{}}
 	s.wake <- struct{}{}
 	h.mu.Lock()
 	old := h.sessions[host]
@@ -236,7 +244,7 @@ func (s *Session) Poll() (*Delivery, error) {
 	// By kind in the sources' order, so that a host gets the network before the guest on it.
 	for _, source := range s.hub.Sources {
 		for _, key := range dirty {
-			if key.Kind != source.Kind {
+			if key.Kind != source.Kind || source.Every > 0 && s.tooSoon(key, source.Every) {
 				continue
 			}
 			body, err := source.body(tx, s.host, key.ID)
@@ -249,8 +257,12 @@ func (s *Session) Poll() (*Delivery, error) {
 			}
 			if body == nil {
 				delete(s.sent, key)
+				delete(s.when, key)
 			} else {
 				s.sent[key] = body
+				if source.Every > 0 {
+					s.when[key] = s.hub.now()
+				}
 			}
 			d.Items = append(d.Items, Item{key, orNull(body)})
 		}
@@ -261,9 +273,46 @@ func (s *Session) Poll() (*Delivery, error) {
 	return &d, nil
 }
 
+// tooSoon puts a thing off that the host was told about less than a pace ago.
+func (s *Session) tooSoon(key Key, every time.Duration) bool {
+	last, known := s.when[key]
+	wait := every - s.hub.now().Sub(last)
+	if !known || wait <= 0 {
+		return false
+	}
+	// Marked now and woken later: whatever touches it meanwhile rides along.
+	s.mu.Lock()
+	first := !s.marked[key]
+	if first {
+		s.marked[key] = true
+		s.dirty = append(s.dirty, key)
+	}
+	s.mu.Unlock()
+	if first {
+		s.hub.after(wait, s.poke)
+	}
+	return true
+}
+
+func (h *Hub) now() time.Time {
+	if h.Now == nil {
+		return time.Now()
+	}
+	return h.Now()
+}
+
+func (h *Hub) after(d time.Duration, f func()) {
+	if h.After == nil {
+		time.AfterFunc(d, f)
+		return
+	}
+	h.After(d, f)
+}
+
 func (s *Session) pollFull(tx *state.Tx) (*Delivery, error) {
 	d := &Delivery{Full: true}
 	clear(s.sent)
+	clear(s.when)
 	for _, source := range s.hub.Sources {
 		for _, id := range source.All(tx, s.host) {
 			body, err := source.body(tx, s.host, id)

@@ -57,6 +57,9 @@ func segmentSubnet(tx *state.Tx, n *Network, s *Subnet) SegmentSubnet {
 
 // neighbors are the ports of a network on other hosts that can be reached.
 func neighbors(tx *state.Tx, networkID, hostID resource.ID) []Neighbor {
+	if h, ok := host.Table().PeekOne(tx, hostID); !ok || !h.Address.IsValid() {
+		return nil // this host has no tunnels
+	}
 	var found []Neighbor
 	var at resource.ID
 	var address netip.Addr

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
@@ -13,9 +14,9 @@ import (
 // Sources tell hosts what to make real of networks, in the order in which it is best taken up.
 func (s *Service) Sources() []host.Source {
 	return []host.Source{
-		{Kind: "segment", All: segmentsOn, Touched: touchedSegments,
+		{Kind: "segment", All: segmentsOn, Touched: touchedSegments, Every: crowdPace,
 			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) { return wanted(SegmentFor(tx, id, h)) }},
-		{Kind: "filter", All: filtersOn, Touched: touchedFilters,
+		{Kind: "filter", All: filtersOn, Touched: touchedFilters, Every: crowdPace,
 			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) {
 				if !filteredOn(tx, id, h) {
 					return nil, false
@@ -39,6 +40,10 @@ func (s *Service) Sources() []host.Source {
 			}},
 	}
 }
+
+// crowdPace is how often at most a host is told anew who else is in a network or a group: each port
+// that comes or goes there touches every host that has part in it.
+const crowdPace = 500 * time.Millisecond
 
 func wanted[T any](want T, ok bool) (any, bool) { return want, ok }
 
