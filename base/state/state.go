@@ -84,8 +84,6 @@ func Open(ctx context.Context, engine Engine, o Options) (*State, error) {
 }
 
 func (s *State) load(ctx context.Context, history int) error {
-	// Nearly all that is allocated now stays: collecting it early finds no garbage.
-	defer debug.SetGCPercent(debug.SetGCPercent(200))
 	l := newLoader()
 	head, err := s.engine.Load(ctx, l.add)
 	tables, failed := l.finish()
