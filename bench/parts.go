@@ -384,7 +384,7 @@ var filters = []string{"", "&status=ACTIVE", "&name=^l99", "&image=%s", "&flavor
 	"&all_tenants=1&status=ACTIVE", "&availability_zone=nova", "&tags=none-has-it", "&locked=false", "&key_name=none-has-it", "&sort_key=created_at&sort_dir=desc"}
 
 func (b *bench) hundredThousand() error {
-	c, err := b.fresh(100)
+	c, err := b.fresh(500)
 	if err != nil {
 		return err
 	}
@@ -417,7 +417,7 @@ func (b *bench) hundredThousand() error {
 	dir := b.dir
 	b.end()
 	b.dir = dir
-	c, err = b.up(dir, 100)
+	c, err = b.up(dir, 500)
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/unkai-cloud/unkai/api/console"
 	"github.com/unkai-cloud/unkai/api/ec2"
 	"github.com/unkai-cloud/unkai/api/hostlink"
+	"github.com/unkai-cloud/unkai/api/native"
 	"github.com/unkai-cloud/unkai/api/openstack/glance"
 	"github.com/unkai-cloud/unkai/api/openstack/keystone"
 	"github.com/unkai-cloud/unkai/api/openstack/neutron"
@@ -203,6 +204,7 @@ func (c *cloud) handler() http.Handler {
 	mount("/image", glance.New(glance.Options{Images: c.image, Auth: c.identity}))
 	mount("/network", neutron.New(neutron.Options{Networks: c.network, Auth: c.identity}))
 	mount("/compute", nova.New(nova.Options{Compute: c.compute, Auth: c.identity, Images: c.image, Network: c.network}))
+	mount("/v1", native.New(native.Options{State: c.state, Auth: c.identity, Dialects: mux, Version: version}))
 	mount("/console", console.New(console.Options{Compute: c.compute, Hosts: c}))
 	e := ec2.New(ec2.Options{Keys: c.identity, State: c.state, Compute: c.compute, Images: c.image, Networks: c.network, Region: "RegionOne"})
 	mux.Handle("/ec2", e)
