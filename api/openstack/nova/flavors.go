@@ -138,6 +138,10 @@ var flavorOrders = map[string]func(a, b *compute.Flavor) int{
 	"description": func(a, b *compute.Flavor) int { return strings.Compare(a.Description, b.Description) },
 }
 
+// boolTexts are the texts that oslo's strict reading takes for booleans, in any case.
+var boolTexts = map[string]bool{"t": true, "true": true, "on": true, "y": true, "yes": true, "1": true,
+	"f": false, "false": false, "off": false, "n": false, "no": false, "0": false}
+
 func flavorQuery(r *http.Request) (q compute.FlavorQuery, err error) {
 	values := r.URL.Query()
 	known := []string{"limit", "marker", "is_public", "minRam", "minDisk", "sort_key", "sort_dir"}
@@ -166,7 +170,7 @@ func flavorQuery(r *http.Request) (q compute.FlavorQuery, err error) {
 		case strings.EqualFold(text, "none"):
 			q.Private = nil
 		case text != "":
-			public, ok := boolish[text]
+			public, ok := boolTexts[strings.ToLower(text)]
 			if !ok {
 				return q, fault.Errorf(fault.Invalid, "Invalid is_public filter [%s]", text)
 			}

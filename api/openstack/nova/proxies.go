@@ -137,6 +137,9 @@ func (s *server) powerHost(w http.ResponseWriter, r *http.Request) error {
 	}
 	switch r.PathValue("verb") {
 	case "startup", "shutdown", "reboot":
+		if _, ok := host.ByName(s.compute.State.Latest(), r.PathValue("name")); !ok {
+			return fault.Errorf(fault.NotFound, "Compute host %s could not be found.", r.PathValue("name"))
+		}
 		return fault.Errorf(fault.Unsupported, "Virt driver does not implement host power management.").WithCode("not-implemented")
 	}
 	return absent()
