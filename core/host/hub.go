@@ -3,6 +3,7 @@ package host
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -98,14 +99,14 @@ type Session struct {
 
 	// What the host was last sent, and when, of things with a pace. Only Poll, which one
 	// goroutine calls, touches them.
-	sent map[Key][]byte
+	sent map[Key]digest
 	when map[Key]time.Time
 }
 
 // Connect begins a session; an older one of the same host ends.
 func (h *Hub) Connect(host resource.ID) *Session {
-	s := &Session{hub: h, host: host, full: true, marked: map[Key]bool{}, wake: make(chan struct{}, 1),
-		over: make(chan struct{}), sent: map[Key][]byte{}, when: map[Key]time.Time{}}
+	s := &Session{hub: h, host: host, full: true, marked: map[Key]bool{}, later: map[Key]bool{}, wake: make(chan struct{}, 1),
+		over: make(chan struct{}), sent: map[Key]digest{}, when: map[Key]time.Time{}}
 	s.wake <- struct{}{}
 	h.mu.Lock()
 	old := h.sessions[host]
@@ -252,14 +253,14 @@ func (s *Session) Poll() (*Delivery, error) {
 				return nil, err
 			}
 			was, known := s.sent[key]
-			if body == nil && !known || known && body != nil && bytes.Equal(was, body) {
+			if body == nil && !known || known && body != nil && was == digestOf(body) {
 				continue
 			}
 			if body == nil {
 				delete(s.sent, key)
 				delete(s.when, key)
 			} else {
-				s.sent[key] = body
+				s.sent[key] = digestOf(body)
 				if source.Every > 0 {
 					s.when[key] = s.hub.now()
 				}
@@ -280,16 +281,17 @@ func (s *Session) tooSoon(key Key, every time.Duration) bool {
 	if !known || wait <= 0 {
 		return false
 	}
-	// Marked now and woken later: whatever touches it meanwhile rides along.
 	s.mu.Lock()
-	first := !s.marked[key]
-	if first {
-		s.marked[key] = true
-		s.dirty = append(s.dirty, key)
-	}
+	first := !s.later[key]
+	s.later[key] = true
 	s.mu.Unlock()
-	if first {
-		s.hub.after(wait, s.poke)
+	if first { // whatever touches it meanwhile rides along
+		s.hub.after(wait, func() {
+			s.mu.Lock()
+			delete(s.later, key)
+			s.mu.Unlock()
+			s.mark(key)
+		})
 	}
 	return true
 }
@@ -321,12 +323,20 @@ func (s *Session) pollFull(tx *state.Tx) (*Delivery, error) {
 			}
 			if body != nil {
 				key := Key{source.Kind, id}
-				s.sent[key] = body
+				s.sent[key] = digestOf(body)
 				d.Items = append(d.Items, Item{key, orNull(body)})
 			}
 		}
 	}
 	return d, nil
+}
+
+// digest tells bodies apart without keeping them.
+type digest [16]byte
+
+func digestOf(body []byte) digest {
+	sum := sha256.Sum256(body)
+	return digest(sum[:16])
 }
 
 // takeAway is the body of a thing that is explicitly not to be.

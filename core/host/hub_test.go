@@ -1,0 +1,217 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+)
+
+// A thing is a host's, as a domain would have it.
+type thing struct {
+	resource.Meta
+	HostID resource.ID
+	Size   int
+	Doomed bool
+}
+
+var things = state.NewTable[thing]("hub-test-thing", state.Index("host", func(t *thing) state.Key { return state.KeyOf(t.HostID) }))
+
+type clock struct {
+	now   time.Time
+	later []func()
+}
+
+func rig(t *testing.T, every time.Duration) (*Hub, *clock, resource.ID) {
+	t.Helper()
+	st, err := state.Open(t.Context(), state.NewMemory(0), state.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &clock{now: time.Unix(1e9, 0)}
+	h := NewHub(st, Source{Kind: "thing", Every: every,
+		All: func(tx *state.Tx, id resource.ID) []resource.ID { return things.IDs(tx, "host", state.KeyOf(id)) },
+		Want: func(tx *state.Tx, host, id resource.ID) (any, bool) {
+			th, ok := things.Find(tx, id)
+			switch {
+			case !ok || th.HostID != host:
+				return nil, false
+			case th.Doomed:
+				return nil, true
+			}
+			return th.Size, true
+		},
+		Touched: func(_ *state.Tx, e state.Event) []Ref {
+			if e.Kind != "hub-test-thing" {
+				return nil
+			}
+			return []Ref{{ID: e.ID}}
+		}})
+	h.Now, h.After = func() time.Time { return c.now }, func(_ time.Duration, f func()) { c.later = append(c.later, f) }
+	id := resource.NewID(c.now, nil)
+	if err := Arrive(t.Context(), st, id, Hello{Name: "h"}); err != nil {
+		t.Fatal(err)
+	}
+	return h, c, id
+}
+
+func put(t *testing.T, h *Hub, th thing) {
+	t.Helper()
+	if err := h.State.Update(context.Background(), func(tx *state.Tx) error { return things.Put(tx, &th) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Pump(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// poll gives what is sent now: "full" for a full delivery, the body, "take away", or nothing.
+func poll(t *testing.T, s *Session) string {
+	t.Helper()
+	select {
+	case <-s.Wake():
+	default:
+		return "asleep"
+	}
+	d, err := s.Poll()
+	switch {
+	case err != nil:
+		t.Fatal(err)
+	case d == nil:
+		return "nothing"
+	case d.Full:
+		return "full"
+	case d.Items[0].Body == nil:
+		return "take away"
+	}
+	return string(d.Items[0].Body)
+}
+
+func expect(t *testing.T, s *Session, want string) {
+	t.Helper()
+	if got := poll(t, s); got != want {
+		t.Errorf("the host is sent %q, not %q", got, want)
+	}
+}
+
+func TestAHostIsToldWhatChanges(t *testing.T) {
+	h, c, id := rig(t, 0)
+	s := h.Connect(id)
+	expect(t, s, "full")
+	th := thing{Meta: resource.Meta{ID: resource.NewID(c.now, nil)}, HostID: id, Size: 1}
+	put(t, h, th)
+	expect(t, s, "1")
+	put(t, h, th)
+	expect(t, s, "nothing")
+	th.Size = 2
+	put(t, h, th)
+	th.Size = 3
+	put(t, h, th)
+	expect(t, s, "3")
+	th.Doomed = true
+	put(t, h, th)
+	expect(t, s, "take away")
+	expect(t, s, "asleep")
+}
+
+func TestAHostThatNeverHadItIsToldToTakeItAway(t *testing.T) {
+	h, c, id := rig(t, 0)
+	s := h.Connect(id)
+	expect(t, s, "full")
+	put(t, h, thing{Meta: resource.Meta{ID: resource.NewID(c.now, nil)}, HostID: id, Doomed: true})
+	expect(t, s, "take away")
+}
+
+func TestOtherHostsThingsAreNotSent(t *testing.T) {
+	h, c, id := rig(t, 0)
+	s := h.Connect(id)
+	expect(t, s, "full")
+	put(t, h, thing{Meta: resource.Meta{ID: resource.NewID(c.now, nil)}, HostID: resource.NewID(c.now, nil), Size: 1})
+	expect(t, s, "nothing")
+}
+
+func TestPace(t *testing.T) {
+	h, c, id := rig(t, time.Second)
+	s := h.Connect(id)
+	expect(t, s, "full")
+	th := thing{Meta: resource.Meta{ID: resource.NewID(c.now, nil)}, HostID: id, Size: 1}
+	put(t, h, th)
+	expect(t, s, "1")
+	for th.Size = 2; th.Size < 9; th.Size++ {
+		put(t, h, th)
+		expect(t, s, "nothing")
+	}
+	if len(c.later) != 1 {
+		t.Fatalf("%d alarms were set", len(c.later))
+	}
+	c.now = c.now.Add(time.Second)
+	c.later[0]()
+	expect(t, s, "8")
+}
+
+func TestANewSessionEndsTheOldOneAndStartsOver(t *testing.T) {
+	h, c, id := rig(t, 0)
+	first := h.Connect(id)
+	put(t, h, thing{Meta: resource.Meta{ID: resource.NewID(c.now, nil)}, HostID: id, Size: 1})
+	second := h.Connect(id)
+	select {
+	case <-first.Over():
+	default:
+		t.Error("the old session goes on")
+	}
+	<-second.Wake()
+	d, err := second.Poll()
+	if err != nil || !d.Full || len(d.Items) != 1 {
+		t.Errorf("%+v, %v", d, err)
+	}
+	second.Close()
+	if h.Connected(id) {
+		t.Error("a closed session counts as connected")
+	}
+}
+
+func TestAReportOfAnUnknownHostIsRefused(t *testing.T) {
+	h, c, _ := rig(t, 0)
+	if err := h.Observe(t.Context(), resource.NewID(c.now, nil), []Observation{{Key: Key{"thing", c.id()}, Seen: json.RawMessage(`{}`)}}); err == nil {
+		t.Error("it was taken in")
+	}
+}
+
+func (c *clock) id() resource.ID { return resource.NewID(c.now, nil) }
+
+func TestSilentHostsAreLostAndFoundAgain(t *testing.T) {
+	h, c, id := rig(t, 0)
+	task := h.Liveness(h.Now)
+	lost := func() bool {
+		t.Helper()
+		if _, err := task.Step(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		m, ok := Find(h.State.Latest(), id)
+		if !ok {
+			t.Fatal("the host is gone")
+		}
+		return !m.Up()
+	}
+	if lost() {
+		t.Error("lost at once")
+	}
+	c.now = c.now.Add(Expect - time.Second)
+	if lost() {
+		t.Error("lost too soon")
+	}
+	c.now = c.now.Add(2 * time.Second)
+	if !lost() {
+		t.Error("not lost")
+	}
+	if err := Arrive(t.Context(), h.State, id, Hello{Name: "h"}); err != nil {
+		t.Fatal(err)
+	}
+	h.Connect(id)
+	if lost() {
+		t.Error("still lost")
+	}
+}
