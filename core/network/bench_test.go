@@ -1,11 +1,16 @@
 package network_test
 
 import (
+	"context"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/identity"
 	"github.com/unkai-cloud/unkai/core/network"
 )
@@ -38,4 +43,68 @@ func BenchmarkFilter(b *testing.B) {
 			b.Fatal("no filter")
 		}
 	}
+}
+
+// BenchmarkHosts plugs 10,000 servers' ports of one network and one group into 1,000 hosts, which are
+// told all along what to make of it.
+func BenchmarkHosts(b *testing.B) {
+	for b.Loop() {
+		plugIn(b, 1000, 10_000)
+	}
+}
+
+func plugIn(b *testing.B, hosts, ports int) {
+	c := open(b)
+	n := c.network(c.ours, c.our)
+	c.subnet(c.ours, n, "10.0.0.0/16")
+	ctx, cancel := context.WithCancel(identity.Internal(b.Context()))
+	if err := c.SetQuota(ctx, c.our, map[string]int{"port": network.Unlimited}); err != nil {
+		b.Fatal(err)
+	}
+	hub := host.NewHub(c.st, c.Sources()...)
+	var ids []resource.ID
+	var told, wg = new(atomic.Int64), new(sync.WaitGroup)
+	for i := range hosts {
+		id := resource.NewID(time.Now(), nil)
+		if err := host.Arrive(ctx, c.st, id, host.Hello{Name: fmt.Sprint("h", i)}); err != nil {
+			b.Fatal(err)
+		}
+		ids = append(ids, id)
+		session := hub.Connect(id)
+		wg.Go(func() {
+			for {
+				d, err := session.Next(ctx)
+				if err != nil {
+					return
+				}
+				told.Add(int64(len(d.Items)))
+			}
+		})
+	}
+	wg.Go(func() { hub.Run(ctx) })
+	begin := time.Now()
+	var makers sync.WaitGroup
+	for maker := range 16 {
+		makers.Go(func() {
+			for i := maker; i < ports; i += 16 {
+				err := c.st.Update(ctx, func(tx *state.Tx) error {
+					_, err := network.AddPort(ctx, tx, network.PortWanted{ProjectID: c.our, NetworkID: n.ID, DeviceID: tx.NewID(),
+						Owner: network.OwnerServer, Label: "z", HostID: ids[i%hosts]})
+					return err
+				})
+				if err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	makers.Wait()
+	b.ReportMetric(time.Since(begin).Seconds(), "s-to-make")
+	for last := int64(-1); last != told.Load(); time.Sleep(200 * time.Millisecond) {
+		last = told.Load()
+	}
+	b.ReportMetric(time.Since(begin).Seconds(), "s-to-tell")
+	b.ReportMetric(float64(told.Load()), "items")
+	cancel()
+	wg.Wait()
 }

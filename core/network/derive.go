@@ -57,30 +57,18 @@ func segmentSubnet(tx *state.Tx, n *Network, s *Subnet) SegmentSubnet {
 
 // neighbors are the ports of a network on other hosts that can be reached.
 func neighbors(tx *state.Tx, networkID, hostID resource.ID) []Neighbor {
-	if h, ok := host.Table().PeekOne(tx, hostID); !ok || !h.Address.IsValid() {
-		return nil // this host has no tunnels
-	}
 	var found []Neighbor
-	var at resource.ID
-	var address netip.Addr
-	for p := range ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(networkID)}) {
-		if p.HostID == hostID {
+	for h := range host.Table().Peek(tx, "", state.Range{}) {
+		if h.ID == hostID || !h.Address.IsValid() {
 			continue
 		}
-		if p.HostID != at {
-			at, address = p.HostID, netip.Addr{}
-			if h, ok := host.Table().PeekOne(tx, at); ok {
-				address = h.Address
+		for p := range ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(networkID, h.ID)}) {
+			n := Neighbor{MAC: p.MAC, Host: h.Address}
+			for _, f := range p.Fixed {
+				n.Addresses = append(n.Addresses, f.Address)
 			}
+			found = append(found, n)
 		}
-		if !address.IsValid() {
-			continue
-		}
-		n := Neighbor{MAC: p.MAC, Host: address}
-		for _, f := range p.Fixed {
-			n.Addresses = append(n.Addresses, f.Address)
-		}
-		found = append(found, n)
 	}
 	return found
 }
