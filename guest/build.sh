@@ -32,7 +32,7 @@ export LC_ALL=C SOURCE_DATE_EPOCH=1700000000
 umask 022
 
 # What the guest has on board, and what builds it. Libraries follow from these.
-packages=(busybox-static bash dropbear-bin sudo libpam-modules util-linux mount e2fsprogs
+packages=(busybox-static bash dropbear-bin openssh-sftp-server sudo libpam-modules util-linux mount e2fsprogs
 	iproute2 iputils-ping netcat-traditional curl)
 builders=(squashfs-tools syslinux syslinux-common mtools)
 programs=(bash dropbear dropbearkey dbclient sudo lsblk blkid mount umount findmnt mke2fs mkfs.ext4
@@ -188,12 +188,13 @@ ln -sf ping "$root/usr/bin/ping4"
 ln -sf ping "$root/usr/bin/ping6"
 cp "$loader" "$root/usr/lib64/ld-linux-x86-64.so.2"
 cp "$(find "$sys" -path '*/sudo/sudoers.so' -print -quit)" "$root/usr/libexec/sudo/"
+cp "$(find "$sys" -name sftp-server -type f -print -quit)" "$root/usr/lib/"
 for module in permit deny; do cp "$(find "$sys" -name pam_$module.so -print -quit)" "$root/usr/lib/security/"; done
 chmod -R a+rX,u+w "$root/usr"
 chmod 4755 "$root/usr/bin/sudo"
 
 # Libraries: whatever the programs load, down to the last. A program without any is static.
-for elf in "${programs[@]/#/$root/usr/bin/}" "$root"/usr/libexec/sudo/*.so "$root"/usr/lib/security/*.so; do
+for elf in "${programs[@]/#/$root/usr/bin/}" "$root"/usr/lib/sftp-server "$root"/usr/libexec/sudo/*.so "$root"/usr/lib/security/*.so; do
 	"$loader" --library-path "$libpath" --list "$elf"
 done >"$work/libs"
 if grep 'not found' "$work/libs" >&2; then die 'the packages lack a library'; fi

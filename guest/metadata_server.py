@@ -1,10 +1,11 @@
 """Serves DIR as the OpenStack or the EC2 metadata service on a free port of loopback, for test.sh.
 
-usage: metadata_server.py DIR openstack|ec2    prints the port
+usage: metadata_server.py DIR openstack|ec2 [ADDRESS PORT]    prints the port
 """
 
 import http.server
 import pathlib
+import socket
 import sys
 
 root, dialect = pathlib.Path(sys.argv[1]), sys.argv[2]
@@ -51,6 +52,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
+address, port = sys.argv[3:] or ("::ffff:127.0.0.1", "0")
+server = Server(socket.getaddrinfo(address, int(port), socket.AF_INET6, socket.SOCK_STREAM)[0][4], Handler)
 print(server.server_address[1], flush=True)
 server.serve_forever()

@@ -141,6 +141,9 @@ EOF
 		is 'nc answers again and again' "$(on 'nc -p 7777 -lk -e echo foolish >/dev/null 2>&1 & sleep 1; for i in 1 2 3; do echo bar | nc -w 1 127.0.0.1 7777; done; kill $!')" $'foolish\nfoolish\nfoolish'
 		is 'nc answers datagrams' "$(on 'nc -u -p 7778 -lk -e echo foolish >/dev/null 2>&1 & sleep 1; for i in 1 2; do echo bar | nc -w 1 -u 127.0.0.1 7778; sleep 1; done; kill $!')" $'foolish\nfoolish'
 		is 'curl' "$(on 'curl -V | cut -d" " -f1 | head -n 1')" curl
+		echo 'a file copied' >"$tmp/copied"
+		timeout 60 scp -q -i "$tmp/id" -P "$port" "${to_guest[@]}" "$tmp/copied" cirros@127.0.0.1:
+		is 'scp' "$(on cat copied)" 'a file copied'
 		is 'dhcp client' "$(on 'sudo /bin/kill -USR1 $(cat /var/run/udhcpc.eth0.pid) && sleep 1; ip -o addr show eth0 | grep -c 169.254.169.15')" 1
 		is 'IPv6 by itself' "$(on 'ip -o -6 addr show eth0 | grep -c "fec0::5054:ff:feaa:1/64"')" 1
 		is 'console can be written' "$(on 'sudo sh -c "echo from inside >/dev/console"'; sleep 0.5; grep -c 'from inside' "$tmp/serial")" 1
