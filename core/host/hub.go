@@ -93,6 +93,7 @@ type Session struct {
 	full   bool          // everything is to be sent; guarded by mu
 	dirty  []Key         // to be derived anew, each once; guarded by mu
 	marked map[Key]bool  // those in dirty; guarded by mu
+	later  map[Key]bool  // put off by their pace; guarded by mu
 	wake   chan struct{} // holds one element when there is something to send
 	over   chan struct{} // closed when another session of the host has begun
 	ended  bool          // guarded by mu
