@@ -17,74 +17,90 @@ import (
 // objects, through any element of lists, and through maps by their keys: fixed.address, metadata.role.
 type condition struct {
 	name   string
-	parts  []string
-	leaf   *shape
+	steps  []step
 	level  level    // who is told whether it holds
 	values []string // as text() spells them; "" stands for nothing, too
 }
 
 // An order sorts by one field that every object has once.
 type order struct {
-	parts   []string
-	leaf    *shape
+	steps   []step
 	level   level
 	reverse bool
+}
+
+// A step leads from an object to its field at this place, or from a map to what stands under a key.
+// Lists are passed through.
+type step struct {
+	at  int
+	key string
+}
+
+// A way is where a path leads.
+type way struct {
+	steps []step
+	leaf  *shape // a scalar
+	level level  // the highest on the way
 }
 
 func unknownField(name string) error {
 	return fault.InvalidField(name, "is no field that these can be filtered or sorted by").WithCode("unknown-field")
 }
 
-// find follows a path of names to a scalar and tells the highest level on the way. once: not
-// through lists and maps.
-func (s *shape) find(parts []string, once bool) (leaf *shape, lvl level, ok bool) {
-	switch s.form {
-	case objectForm:
-		if len(parts) == 0 {
-			return nil, 0, false
-		}
-		for i := range s.fields {
-			if s.fields[i].name == parts[0] {
-				leaf, lvl, ok = s.fields[i].find(parts[1:], once)
-				return leaf, max(lvl, s.fields[i].level), ok
+// find follows a path of names to a scalar; false if there is none. once: not through lists and maps.
+func (s *shape) find(name string, once bool) (way, bool) {
+	var w way
+	parts := strings.Split(name, ".")
+	for {
+		switch s.form {
+		case objectForm:
+			if len(parts) == 0 {
+				return w, false
 			}
+			at := slices.IndexFunc(s.fields, func(f field) bool { return f.name == parts[0] })
+			if at < 0 {
+				return w, false
+			}
+			f := &s.fields[at]
+			w.steps, w.level = append(w.steps, step{at: at}), max(w.level, f.level)
+			s, parts = f.shape, parts[1:]
+		case listForm:
+			if once {
+				return w, false
+			}
+			s = s.elem
+		case mapForm:
+			if once || len(parts) == 0 {
+				return w, false
+			}
+			// Where nothing else can follow it, a key may itself hold dots.
+			key, rest := parts[0], parts[1:]
+			if s.elem.scalar() {
+				key, rest = strings.Join(parts, "."), nil
+			}
+			w.steps = append(w.steps, step{key: key})
+			s, parts = s.elem, rest
+		case rawForm, bytesForm:
+			return w, false
+		default:
+			w.leaf = s
+			return w, len(parts) == 0
 		}
-		return nil, 0, false
-	case listForm:
-		if once {
-			return nil, 0, false
-		}
-		return s.elem.find(parts, once)
-	case mapForm:
-		if once || len(parts) == 0 {
-			return nil, 0, false
-		}
-		return s.elem.find(s.afterKey(parts), once)
-	case rawForm, bytesForm:
-		return nil, 0, false
 	}
-	return s, 0, len(parts) == 0
 }
 
-// afterKey is what of a path is left after a map's key, which may itself hold dots when nothing
-// else can follow it.
-func (s *shape) afterKey(parts []string) []string {
-	if s.elem.form == objectForm || s.elem.form == listForm || s.elem.form == mapForm {
-		return parts[1:]
-	}
-	return nil
-}
+func (s *shape) scalar() bool { return s.form < bytesForm }
 
 // newCondition reads a filter as somebody of a level may ask it: one who can never see a field is
 // told that there is none.
 func (s *shape) newCondition(name string, values []string, lvl level) (condition, error) {
-	c := condition{name: name, parts: strings.Split(name, ".")}
-	var ok bool
-	if c.leaf, c.level, ok = s.find(c.parts, false); !ok || c.level > lvl {
-		return c, unknownField(name)
+	w, ok := s.find(name, false)
+	if !ok || w.level > lvl {
+		return condition{}, unknownField(name)
 	}
+	c := condition{name: name, steps: w.steps, level: w.level}
 	for _, v := range values {
-		spelled, err := c.leaf.spell(v)
+		spelled, err := w.leaf.spell(v)
 		if err != nil {
 			return c, fault.InvalidField(name, "%s", err.Error()).WithCode("invalid-value")
 		}
@@ -162,16 +178,15 @@ func (c *condition) holds(s *shape, obj resource.Object, lvl level) bool {
 		return false
 	}
 	held := false
-	any := s.visit(reflect.ValueOf(obj).Elem(), c.parts, func(text string) bool {
+	any := s.visit(reflect.ValueOf(obj).Elem(), c.steps, func(text string) bool {
 		held = slices.Contains(c.values, text)
 		return !held
 	})
 	return held || !any && slices.Contains(c.values, "")
 }
 
-// visit gives the texts at the end of a path until yield says no more, and tells whether there
-// was any. The path was found to be there.
-func (s *shape) visit(v reflect.Value, parts []string, yield func(string) bool) bool {
+// visit gives the texts at the end of a way until yield says no more, and tells whether there was any.
+func (s *shape) visit(v reflect.Value, steps []step, yield func(string) bool) bool {
 	if s.nullable {
 		if v.IsNil() {
 			return false
@@ -180,23 +195,17 @@ func (s *shape) visit(v reflect.Value, parts []string, yield func(string) bool) 
 	}
 	switch s.form {
 	case objectForm:
-		for i := range s.fields {
-			if s.fields[i].name == parts[0] {
-				return s.fields[i].visit(v.FieldByIndex(s.fields[i].index), parts[1:], yield)
-			}
-		}
-		return false
+		f := &s.fields[steps[0].at]
+		return f.visit(v.FieldByIndex(f.index), steps[1:], yield)
 	case listForm:
 		any, more := false, true
 		for i := 0; i < v.Len() && more; i++ {
-			any = s.elem.visit(v.Index(i), parts, func(text string) bool { more = yield(text); return more }) || any
+			any = s.elem.visit(v.Index(i), steps, func(text string) bool { more = yield(text); return more }) || any
 		}
 		return any
 	case mapForm:
-		rest := s.afterKey(parts)
-		key := strings.Join(parts[:len(parts)-len(rest)], ".")
-		at := v.MapIndex(reflect.ValueOf(key).Convert(v.Type().Key()))
-		return at.IsValid() && s.elem.visit(at, rest, yield)
+		at := v.MapIndex(reflect.ValueOf(steps[0].key).Convert(v.Type().Key()))
+		return at.IsValid() && s.elem.visit(at, steps[1:], yield)
 	}
 	text, there := s.text(v)
 	if there {
@@ -217,12 +226,11 @@ func (s *shape) newOrders(text string, lvl level) ([]order, error) {
 	var all []order
 	for _, name := range names {
 		bare, reverse := strings.CutPrefix(name, "-")
-		o := order{parts: strings.Split(bare, "."), reverse: reverse}
-		var ok bool
-		if o.leaf, o.level, ok = s.find(o.parts, true); !ok || o.level > lvl {
+		w, ok := s.find(bare, true)
+		if !ok || w.level > lvl {
 			return nil, unknownField(bare)
 		}
-		all = append(all, o)
+		all = append(all, order{w.steps, w.level, reverse})
 	}
 	return all, nil
 }
@@ -240,15 +248,15 @@ func (o *order) rank(s *shape, obj resource.Object, lvl level) rank {
 		return rank{}
 	}
 	v := reflect.ValueOf(obj).Elem()
-	for _, part := range o.parts {
+	for _, step := range o.steps {
 		if s.nullable {
 			if v.IsNil() {
 				return rank{}
 			}
 			v = v.Elem()
 		}
-		i := slices.IndexFunc(s.fields, func(f field) bool { return f.name == part })
-		v, s = v.FieldByIndex(s.fields[i].index), s.fields[i].shape
+		f := &s.fields[step.at]
+		v, s = v.FieldByIndex(f.index), f.shape
 	}
 	if s.nullable {
 		if v.IsNil() {

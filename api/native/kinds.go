@@ -24,7 +24,8 @@ func kinds(n *network.Service) []*kind {
 	return []*kind{
 		show("servers", compute.Servers(), "server.get", rule[compute.Server]{
 			own: owned[compute.Server]("project"), operator: fields("HostID Failure.Details Seen.OursMs Seen.StartMs"),
-			by: places{"host_id": on("host"), "reservation_id": onText("reservation")}}),
+			by: places{"host_id": on("host"), "reservation_id": onText("reservation"), "name": within(onText("name")),
+				"shape.flavor_id": within(on("flavor")), "boot.image.id": within(on("image"))}}),
 		show("flavors", compute.Flavors(), "flavor.get", rule[compute.Flavor]{
 			shown: func(_ *state.Tx, a *identity.Actor, f *compute.Flavor) bool { return f.ShownTo(a) }, operator: fields("Access")}),
 		show("keypairs", compute.KeyPairs(), "keypair.get", rule[compute.KeyPair]{
@@ -81,17 +82,29 @@ type span struct {
 }
 
 // places are fields whose values an index finds, in the order of IDs.
-type places map[string]func(value string) (span, bool)
+type places map[string]place
 
-func on(index string) func(string) (span, bool) {
-	return func(value string) (span, bool) {
+// A place finds a value's span, in the index of one project, or of all for the zero one.
+type place func(project resource.ID, value string) (span, bool)
+
+func on(index string) place {
+	return func(_ resource.ID, value string) (span, bool) {
 		id, err := resource.ParseID(value)
 		return span{index, state.KeyOf(id), true}, err == nil && !id.IsZero()
 	}
 }
 
-func onText(index string) func(string) (span, bool) {
-	return func(value string) (span, bool) { return span{index, state.KeyOf(value), true}, value != "" }
+func onText(index string) place {
+	return func(_ resource.ID, value string) (span, bool) { return span{index, state.KeyOf(value), true}, value != "" }
+}
+
+// within is a place in an index whose keys begin with the project.
+func within(p place) place {
+	return func(project resource.ID, value string) (span, bool) {
+		sp, ok := p(project, value)
+		sp.key = state.KeyOf(project) + sp.key
+		return sp, ok
+	}
 }
 
 func owned[T any](index string) func(*identity.Actor) []span {
@@ -312,9 +325,13 @@ func (k *kind) candidates(tx *state.Tx, s sight, after resource.ID, hints []cond
 }
 
 func (k *kind) sequence(tx *state.Tx, s sight, after resource.ID, hints []condition) iter.Seq[resource.Object] {
+	project := s.plain.ProjectID
+	if s.all {
+		project = resource.ID{}
+	}
 	for _, c := range hints {
 		if at := k.indexed[c.name]; at != nil && len(c.values) == 1 && c.level <= highest(s.actor) {
-			if sp, ok := at(c.values[0]); ok {
+			if sp, ok := at(project, c.values[0]); ok {
 				return k.along(tx, sp, after)
 			}
 		}

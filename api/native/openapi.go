@@ -87,14 +87,14 @@ func (k *kind) parameters() []node {
 		sinceParameter, asOfParameter,
 	}
 	for _, name := range k.shape.paths("") {
-		leaf, lvl, _ := k.shape.find(strings.Split(name, "."), false)
+		w, _ := k.shape.find(name, false)
 		p := query(name, "Only those with one of these values; an empty one stands for none.", node{"type": "array", "items": text()})
 		p["style"], p["explode"] = "form", true
-		if leaf.form == boolForm {
+		if w.leaf.form == boolForm {
 			p["schema"] = node{"type": "array", "items": node{"type": "string", "enum": []string{"true", "false", ""}}}
 		}
-		if lvl != everybody {
-			p["x-unkai-shown-to"] = levelNames[lvl]
+		if w.level != everybody {
+			p["x-unkai-shown-to"] = levelNames[w.level]
 		}
 		all = append(all, p)
 	}

@@ -37,7 +37,7 @@ const (
 	floatForm
 	idForm
 	timeForm
-	spelledForm // a type that spells itself, as addresses do
+	spelledForm // a type that spells itself, as addresses do; the last scalar
 	bytesForm   // base64
 	rawForm     // any JSON, kept as it is
 	objectForm
@@ -235,13 +235,33 @@ func (s *shape) writeScalar(b *bytes.Buffer, v reflect.Value) error {
 		return json.Compact(b, raw)
 	case floatForm:
 		return appendJSON(b, v.Float())
+	case timeForm:
+		if t := v.Interface().(time.Time); !t.IsZero() {
+			b.WriteByte('"')
+			b.Write(t.UTC().AppendFormat(b.AvailableBuffer(), time.RFC3339Nano))
+			b.WriteByte('"')
+			return nil
+		}
 	}
 	text, there := s.text(v)
 	if !there {
 		b.WriteString("null")
 		return nil
 	}
-	return appendJSON(b, text)
+	return appendText(b, text)
+}
+
+// appendText writes a text; most have nothing to escape.
+func appendText(b *bytes.Buffer, text string) error {
+	for i := range len(text) {
+		if c := text[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return appendJSON(b, text)
+		}
+	}
+	b.WriteByte('"')
+	b.WriteString(text)
+	b.WriteByte('"')
+	return nil
 }
 
 // appendJSON writes without the line end that an Encoder adds, and without escaping for HTML.
@@ -323,6 +343,10 @@ func (s *shape) writeList(b *bytes.Buffer, v reflect.Value, lvl level) error {
 
 // writeMap writes keys in order, so that the same object is always the same text.
 func (s *shape) writeMap(b *bytes.Buffer, v reflect.Value, lvl level) error {
+	if v.Len() == 0 {
+		b.WriteString("{}")
+		return nil
+	}
 	keys := v.MapKeys()
 	slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
 	b.WriteByte('{')
@@ -330,7 +354,7 @@ func (s *shape) writeMap(b *bytes.Buffer, v reflect.Value, lvl level) error {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		if err := appendJSON(b, key.String()); err != nil {
+		if err := appendText(b, key.String()); err != nil {
 			return err
 		}
 		b.WriteByte(':')
