@@ -95,7 +95,9 @@ func on(index string) place {
 }
 
 func onText(index string) place {
-	return func(_ resource.ID, value string) (span, bool) { return span{index, state.KeyOf(value), true}, value != "" }
+	return func(_ resource.ID, value string) (span, bool) {
+		return span{index, state.KeyOf(value), true}, value != ""
+	}
 }
 
 // within is a place in an index whose keys begin with the project.
