@@ -3,6 +3,7 @@ package identity
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -365,6 +366,32 @@ func TestUnknownUserCostsTheSame(t *testing.T) {
 	}
 	if ok, err := h.matches(t.Context(), "", ""); ok || err != nil {
 		t.Errorf("a user without a password got in: %v", err)
+	}
+}
+
+func TestAFloodOfLoginsIsTurnedAway(t *testing.T) {
+	h := newHasher(HashCost{MemoryKiB: 8, Passes: 1, AtOnce: 1}, bytes.NewReader(nil))
+	h.slots <- struct{}{} // one that takes for ever
+	ctx, cancel := context.WithCancel(t.Context())
+	answers := make(chan error)
+	for range 1 + hashesWaiting + 1 {
+		go func() {
+			_, err := h.matches(ctx, "", "x")
+			answers <- err
+		}()
+	}
+	if err := <-answers; !fault.Is(err, fault.Unavailable) {
+		t.Errorf("the one too many got %v", err)
+	}
+	cancel()
+	for range 1 + hashesWaiting {
+		if err := <-answers; !errors.Is(err, context.Canceled) {
+			t.Errorf("one that waited got %v", err)
+		}
+	}
+	<-h.slots
+	if _, err := h.matches(t.Context(), "", "x"); err != nil {
+		t.Errorf("after the flood: %v", err)
 	}
 }
 

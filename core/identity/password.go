@@ -73,11 +73,16 @@ type HashCost struct {
 type hasher struct {
 	cost   HashCost
 	random io.Reader
-	slots  chan struct{}
+	slots  chan struct{} // held while a hash is made
+	queue  chan struct{} // held from asking for a hash until it is made
 	dummy  string // what a password is checked against when there is no user: same cost, never right
 }
 
 const saltBytes, hashBytes = 16, 32
+
+// hashesWaiting may wait for a slot, some seconds at most: past that a flood of logins gets an answer at
+// once, which costs us nothing.
+const hashesWaiting = 128
 
 func newHasher(c HashCost, random io.Reader) *hasher {
 	if c.MemoryKiB == 0 {
@@ -89,7 +94,7 @@ func newHasher(c HashCost, random io.Reader) *hasher {
 	if c.AtOnce == 0 {
 		c.AtOnce = max(1, runtime.GOMAXPROCS(0))
 	}
-	h := &hasher{cost: c, random: random, slots: make(chan struct{}, c.AtOnce)}
+	h := &hasher{cost: c, random: random, slots: make(chan struct{}, c.AtOnce), queue: make(chan struct{}, c.AtOnce+hashesWaiting)}
 	h.dummy = h.spell(make([]byte, saltBytes), make([]byte, hashBytes))
 	return h
 }
@@ -101,6 +106,12 @@ func (h *hasher) spell(salt, sum []byte) string {
 }
 
 func (h *hasher) key(ctx context.Context, password string, salt []byte, passes, memoryKiB uint32) ([]byte, error) {
+	select {
+	case h.queue <- struct{}{}:
+	default:
+		return nil, fault.Errorf(fault.Unavailable, "Too many passwords are being checked. Try again soon.")
+	}
+	defer func() { <-h.queue }()
 	select {
 	case h.slots <- struct{}{}:
 	case <-ctx.Done():
