@@ -75,7 +75,7 @@ type hasher struct {
 	random io.Reader
 	slots  chan struct{} // held while a hash is made
 	queue  chan struct{} // held from asking for a hash until it is made
-	dummy  string // what a password is checked against when there is no user: same cost, never right
+	dummy  string        // what a password is checked against when there is no user: same cost, never right
 }
 
 const saltBytes, hashBytes = 16, 32
