@@ -142,11 +142,14 @@ func (c *client) create(p *project) (string, error) {
 			panic("the same request had two effects")
 		}
 	}
+	if err != nil {
+		return "create " + launch.Name, err // nothing was promised
+	}
 	var ids []string
 	for _, id := range made.Servers {
 		p.servers[id] = true
 		p.order = append(p.order, id)
 		ids = append(ids, id.String())
 	}
-	return "create " + strings.Join(ids, " "), err
+	return "create " + strings.Join(ids, " "), nil
 }

@@ -51,7 +51,7 @@ func Do[T any](ctx context.Context, s *State, fn func(*Tx) (T, error)) (T, error
 			result, err = fn(tx)
 			return err
 		})
-		return result, err
+		return orNothing(result, err)
 	}
 	step := int(once.step.Add(1))
 	err := s.Update(ctx, func(tx *Tx) error {
@@ -72,7 +72,16 @@ func Do[T any](ctx context.Context, s *State, fn func(*Tx) (T, error)) (T, error
 		return receipts.Put(tx, &Receipt{Meta: resource.Meta{ID: tx.NewID()}, Scope: once.Scope,
 			Key: once.Key, Step: step, Hash: once.Hash, Outcome: outcome})
 	})
-	return result, err
+	return orNothing(result, err)
+}
+
+// orNothing keeps a result that was not stored from looking like one that was.
+func orNothing[T any](result T, err error) (T, error) {
+	if err != nil {
+		var nothing T
+		return nothing, err
+	}
+	return result, nil
 }
 
 // Forget drops the receipts of requests made before a time, at most max of them, and says how many.
