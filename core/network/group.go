@@ -35,7 +35,6 @@ var groupFields = common(fields[Group]{
 
 var groups = state.NewTable[Group]("security-group",
 	facets(groupFields),
-	state.Index("id", func(g *Group) state.Key { return state.KeyOf(g.ID) }),
 	state.Unique("default", func(g *Group) state.Key {
 		if !g.Default {
 			return ""
@@ -57,7 +56,7 @@ var groupNoun = noun[Group]{
 		return g.Shared || sharedWith(tx, g.ID, a.ProjectID)
 	},
 	others: func(tx *state.Tx, a *identity.Actor) []span {
-		return append(sharedSpans(tx, SharedGroup, a.ProjectID), span{"by", facet(resource.ID{}, "shared", "true")})
+		return append(sharedSpans(tx, SharedGroup, a.ProjectID), span{index: "by", key: facet(resource.ID{}, "shared", "true")})
 	},
 }
 
@@ -316,7 +315,7 @@ var ruleNoun = noun[Rule]{
 	others: func(tx *state.Tx, a *identity.Actor) []span {
 		var spans []span
 		for g := range groupNoun.each(tx, groupNoun.others(tx, a), false) {
-			spans = append(spans, span{"group", state.KeyOf(g.ID)})
+			spans = append(spans, span{index: "group", key: state.KeyOf(g.ID)})
 		}
 		return spans
 	},

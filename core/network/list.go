@@ -56,16 +56,34 @@ type field[T any] struct {
 	// Exactly one or none of these two says how things with a value are found.
 	by     bool                                        // in the index that facets made
 	sparse bool                                        // but not the empty text, which most things have
+	wide   bool                                        // but only for the whole cloud
+	row    bool                                        // by the ID itself
 	single bool                                        // always exactly one text, so that the index has the order of the field
 	index  string                                      // in an index of its own
 	key    func(value string) (key state.Key, ok bool) // of a value in that index; not ok: nothing can have it
 	part   func(t *T, part string) bool                // whether a text contains a part; nil: by the texts
 }
 
-// span is a part of an index, all with the same key, so that it is in the order of IDs.
+// span is a part of an index, all with the same key, so that it is in the order of IDs; or the one thing
+// with an ID.
 type span struct {
 	index string
 	key   state.Key
+	id    resource.ID
+}
+
+// read gives what is in a span, after a marker.
+func (n *noun[T]) read(tx *state.Tx, s span, marker resource.ID, reverse bool) iter.Seq[*T] {
+	if s.index != "" {
+		return n.table.Peek(tx, s.index, state.Range{Prefix: s.key, After: marker, AfterKey: s.key, Reverse: reverse})
+	}
+	return func(yield func(*T) bool) {
+		thing, ok := n.table.PeekOne(tx, s.id)
+		past := slices.Compare(s.id[:], marker[:])
+		if ok && (marker.IsZero() || past > 0 && !reverse || past < 0 && reverse) {
+			yield(thing)
+		}
+	}
 }
 
 const all = "" // the facet that every thing has
@@ -92,9 +110,11 @@ func facets[T any](fs fields[T]) state.Option[T] {
 					continue
 				}
 				for _, owner := range owners {
-					keys = append(keys, facet(owner, name, value))
+					if !fs[name].wide {
+						keys = append(keys, facet(owner, name, value))
+					}
 				}
-				if !slices.Contains(owners, resource.ID{}) {
+				if fs[name].wide || !slices.Contains(owners, resource.ID{}) {
 					keys = append(keys, facet(resource.ID{}, name, value))
 				}
 			}
@@ -118,13 +138,13 @@ func facet(owner resource.ID, field, value string) state.Key {
 // common are the fields that every noun has; own are the noun's.
 func common[T any](own fields[T]) fields[T] {
 	fs := fields[T]{
-		"id":      {text: func(t *T) []string { return []string{meta(t).ID.String()} }},
+		"id":      {text: func(t *T) []string { return []string{meta(t).ID.String()} }, row: true},
 		"name":    {text: func(t *T) []string { return []string{meta(t).Name} }, by: true, single: true},
 		"project": {text: func(t *T) []string { return []string{meta(t).ProjectID.String()} }, index: "by", key: ownerKey},
-		"created": {text: func(t *T) []string { return []string{meta(t).CreatedAt.UTC().Format("2006-01-02T15:04:05Z")} }},
-		"updated": {text: func(t *T) []string { return []string{meta(t).UpdatedAt.UTC().Format("2006-01-02T15:04:05Z")} }},
+		"created": {text: func(t *T) []string { return []string{meta(t).CreatedAt.UTC().Format("2006-01-02T15:04:05Z")} }, by: true, wide: true},
+		"updated": {text: func(t *T) []string { return []string{meta(t).UpdatedAt.UTC().Format("2006-01-02T15:04:05Z")} }, by: true, wide: true},
 		"revision": {text: func(t *T) []string { return []string{strconv.FormatInt(meta(t).Revision, 10)} },
-			order: func(a, b *T) int { return int(meta(a).Revision - meta(b).Revision) }},
+			order: func(a, b *T) int { return int(meta(a).Revision - meta(b).Revision) }, by: true, wide: true},
 	}
 	maps.Copy(fs, own)
 	return fs
@@ -236,7 +256,7 @@ func (n *noun[T]) plan(tx *state.Tx, a *identity.Actor, q Query) (spans []span, 
 		}
 	}
 	if !a.Admin() {
-		own := []span{{"by", facet(a.ProjectID, all, "")}}
+		own := []span{{index: "by", key: facet(a.ProjectID, all, "")}}
 		if n.others != nil {
 			own = append(own, n.others(tx, a)...)
 		}
@@ -277,7 +297,7 @@ func (n *noun[T]) owner(a *identity.Actor, q Query) resource.ID {
 // spans are where a condition's things are; not ok if no index knows.
 func (n *noun[T]) spans(c Condition, owner resource.ID) ([]span, bool) {
 	f := n.fields[c.Field]
-	if c.Mode != Any && c.Mode != All || !f.by && f.index == "" {
+	if c.Mode != Any && c.Mode != All || !f.by && !f.row && f.index == "" {
 		return nil, false
 	}
 	values := c.Values
@@ -289,10 +309,19 @@ func (n *noun[T]) spans(c Condition, owner resource.ID) ([]span, bool) {
 		if f.sparse && v == "" {
 			return nil, false
 		}
-		if f.by {
-			found = append(found, span{"by", facet(owner, c.Field, v)})
-		} else if key, ok := f.key(v); ok {
-			found = append(found, span{f.index, key})
+		switch {
+		case f.wide:
+			found = append(found, span{index: "by", key: facet(resource.ID{}, c.Field, v)})
+		case f.by:
+			found = append(found, span{index: "by", key: facet(owner, c.Field, v)})
+		case f.row:
+			if id, err := resource.ParseID(v); err == nil {
+				found = append(found, span{id: id})
+			}
+		default:
+			if key, ok := f.key(v); ok {
+				found = append(found, span{index: f.index, key: key})
+			}
 		}
 	}
 	return found, true
@@ -301,7 +330,7 @@ func (n *noun[T]) spans(c Condition, owner resource.ID) ([]span, bool) {
 func (n *noun[T]) small(tx *state.Tx, spans []span) bool {
 	count := 0
 	for _, s := range spans {
-		for range n.table.Peek(tx, s.index, state.Range{Prefix: s.key}) {
+		for range n.read(tx, s, resource.ID{}, false) {
 			if count++; count > probe {
 				return false
 			}
@@ -312,16 +341,13 @@ func (n *noun[T]) small(tx *state.Tx, spans []span) bool {
 
 // merged reads spans side by side in the order of IDs, each thing once.
 func (n *noun[T]) merged(tx *state.Tx, q Query, spans []span, keep func(*T) bool) query.Page[T] {
-	read := func(s span) iter.Seq[*T] {
-		return n.table.Peek(tx, s.index, state.Range{Prefix: s.key, After: q.Marker, AfterKey: s.key, Reverse: q.Reverse})
-	}
 	if len(spans) == 1 {
-		return query.Take(read(spans[0]), q.Limit, keep)
+		return query.Take(n.read(tx, spans[0], q.Marker, q.Reverse), q.Limit, keep)
 	}
 	var items []*T
 	more := false
 	for _, s := range spans {
-		p := query.Take(read(s), q.Limit, keep)
+		p := query.Take(n.read(tx, s, q.Marker, q.Reverse), q.Limit, keep)
 		items, more = append(items, p.Items...), more || p.More
 	}
 	byID := func(a, b *T) int {
@@ -384,12 +410,12 @@ func (n *noun[T]) each(tx *state.Tx, spans []span, whole bool) iter.Seq[*T] {
 		return n.table.Peek(tx, "", state.Range{})
 	}
 	if len(spans) == 1 {
-		return n.table.Peek(tx, spans[0].index, state.Range{Prefix: spans[0].key})
+		return n.read(tx, spans[0], resource.ID{}, false)
 	}
 	return func(yield func(*T) bool) {
 		seen := map[resource.ID]bool{}
 		for _, s := range spans {
-			for t := range n.table.Peek(tx, s.index, state.Range{Prefix: s.key}) {
+			for t := range n.read(tx, s, resource.ID{}, false) {
 				if id := meta(t).ID; !seen[id] {
 					seen[id] = true
 					if !yield(t) {

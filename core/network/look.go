@@ -16,7 +16,7 @@ func (c Collection[T]) Shown(tx *state.Tx, a *identity.Actor, thing *T) bool {
 // Walk gives what lists show to an actor who is no admin, each thing once, in no order that
 // matters: its own things and what others show it. They are shared: look, do not touch.
 func (c Collection[T]) Walk(tx *state.Tx, a *identity.Actor) iter.Seq[*T] {
-	spans := []span{{"by", facet(a.ProjectID, all, "")}}
+	spans := []span{{index: "by", key: facet(a.ProjectID, all, "")}}
 	if c.noun.others != nil {
 		spans = append(spans, c.noun.others(tx, a)...)
 	}

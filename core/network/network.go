@@ -76,7 +76,6 @@ var networkFields = common(fields[Network]{
 
 var networks = state.NewTable[Network]("network",
 	facets(networkFields),
-	state.Index("id", func(n *Network) state.Key { return state.KeyOf(n.ID) }),
 	state.Index("vni", func(n *Network) state.Key {
 		if n.Kind != Overlay {
 			return ""
@@ -107,7 +106,7 @@ var networkNoun = noun[Network]{
 		return n.Shared || n.External || sharedWith(tx, n.ID, a.ProjectID)
 	},
 	others: func(tx *state.Tx, a *identity.Actor) []span {
-		spans := []span{{"by", facet(resource.ID{}, "shared", "true")}, {"by", facet(resource.ID{}, "external", "true")}}
+		spans := []span{{index: "by", key: facet(resource.ID{}, "shared", "true")}, {index: "by", key: facet(resource.ID{}, "external", "true")}}
 		return append(spans, sharedSpans(tx, SharedNetwork, a.ProjectID)...)
 	},
 }
@@ -417,7 +416,7 @@ func DefaultNetworks(tx *state.Tx, projectID resource.ID) []*Network {
 	if own != nil {
 		return own
 	}
-	spans := append(sharedSpans(tx, SharedNetwork, projectID), span{"by", facet(resource.ID{}, "shared", "true")})
+	spans := append(sharedSpans(tx, SharedNetwork, projectID), span{index: "by", key: facet(resource.ID{}, "shared", "true")})
 	var shared []*Network
 	for n := range networkNoun.each(tx, spans, false) {
 		if !n.External {

@@ -56,7 +56,6 @@ var poolFields = common(fields[SubnetPool]{
 
 var pools = state.NewTable[SubnetPool]("subnet-pool",
 	facets(poolFields),
-	state.Index("id", func(p *SubnetPool) state.Key { return state.KeyOf(p.ID) }),
 	state.Index("scope", func(p *SubnetPool) state.Key { return nonZero(p.ScopeID) }),
 	state.Tally("project", func(p *SubnetPool) (state.Key, state.Amounts) { return state.KeyOf(p.ProjectID), state.Amounts{} }),
 )
@@ -74,7 +73,7 @@ var poolNoun = noun[SubnetPool]{
 		return p.Shared || sharedWith(tx, p.ID, a.ProjectID)
 	},
 	others: func(tx *state.Tx, a *identity.Actor) []span {
-		return append(sharedSpans(tx, SharedPool, a.ProjectID), span{"by", facet(resource.ID{}, "shared", "true")})
+		return append(sharedSpans(tx, SharedPool, a.ProjectID), span{index: "by", key: facet(resource.ID{}, "shared", "true")})
 	},
 }
 
@@ -347,7 +346,6 @@ var scopeFields = common(fields[AddressScope]{
 
 var scopes = state.NewTable[AddressScope]("address-scope",
 	facets(scopeFields),
-	state.Index("id", func(s *AddressScope) state.Key { return state.KeyOf(s.ID) }),
 )
 
 var _ = identity.Rules(map[string]identity.Rule{
@@ -362,7 +360,7 @@ var scopeNoun = noun[AddressScope]{
 		return s.Shared || sharedWith(tx, s.ID, a.ProjectID)
 	},
 	others: func(tx *state.Tx, a *identity.Actor) []span {
-		return append(sharedSpans(tx, SharedScope, a.ProjectID), span{"by", facet(resource.ID{}, "shared", "true")})
+		return append(sharedSpans(tx, SharedScope, a.ProjectID), span{index: "by", key: facet(resource.ID{}, "shared", "true")})
 	},
 }
 
@@ -474,7 +472,6 @@ var addressGroupFields = common(fields[AddressGroup]{
 
 var addressGroups = state.NewTable[AddressGroup]("address-group",
 	facets(addressGroupFields),
-	state.Index("id", func(g *AddressGroup) state.Key { return state.KeyOf(g.ID) }),
 )
 
 var _ = identity.Rules(map[string]identity.Rule{
@@ -488,7 +485,7 @@ var addressGroupNoun = noun[AddressGroup]{
 		return g.Shared || sharedWith(tx, g.ID, a.ProjectID)
 	},
 	others: func(tx *state.Tx, a *identity.Actor) []span {
-		return append(sharedSpans(tx, SharedSet, a.ProjectID), span{"by", facet(resource.ID{}, "shared", "true")})
+		return append(sharedSpans(tx, SharedSet, a.ProjectID), span{index: "by", key: facet(resource.ID{}, "shared", "true")})
 	},
 }
 

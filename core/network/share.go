@@ -95,7 +95,7 @@ func sharedSpans(tx *state.Tx, kind SharedKind, projectID resource.ID) []span {
 		return nil
 	}
 	for s := range shares.Peek(tx, "target", state.Range{Prefix: state.KeyOf(projectID, string(kind))}) {
-		spans = append(spans, span{"id", state.KeyOf(s.ObjectID)})
+		spans = append(spans, span{id: s.ObjectID})
 	}
 	return spans
 }

@@ -121,9 +121,9 @@ var subnetNoun = noun[Subnet]{
 	// The subnets of every network that others share. Those of an external network are not shown with it.
 	others: func(tx *state.Tx, a *identity.Actor) []span {
 		var spans []span
-		shared := append(sharedSpans(tx, SharedNetwork, a.ProjectID), span{"by", facet(resource.ID{}, "shared", "true")})
+		shared := append(sharedSpans(tx, SharedNetwork, a.ProjectID), span{index: "by", key: facet(resource.ID{}, "shared", "true")})
 		for n := range networkNoun.each(tx, shared, false) {
-			spans = append(spans, span{"network", state.KeyOf(n.ID)})
+			spans = append(spans, span{index: "network", key: state.KeyOf(n.ID)})
 		}
 		return spans
 	},

@@ -323,6 +323,20 @@ func TestListsFilterSortAndPage(t *testing.T) {
 			t.Errorf("ports?%s gives %q, want %q", query, got, want)
 		}
 	}
+	three, seven := c.last("name=p3"), c.last("name=p7")
+	for query, want := range map[string]string{
+		"id=" + three.at("ports", 0, "id"):                                       "p3",
+		"id=" + three.at("ports", 0, "id") + "&id=" + seven.at("ports", 0, "id"): "p3 p7",
+		"id=" + three.at("ports", 0, "id") + "&admin_state_up=false":             "",
+		"id=nothing": "",
+		"name=p3&revision_number=" + three.at("ports", 0, "revision_number"): "p3",
+		"name=p3&revision_number=1":                                "",
+		"name=p3&created_at=" + three.at("ports", 0, "created_at"): "p3",
+	} {
+		if got := inOrder(names(query)); got != want {
+			t.Errorf("ports?%s gives %q, want %q", query, got, want)
+		}
+	}
 	// Forwards and back again by the links, in each order.
 	for _, query := range []string{"limit=3", "limit=3&sort_key=name", "limit=3&sort_key=name&sort_dir=desc", "limit=3&device_id=d0&device_id=d1&device_id=d2"} {
 		var there, back []string
