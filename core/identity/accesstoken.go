@@ -102,6 +102,9 @@ func (s *Service) AuthorizeAccess(ctx context.Context, request resource.ID, want
 		if !ok || !tx.Now().Before(t.ExpiresAt) || !t.UserID.IsZero() {
 			return notFound("request token", request.Hex())
 		}
+		if !users.Has(tx, a.UserID) {
+			return unauthorized // gone since its token was checked
+		}
 		have := imply(tx, assigned(tx, a.UserID, Scope{ProjectID: t.InProjectID}))
 		for _, ref := range want {
 			r, ok := ref.find(tx)

@@ -220,6 +220,9 @@ func (s *Service) CreateApplicationCredential(ctx context.Context, user resource
 	made.Name = want.Name
 	err := s.State.Update(ctx, func(tx *state.Tx) error {
 		made.ID = tx.NewID()
+		if !users.Has(tx, user) || !projects.Has(tx, a.ProjectID) {
+			return unauthorized // gone since the token was checked
+		}
 		var err error
 		if made.RoleIDs, err = want.roles(tx, a); err != nil {
 			return err

@@ -133,7 +133,7 @@ var verbs = []func(*dice){
 		request, err := d.RequestAccess(d.ctx, made.ID, pick(d, projects), yes)
 		d.note("request access", err)
 		given, ok := assignments.Find(d.State.Latest(), pick(d, assignments))
-		if err != nil || !ok {
+		if err != nil || !ok || given.OfGroup {
 			return
 		}
 		as := As(d.t.Context(), &Actor{UserID: given.HolderID})

@@ -619,6 +619,33 @@ func TestApplicationCredential(t *testing.T) {
 	w.refused(token, "its application credential was deleted")
 }
 
+// Whoever is deleted while its request is under way leaves nothing behind.
+func TestRequestsOfADeletedUser(t *testing.T) {
+	w := newWorld(t, Config{})
+	demo, project := w.user("demo").ID, w.project("demo").ID
+	as := w.as(w.login("demo", inProject("demo")))
+	c, err := w.CreateConsumer(w.root(), &Consumer{})
+	w.must(err)
+	request, err := w.RequestAccess(t.Context(), c.ID, project, func(string, string) bool { return true })
+	w.must(err)
+	w.must(w.DeleteUser(w.root(), demo))
+	for verb, err := range map[string]error{
+		"an application credential": third(w.CreateApplicationCredential(as, demo, NewApplicationCredential{Name: "ci"})),
+		"an access key":             second(w.CreateAccessKey(as, demo, project)),
+		"a trust":                   second(w.CreateTrust(as, &Trust{TrustorID: demo, TrusteeID: w.user("alt").ID, InProjectID: project}, []RoleRef{{Name: "member"}})),
+		"an access token":           second(w.AuthorizeAccess(as, request.ID, []RoleRef{{Name: "member"}})),
+	} {
+		if err == nil {
+			t.Errorf("a user that is gone makes %s", verb)
+		}
+	}
+	if wrong := Audit(w.State.Latest()); len(wrong) > 0 {
+		t.Error(wrong)
+	}
+}
+
+func third[A, B any](_ A, _ B, err error) error { return err }
+
 func TestTrust(t *testing.T) {
 	w := newWorld(t, Config{})
 	demo, alt := w.user("demo"), w.user("alt")

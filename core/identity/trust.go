@@ -114,6 +114,9 @@ func (s *Service) CreateTrust(ctx context.Context, t *Trust, want []RoleRef) (*T
 	return create(ctx, s, trusts, func(tx *state.Tx) (*Trust, error) {
 		made := *t
 		made.ID = tx.NewID()
+		if !users.Has(tx, t.TrustorID) {
+			return nil, unauthorized // gone since the token was checked
+		}
 		if !users.Has(tx, t.TrusteeID) {
 			return nil, notFound("user", t.TrusteeID.Hex())
 		}
