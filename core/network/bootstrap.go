@@ -44,16 +44,25 @@ func (o ExternalOptions) withDefaults() ExternalOptions {
 	return o
 }
 
-// Bootstrap makes the external network and each project's private one, where they are not there
-// yet. A project that has any network of its own keeps it that way.
+// Bootstrap makes the external network and each project's private one, once: what was deleted since
+// stays deleted. That a project has a default security group tells that it was seen to.
 func Bootstrap(ctx context.Context, st *state.State, o BootstrapOptions) error {
 	ctx = identity.Internal(ctx)
 	return st.Update(ctx, func(tx *state.Tx) error {
-		public, err := bootstrapExternal(ctx, tx, o.Admin, o.External.withDefaults())
-		if err != nil {
-			return fmt.Errorf("make the external network: %w", err)
-		}
+		var projects []resource.ID
 		for _, project := range o.Projects {
+			if _, seen := DefaultGroup(tx, project); !seen {
+				projects = append(projects, project)
+			}
+		}
+		public, ok := DefaultExternal(tx)
+		if _, seen := DefaultGroup(tx, o.Admin); !ok && !seen {
+			var err error
+			if public, err = bootstrapExternal(ctx, tx, o.Admin, o.External.withDefaults()); err != nil {
+				return fmt.Errorf("make the external network: %w", err)
+			}
+		}
+		for _, project := range projects {
 			if err := bootstrapProject(ctx, tx, project, public); err != nil {
 				return fmt.Errorf("make the private network of project %s: %w", project, err)
 			}
@@ -63,9 +72,6 @@ func Bootstrap(ctx context.Context, st *state.State, o BootstrapOptions) error {
 }
 
 func bootstrapExternal(ctx context.Context, tx *state.Tx, owner resource.ID, o ExternalOptions) (resource.ID, error) {
-	for n := range networks.Each(tx, "by", facet(resource.ID{}, "external", "true")) {
-		return n.ID, nil
-	}
 	n := &Network{Meta: resource.Meta{ID: tx.NewID(), ProjectID: owner, Name: o.Name}, AdminUp: true, Secured: true,
 		External: true, Default: true, Kind: Flat, Physical: o.Physical}
 	if err := addNetwork(ctx, tx, n); err != nil {
@@ -80,15 +86,14 @@ func bootstrapExternal(ctx context.Context, tx *state.Tx, owner resource.ID, o E
 }
 
 func bootstrapProject(ctx context.Context, tx *state.Tx, project, public resource.ID) error {
-	if len(networks.IDs(tx, "by", facet(project, "external", "false"))) > 0 {
-		return nil
-	}
 	n := &Network{Meta: resource.Meta{ID: tx.NewID(), ProjectID: project, Name: "private"}, AdminUp: true, Secured: true}
 	if err := addNetwork(ctx, tx, n); err != nil {
 		return err
 	}
-	r := &Router{Meta: resource.Meta{ID: tx.NewID(), ProjectID: project, Name: "router"}, AdminUp: true,
-		Gateway: &RouterGateway{NetworkID: public, SNAT: true}}
+	r := &Router{Meta: resource.Meta{ID: tx.NewID(), ProjectID: project, Name: "router"}, AdminUp: true}
+	if !public.IsZero() {
+		r.Gateway = &RouterGateway{NetworkID: public, SNAT: true}
+	}
 	if err := addRouter(ctx, tx, r); err != nil {
 		return err
 	}
