@@ -29,6 +29,14 @@ func seenAs(p Power) func(*Server, *Seen) bool {
 	return func(_ *Server, seen *Seen) bool { return seen.Power == p }
 }
 
+func powerCycle(s *Server) {
+	s.Power, s.HardBoots, s.Failure = On, max(s.HardBoots, s.Seen.HardBoots)+1, nil
+}
+
+func powerCycled(want *Server, seen *Seen) bool {
+	return seen.Power == On && seen.HardBoots >= want.HardBoots
+}
+
 const (
 	quickly = 5 * time.Minute
 	slowly  = 15 * time.Minute
@@ -38,15 +46,15 @@ const (
 // wish: see Rebuild and Reshape.
 var moves = map[Task]move{
 	Creating: {done: func(want *Server, seen *Seen) bool { return seen.Power == want.Power }},
-	Starting: {from: []Stage{Stopped}, within: quickly, wish: power(On), done: seenAs(On)},
+	// A guest that ended by itself starts only for a reboot if its host has not learnt meanwhile that it was to be off.
+	Starting: {from: []Stage{Stopped}, within: quickly, wish: powerCycle, done: powerCycled},
 	Stopping: {from: []Stage{Running, Failed}, within: quickly, wish: power(Off),
 		done: func(_ *Server, seen *Seen) bool { return seen.Power == Off || seen.Power == Crashed }},
 	SoftRebooting: {from: []Stage{Running}, within: quickly,
 		wish: func(s *Server) { s.SoftBoots = max(s.SoftBoots, s.Seen.SoftBoots) + 1 },
 		done: func(want *Server, seen *Seen) bool { return seen.Power == On && seen.SoftBoots >= want.SoftBoots }},
 	HardRebooting: {from: []Stage{Running, Stopped, Frozen, Asleep, Failed}, over: []Task{SoftRebooting, HardRebooting}, within: quickly,
-		wish: func(s *Server) { s.Power, s.HardBoots, s.Failure = On, max(s.HardBoots, s.Seen.HardBoots)+1, nil },
-		done: func(want *Server, seen *Seen) bool { return seen.Power == On && seen.HardBoots >= want.HardBoots }},
+		wish: powerCycle, done: powerCycled},
 	Pausing:    {from: []Stage{Running}, within: quickly, wish: power(Paused), done: seenAs(Paused)},
 	Unpausing:  {from: []Stage{Frozen}, within: quickly, wish: power(On), done: seenAs(On)},
 	Suspending: {from: []Stage{Running}, within: slowly, wish: power(Suspended), done: seenAs(Suspended)},

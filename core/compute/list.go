@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"iter"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -26,6 +28,12 @@ type Query struct {
 	HostID       resource.ID
 	Reservation  string
 	Name         string // exactly
+	NamePrefix   string
+	KeyName      string
+	AnyTag       []string      // one of these
+	IDs          []resource.ID // one of these; nil: all
+	Locked       bool          // only those that are
+	Unplaced     bool          // only those that are on no host
 	ChangedSince time.Time
 	Keep         func(*Server) bool     // what else is asked
 	Order        func(a, b *Server) int // nil: the newest first, or the oldest if Reverse
@@ -99,6 +107,11 @@ func (q *Query) keeper(project resource.ID) func(*Server) bool {
 			(q.HostID.IsZero() || s.HostID == q.HostID) &&
 			(q.Reservation == "" || s.ReservationID == q.Reservation) &&
 			(q.Name == "" || s.Name == q.Name) &&
+			strings.HasPrefix(s.Name, q.NamePrefix) &&
+			(q.KeyName == "" || s.Key != nil && s.Key.Name == q.KeyName) &&
+			(q.AnyTag == nil || slices.ContainsFunc(q.AnyTag, func(tag string) bool { return slices.Contains(s.Tags, tag) })) &&
+			(!q.Locked || s.Locked()) &&
+			(!q.Unplaced || s.HostID.IsZero()) &&
 			!s.UpdatedAt.Before(q.ChangedSince) &&
 			(q.Keep == nil || q.Keep(s))
 	}
@@ -112,23 +125,57 @@ func (q *Query) scan(tx *state.Tx, project resource.ID) iter.Seq[*Server] {
 		key := state.KeyOf(parts...)
 		return servers.Peek(tx, index, state.Range{Prefix: key, After: q.Marker, AfterKey: key, Reverse: down})
 	}
+	several := func(index string, keys ...[]any) iter.Seq[*Server] {
+		var all []iter.Seq[*Server]
+		for _, key := range keys {
+			all = append(all, at(index, key...))
+		}
+		return merge(all, down)
+	}
 	switch {
+	case q.IDs != nil:
+		return q.among(tx)
 	case q.Reservation != "":
 		return at("reservation", q.Reservation)
+	case q.KeyName != "":
+		return at("key", project, q.KeyName)
+	case q.Locked:
+		return at("locked", project)
+	case q.Unplaced:
+		return at("unplaced", project)
+	case q.AnyTag != nil:
+		var keys [][]any
+		for _, tag := range q.AnyTag {
+			keys = append(keys, []any{project, tag})
+		}
+		return several("tag", keys...)
 	case q.Name != "":
 		return at("name", project, q.Name)
 	case !q.HostID.IsZero():
 		return at("host", q.HostID)
 	case q.Standings != nil:
-		var all []iter.Seq[*Server]
+		var keys [][]any
 		for _, st := range q.Standings {
-			all = append(all, at("standing", project, string(st.Stage), string(st.Task)))
+			keys = append(keys, []any{project, string(st.Stage), string(st.Task)})
 		}
-		return merge(all, down)
+		return several("standing", keys...)
 	case !q.ImageID.IsZero():
 		return at("image", project, q.ImageID)
 	case !q.FlavorID.IsZero():
 		return at("flavor", project, q.FlavorID)
+	}
+	if q.NamePrefix != "" {
+		// A Key of a text goes on after its last letter; without the end it is a prefix of all that begin so.
+		prefix := state.KeyOf(project) + state.Key(q.NamePrefix)
+		if few, ok := q.few(servers.Peek(tx, "name", state.Range{Prefix: prefix})); ok {
+			return few
+		}
+	}
+	if !q.ChangedSince.IsZero() {
+		r := state.Range{Prefix: state.KeyOf(project), After: firstID, AfterKey: state.KeyOf(project, q.ChangedSince)}
+		if few, ok := q.few(servers.Peek(tx, "updated", r)); ok {
+			return few
+		}
 	}
 	// Most of the table, in its own order, is read faster than a large part of it by an index.
 	const most = 4
@@ -137,6 +184,57 @@ func (q *Query) scan(tx *state.Tx, project resource.ID) iter.Seq[*Server] {
 		return servers.Peek(tx, "", state.Range{After: q.Marker, Reverse: down})
 	}
 	return at("project", project)
+}
+
+// firstID comes before every other ID.
+var firstID = resource.ID{15: 1}
+
+// few gives the servers of a sequence in the order of the query, unless there are so many that to look through
+// all, in that order already, finds a page of them sooner.
+func (q *Query) few(seq iter.Seq[*Server]) (iter.Seq[*Server], bool) {
+	const most = 2000
+	var found []*Server
+	for s := range seq {
+		if len(found) == most {
+			return nil, false
+		}
+		found = append(found, s)
+	}
+	return q.sorted(found), true
+}
+
+// sorted puts servers into the order of IDs that the query wants, from its marker on.
+func (q *Query) sorted(found []*Server) iter.Seq[*Server] {
+	compare := func(a, b resource.ID) int {
+		if q.Reverse {
+			return bytes.Compare(a[:], b[:])
+		}
+		return bytes.Compare(b[:], a[:])
+	}
+	slices.SortFunc(found, func(a, b *Server) int { return compare(a.ID, b.ID) })
+	return func(yield func(*Server) bool) {
+		for _, s := range found {
+			if !q.Marker.IsZero() && compare(s.ID, q.Marker) <= 0 {
+				continue
+			}
+			if !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// among gives the servers that the query names one by one.
+func (q *Query) among(tx *state.Tx) iter.Seq[*Server] {
+	var found []*Server
+	seen := map[resource.ID]bool{}
+	for _, id := range q.IDs {
+		if s, ok := servers.PeekOne(tx, id); ok && !seen[id] {
+			seen[id] = true
+			found = append(found, s)
+		}
+	}
+	return q.sorted(found)
 }
 
 // merge gives the servers of several sequences that are each in the order of IDs in that order.

@@ -216,6 +216,32 @@ var servers = state.NewTable("server",
 	}),
 	state.MultiIndex("flavor", func(s *Server) []state.Key { return bothScopes(s.ProjectID, s.Shape.FlavorID) }),
 	state.MultiIndex("name", func(s *Server) []state.Key { return bothScopes(s.ProjectID, s.Name) }),
+	state.MultiIndex("updated", func(s *Server) []state.Key { return bothScopes(s.ProjectID, s.UpdatedAt) }),
+	state.MultiIndex("key", func(s *Server) []state.Key {
+		if s.Key == nil {
+			return nil
+		}
+		return bothScopes(s.ProjectID, s.Key.Name)
+	}),
+	state.MultiIndex("tag", func(s *Server) []state.Key {
+		var keys []state.Key
+		for _, tag := range s.Tags {
+			keys = append(keys, bothScopes(s.ProjectID, tag)...)
+		}
+		return keys
+	}),
+	state.MultiIndex("locked", func(s *Server) []state.Key {
+		if s.Lock == nil {
+			return nil
+		}
+		return bothScopes(s.ProjectID)
+	}),
+	state.MultiIndex("unplaced", func(s *Server) []state.Key {
+		if !s.HostID.IsZero() {
+			return nil
+		}
+		return bothScopes(s.ProjectID)
+	}),
 	state.Index("reservation", func(s *Server) state.Key { return state.KeyOf(s.ReservationID) }),
 	state.Index("tail", func(s *Server) state.Key { return state.KeyOf(s.ID.Tail()) }),
 	state.Index("group", func(s *Server) state.Key {

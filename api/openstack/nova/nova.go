@@ -80,6 +80,8 @@ func (s *server) routes() map[string]openstack.Handler {
 		"DELETE /v2.1/servers/{id}":                             s.deleteServer,
 		"DELETE /v2.1/servers/{id}/metadata/{key}":              s.deleteMetadata,
 		"DELETE /v2.1/servers/{id}/os-interface/{port}":         s.detachInterface,
+		"DELETE /v2.1/servers/{id}/os-server-password":          s.deletePassword,
+		"GET /v2.1/servers/{id}/os-server-password":             s.showPassword,
 		"DELETE /v2.1/servers/{id}/tags":                        s.deleteTags,
 		"DELETE /v2.1/servers/{id}/tags/{tag}":                  s.deleteTag,
 		"GET /v2.1/extensions":                                  s.listExtensions,

@@ -413,3 +413,23 @@ func (s *server) externalEvents(w http.ResponseWriter, r *http.Request) error {
 	}
 	return answer(w, status, map[string]any{"events": views})
 }
+
+// showPassword answers what a guest has told of the password that it made, encrypted for its key: nothing, for guests have
+// no way to tell yet.
+func (s *server) showPassword(w http.ResponseWriter, r *http.Request) error {
+	if _, err := s.one(r); err != nil {
+		return err
+	}
+	return answer(w, http.StatusOK, map[string]string{"password": ""})
+}
+
+func (s *server) deletePassword(w http.ResponseWriter, r *http.Request) error {
+	srv, err := s.one(r)
+	if err != nil {
+		return err
+	}
+	if err := identity.Allow(r.Context(), "server.update", srv.Meta); err != nil {
+		return err
+	}
+	return accepted(w, http.StatusNoContent)
+}

@@ -324,15 +324,17 @@ func (v *viewer) keyName(s *compute.Server) {
 	}
 }
 
+// securityGroups are left out when there are none.
 func (v *viewer) securityGroups(s *compute.Server) {
-	v.array("security_groups")
 	var done []resource.ID
 	for _, p := range compute.Ports(v.tx, s) {
 		for _, id := range p.Groups {
 			if slices.Contains(done, id) {
 				continue
 			}
-			done = append(done, id)
+			if done = append(done, id); len(done) == 1 {
+				v.array("security_groups")
+			}
 			name, ok := v.groups[id]
 			if !ok {
 				if g, found := network.Groups().PeekOne(v.tx, id); found {
@@ -345,7 +347,9 @@ func (v *viewer) securityGroups(s *compute.Server) {
 			v.end()
 		}
 	}
-	v.endArray()
+	if done != nil {
+		v.endArray()
+	}
 }
 
 // inside writes what only operators see.

@@ -151,12 +151,7 @@ var filters = map[string]filter{
 	"uuid":                {add: equal(func(s *compute.Server) string { return s.ID.String() })},
 	"user_id":             {add: equal(func(s *compute.Server) string { return s.UserID.Hex() })},
 	"project_id":          {admin: true, add: (*filtering).project}, "tenant_id": {admin: true, add: (*filtering).project},
-	"key_name": {add: equal(func(s *compute.Server) string {
-		if s.Key == nil {
-			return ""
-		}
-		return s.Key.Name
-	})},
+	"key_name":          {add: func(f *filtering, values []string) error { f.KeyName = values[0]; return nil }},
 	"availability_zone": {add: (*filtering).zone},
 	"config_drive": {add: func(f *filtering, values []string) error {
 		want := boolish[values[0]]
@@ -174,8 +169,9 @@ var filters = map[string]filter{
 	"metadata": {add: ignored}, "system_metadata": {add: ignored}, "locked_by": {add: ignored}, "cell_name": {add: ignored},
 	"created_at": {add: ignored}, "updated_at": {add: ignored}, "launched_at": {add: ignored}, "terminated_at": {add: ignored},
 	"locked": {first: 73, add: func(f *filtering, values []string) error {
-		want := boolish[values[0]]
-		f.keep(func(s *compute.Server) bool { return s.Locked() == want })
+		if f.Locked = boolish[values[0]]; !f.Locked {
+			f.keep(func(s *compute.Server) bool { return !s.Locked() })
+		}
 		return nil
 	}},
 	"ip":  {add: func(f *filtering, values []string) error { return f.ip("ip", values[0], true) }},
@@ -190,8 +186,18 @@ var filters = map[string]filter{
 		f.keep(func(s *compute.Server) bool { return !s.UpdatedAt.After(at) })
 		return err
 	}},
-	"tags":         {first: 26, add: tagFilter(func(have, asked []string) bool { return len(asked) == countIn(have, asked) })},
-	"tags-any":     {first: 26, add: tagFilter(func(have, asked []string) bool { return countIn(have, asked) > 0 })},
+	"tags": {first: 26, add: func(f *filtering, values []string) error {
+		f.AnyTag = strings.Split(values[0], ",")[:1] // the index finds those with the first
+		return tagFilter(func(have, asked []string) bool { return len(asked) == countIn(have, asked) })(f, values)
+	}},
+	"tags-any": {first: 26, add: func(f *filtering, values []string) error {
+		asked := strings.Split(values[0], ",")
+		if f.AnyTag == nil {
+			f.AnyTag = asked
+			return nil
+		}
+		return tagFilter(func(have, asked []string) bool { return countIn(have, asked) > 0 })(f, values)
+	}},
 	"not-tags":     {first: 26, add: tagFilter(func(have, asked []string) bool { return countIn(have, asked) < len(asked) })},
 	"not-tags-any": {first: 26, add: tagFilter(func(have, asked []string) bool { return countIn(have, asked) == 0 })},
 }
@@ -228,20 +234,32 @@ func (f *filtering) match(name, asked string, of func(*compute.Server) string) e
 	if len(asked) > 255 {
 		return fault.Errorf(fault.Invalid, "Invalid input for query parameters %s: it is too long.", name)
 	}
-	re, err := regexp.Compile("(?i)" + asked)
+	re, err := regexp.Compile(asked)
 	if err != nil {
 		return fault.Errorf(fault.Invalid, "Invalid input for query parameters %s. Value: %s. '%s' is not a 'regex'", name, asked, asked)
 	}
 	if regexp.QuoteMeta(asked) == asked {
-		lower := strings.ToLower(asked)
-		f.keep(func(s *compute.Server) bool {
-			text := of(s)
-			return strings.Contains(text, asked) || strings.Contains(strings.ToLower(text), lower)
-		})
+		f.keep(func(s *compute.Server) bool { return strings.Contains(of(s), asked) })
 		return nil
+	}
+	if rest, anchored := strings.CutPrefix(asked, "^"); anchored && name == "name" {
+		f.NamePrefix = literal(rest)
 	}
 	f.keep(func(s *compute.Server) bool { return re.MatchString(of(s)) })
 	return nil
+}
+
+// literal is how a pattern that is anchored before it surely begins.
+func literal(pattern string) string {
+	if strings.Contains(pattern, "|") {
+		return ""
+	}
+	re, err := regexp.Compile(pattern)
+	if err != nil {
+		return ""
+	}
+	begin, _ := re.LiteralPrefix()
+	return begin
 }
 
 func (f *filtering) status(values []string) error {
@@ -282,6 +300,11 @@ func (f *filtering) project(values []string) error {
 func (f *filtering) zone(values []string) error {
 	tx := f.s.compute.State.Latest()
 	zones := compute.ZonesOf(tx)
+	known := false
+	for h := range host.Table().Peek(tx, "", state.Range{}) {
+		known = known || slices.Contains(values, zones.Of(h))
+	}
+	f.Unplaced = !known // a zone without hosts can only have been asked for
 	f.keep(func(s *compute.Server) bool {
 		zone := s.Zone
 		if h, ok := host.Table().PeekOne(tx, s.HostID); ok {
@@ -296,13 +319,12 @@ func (f *filtering) zone(values []string) error {
 func (f *filtering) ip(name, asked string, v4 bool) error {
 	tx := f.s.compute.State.Latest()
 	if a, err := netip.ParseAddr(asked); err == nil {
-		having := map[resource.ID]bool{}
+		f.IDs = []resource.ID{}
 		for p := range network.Ports().Peek(tx, "ip", state.Range{Prefix: state.KeyOf(a)}) {
 			if id, err := resource.ParseID(p.DeviceID); err == nil {
-				having[id] = true
+				f.IDs = append(f.IDs, id)
 			}
 		}
-		f.keep(func(s *compute.Server) bool { return having[s.ID] })
 		return nil
 	}
 	re, err := regexp.Compile(asked)
