@@ -50,14 +50,14 @@ to_guest=(-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o Connect
 on() { timeout 60 ssh -i "$tmp/id" -p "$port" "${to_guest[@]}" -o LogLevel=ERROR -o BatchMode=yes cirros@127.0.0.1 "$@"; }
 as_root() { timeout 60 ssh -i "$tmp/id" -p "$port" "${to_guest[@]}" -o LogLevel=QUIET -o BatchMode=yes root@127.0.0.1 "$@"; }
 with_password() {
-	printf '#!/bin/sh\necho gocubsgo\n' >"$tmp/askpass"
+	printf '#!/bin/sh\necho "%s"\n' "${password:-gocubsgo}" >"$tmp/askpass"
 	chmod +x "$tmp/askpass"
 	SSH_ASKPASS=$tmp/askpass SSH_ASKPASS_REQUIRE=force timeout 60 ssh -p "$port" "${to_guest[@]}" -o LogLevel=ERROR \
 		-o PubkeyAuthentication=no cirros@127.0.0.1 "$@"
 }
 # login waits until ssh lets us in, and says how long that took.
 login() {
-	local deadline=$((SECONDS + 120))
+	local deadline=$((SECONDS + 300))
 	# QEMU accepts a connection long before the guest does, so ask only when the guest says that it may be asked.
 	until [ "$(grep -c 'unkai-guest: ssh is up' "$tmp/serial" 2>/dev/null)" = "${1:-1}" ] && on true; do
 		if ! kill -0 "$qemu" 2>/dev/null || [ $SECONDS -gt $deadline ]; then
@@ -80,7 +80,7 @@ said() {
 }
 qmp() { (echo '{"execute":"qmp_capabilities"}'; for command; do echo "$command"; sleep 0.2; done) | socat -t 2 - "unix-connect:$tmp/qmp" | grep '"error"' && bad "QEMU refused: $*"; }
 gone() {
-	local deadline=$((SECONDS + 30)) from
+	local deadline=$((SECONDS + 60)) from
 	from=$(now)
 	while kill -0 "$qemu" 2>/dev/null; do
 		if [ $SECONDS -gt $deadline ]; then bad "$1: still running"; kill "$qemu"; return; fi
@@ -204,12 +204,15 @@ EOF
 }
 
 try_openstack() {
+	local password
 	case='initramfs and a blank disk, OpenStack metadata'
 	mkdir -p "$tmp/served"
 	cat >"$tmp/served/user_data" <<'EOF'
 #cloud-config
 hostname: named-by-user-data
 packages: [nginx]
+password: 'it''s $ecret'
+ssh_pwauth: true
 write_files:
   - path: /opt/greeting
     permissions: '0640'
@@ -230,6 +233,8 @@ EOF
 		is hostname "$(on hostname)" named-by-user-data
 		is write_files "$(on 'sudo cat /opt/greeting; sudo stat -c %a /opt/greeting')" $'hello "you"\n  \\ and you\n640'
 		is runcmd "$(on cat /tmp/first /tmp/second)" $'first: /root\ntwo words'
+		password="it's \\\$ecret"
+		is 'login by the password asked for' "$(with_password id -un)" cirros
 		said 'cloud-config: packages is not understood'
 		on 'echo mine >kept; sync'
 		power_button
