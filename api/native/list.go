@@ -113,7 +113,7 @@ func (k *kind) maySee(r *http.Request, all bool) (sight, error) {
 }
 
 // list answers a page, or a watch.
-func (s *server) list(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) list(w http.ResponseWriter, r *http.Request) error {
 	k, err := s.kindOf(r)
 	if err != nil {
 		return err
@@ -246,7 +246,7 @@ func (k *kind) sorted(tx *state.Tx, s sight, l listing) (page, error) {
 	return p, nil
 }
 
-func (s *server) writePage(w http.ResponseWriter, r *http.Request, tx *state.Tx, k *kind, sight sight, p page) error {
+func (s *Server) writePage(w http.ResponseWriter, r *http.Request, tx *state.Tx, k *kind, sight sight, p page) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, `{"kind":%q,"revision":%d,"next":`, k.name, tx.Revision())
 	if p.next.IsZero() {
@@ -269,7 +269,7 @@ func (s *server) writePage(w http.ResponseWriter, r *http.Request, tx *state.Tx,
 }
 
 // send writes an answer of a revision.
-func (s *server) send(w http.ResponseWriter, r *http.Request, status int, revision int64, body []byte) {
+func (s *Server) send(w http.ResponseWriter, r *http.Request, status int, revision int64, body []byte) {
 	setRevision(w, revision)
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
@@ -284,7 +284,7 @@ func missing(k *kind, id any) error {
 }
 
 // one finds what the path names, for whoever may see it. For others it is not there.
-func (s *server) one(r *http.Request) (*state.Tx, *kind, sight, resource.Object, error) {
+func (s *Server) one(r *http.Request) (*state.Tx, *kind, sight, resource.Object, error) {
 	k, err := s.kindOf(r)
 	if err != nil {
 		return nil, nil, sight{}, nil, err
@@ -306,7 +306,7 @@ func (s *server) one(r *http.Request) (*state.Tx, *kind, sight, resource.Object,
 	return tx, k, see, o, nil
 }
 
-func (s *server) get(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) get(w http.ResponseWriter, r *http.Request) error {
 	tx, k, see, o, err := s.one(r)
 	if err != nil {
 		return err

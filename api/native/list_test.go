@@ -203,7 +203,7 @@ func FuzzQuery(f *testing.F) {
 	}); err != nil {
 		f.Fatal(err)
 	}
-	api := New(Options{State: s}).(*server)
+	api := New(Options{State: s})
 	f.Fuzz(func(t *testing.T, text string) {
 		query, err := url.ParseQuery(text)
 		if err != nil {

@@ -39,7 +39,7 @@ type world struct {
 	t      *testing.T
 	state  *state.State
 	api    http.Handler
-	native *server
+	native *Server
 	tokens tokens
 
 	one, two   resource.ID // projects
@@ -79,9 +79,8 @@ func newWorldKeeping(t *testing.T, history state.Options, o ...func(*Options)) *
 	for _, change := range o {
 		change(&options)
 	}
-	h := New(options)
-	w.native = h.(*server)
-	w.api = wire.Serve(h)
+	w.native = New(options)
+	w.api = wire.Serve(w.native)
 	w.furnish()
 	return w
 }

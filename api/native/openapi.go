@@ -243,7 +243,7 @@ func fixed() node {
 }
 
 // describe makes the OpenAPI document.
-func (s *server) describe() []byte {
+func (s *Server) describe() []byte {
 	schemas := fixed()
 	tags := []node{{"name": "about"}, {"name": "watch"}}
 	for _, k := range s.kinds {
@@ -372,7 +372,7 @@ func (r *route) responses(k *kind) node {
 }
 
 // openAPI gives the description.
-func (s *server) openAPI(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) openAPI(w http.ResponseWriter, r *http.Request) error {
 	s.write(w, r, http.StatusOK, json.RawMessage(s.document))
 	return nil
 }

@@ -30,7 +30,7 @@ type reason struct {
 }
 
 // why explains the newest decision about a thing, without facts about others but for an admin.
-func (s *server) why(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) why(w http.ResponseWriter, r *http.Request) error {
 	tx, k, see, o, err := s.one(r)
 	if err != nil {
 		return err
@@ -58,7 +58,7 @@ func (s *server) why(w http.ResponseWriter, r *http.Request) error {
 }
 
 // cancel asks for the end of an operation. It answers before it has ended.
-func (s *server) cancel(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) cancel(w http.ResponseWriter, r *http.Request) error {
 	k := s.byName[operation.Table().Kind()]
 	id, err := resource.ParseID(r.PathValue("id"))
 	if err != nil {
@@ -74,7 +74,7 @@ func (s *server) cancel(w http.ResponseWriter, r *http.Request) error {
 }
 
 // writeChanged answers with an object that the request has changed.
-func (s *server) writeChanged(w http.ResponseWriter, r *http.Request, status int, k *kind, o resource.Object) error {
+func (s *Server) writeChanged(w http.ResponseWriter, r *http.Request, status int, k *kind, o resource.Object) error {
 	a := identity.ActorOf(r.Context())
 	var b bytes.Buffer
 	if err := k.shape.encode(&b, o, k.levelOf(sightOf(a, a.Admin()), o)); err != nil {
@@ -92,7 +92,7 @@ type hostPatch struct {
 }
 
 // patchHost keeps new servers off a host, or lets them on it again.
-func (s *server) patchHost(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) patchHost(w http.ResponseWriter, r *http.Request) error {
 	k := s.byName[host.Table().Kind()]
 	id, err := resource.ParseID(r.PathValue("id"))
 	if err != nil {
@@ -157,7 +157,7 @@ type healthFacts struct {
 	OperationsOverdue int   `json:"operations_overdue"` // running past their deadlines
 }
 
-func (s *server) health(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) health(w http.ResponseWriter, r *http.Request) error {
 	status, h := http.StatusOK, health{Status: "ok"}
 	if s.State.Broken() != nil {
 		status, h.Status = http.StatusServiceUnavailable, "read-only"
@@ -169,7 +169,7 @@ func (s *server) health(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (s *server) facts() *healthFacts {
+func (s *Server) facts() *healthFacts {
 	tx := s.State.Latest()
 	f := &healthFacts{Revision: tx.Revision()}
 	for h := range host.Table().Peek(tx, "", state.Range{}) {

@@ -2,6 +2,7 @@ package native
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -64,7 +65,7 @@ const (
 var refusedHeaders = []string{"X-Auth-Token", "Authorization", "Idempotency-Key", "Connection", "Upgrade", "Host",
 	"Content-Length", "Transfer-Encoding"}
 
-func (s *server) plan(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) plan(w http.ResponseWriter, r *http.Request) error {
 	var asked planRequest
 	if err := readJSON(r, &asked); err != nil {
 		return err
@@ -90,7 +91,12 @@ func (s *server) plan(w http.ResponseWriter, r *http.Request) error {
 			break // those that follow build on it
 		}
 	}
-	return s.writePlan(w, r.WithContext(ctx), p, responses)
+	out, err := s.planned(ctx, p, responses)
+	if err != nil {
+		return err
+	}
+	s.write(w, r, http.StatusOK, out)
+	return nil
 }
 
 // request makes the request to try, with the token of the one that asks for the plan.
@@ -167,16 +173,20 @@ func (c *recorder) response() response {
 	return response{c.status, text}
 }
 
-// writePlan answers what a plan would change, as far as the actor would see it: as with a list of
-// each kind, and with the same fields.
-func (s *server) writePlan(w http.ResponseWriter, r *http.Request, p *state.Plan, responses []response) error {
-	out := planned{RequestID: wire.RequestID(r.Context()), Responses: responses, Changes: []change{}}
-	a := identity.ActorOf(r.Context())
+// Planned tells what a plan would change, in the context that it was made in, as far as the actor
+// would see it: as with a list of each kind, and with the same fields. It is a wire.Describer.
+func (s *Server) Planned(ctx context.Context, p *state.Plan) (any, error) {
+	return s.planned(ctx, p, nil)
+}
+
+func (s *Server) planned(ctx context.Context, p *state.Plan, responses []response) (*planned, error) {
+	out := &planned{RequestID: wire.RequestID(ctx), Responses: responses, Changes: []change{}}
+	a := identity.ActorOf(ctx)
 	see := sightOf(a, a.Admin())
 	before := s.State.Latest()
-	after, err := s.State.View(r.Context())
+	after, err := s.State.View(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, e := range p.Changes() {
 		k := s.byName[e.Kind]
@@ -185,14 +195,13 @@ func (s *server) writePlan(w http.ResponseWriter, r *http.Request, p *state.Plan
 		}
 		c, ok, err := k.change(e, see, before, after)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if ok {
 			out.Changes = append(out.Changes, c)
 		}
 	}
-	s.write(w, r, http.StatusOK, out)
-	return nil
+	return out, nil
 }
 
 func (k *kind) change(e state.Event, see sight, before, after *state.Tx) (change, bool, error) {

@@ -39,14 +39,14 @@ type Options struct {
 const RevisionHeader = "Unkai-Revision"
 
 // New answers below /v1, which the caller has stripped.
-func New(o Options) http.Handler {
+func New(o Options) *Server {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
 	if o.Alive == 0 {
 		o.Alive = 15 * time.Second
 	}
-	s := &server{Options: o, kinds: kinds(network.New(o.State)), byPath: map[string]*kind{}, byName: map[string]*kind{}}
+	s := &Server{Options: o, kinds: kinds(network.New(o.State)), byPath: map[string]*kind{}, byName: map[string]*kind{}}
 	for _, k := range s.kinds {
 		s.byPath[k.path], s.byName[k.name] = k, k
 	}
@@ -57,7 +57,8 @@ func New(o Options) http.Handler {
 	return s
 }
 
-type server struct {
+// A Server is the native API on one state.
+type Server struct {
 	Options
 	kinds    []*kind
 	byPath   map[string]*kind
@@ -70,32 +71,32 @@ type server struct {
 type route struct {
 	method, path string
 	open         bool // without a token
-	handle       func(*server, http.ResponseWriter, *http.Request) error
+	handle       func(*Server, http.ResponseWriter, *http.Request) error
 	about        about
 }
 
 // routes, with {kind} standing for the path of every kind.
-func (s *server) routes() []route {
+func (s *Server) routes() []route {
 	all := []route{
-		{"GET", "/{$}", true, (*server).index, aboutIndex},
-		{"GET", "/openapi.json", true, (*server).openAPI, aboutOpenAPI},
-		{"GET", "/health", true, (*server).health, aboutHealth},
-		{"GET", "/watch", false, (*server).watchAll, aboutWatch},
-		{"GET", "/{kind}", false, (*server).list, aboutList},
-		{"GET", "/{kind}/{id}", false, (*server).get, aboutGet},
-		{"GET", "/{kind}/{id}/why", false, (*server).why, aboutWhy},
-		{"POST", "/operations/{id}/cancel", false, (*server).cancel, aboutCancel},
-		{"PATCH", "/hosts/{id}", false, (*server).patchHost, aboutPatchHost},
+		{"GET", "/{$}", true, (*Server).index, aboutIndex},
+		{"GET", "/openapi.json", true, (*Server).openAPI, aboutOpenAPI},
+		{"GET", "/health", true, (*Server).health, aboutHealth},
+		{"GET", "/watch", false, (*Server).watchAll, aboutWatch},
+		{"GET", "/{kind}", false, (*Server).list, aboutList},
+		{"GET", "/{kind}/{id}", false, (*Server).get, aboutGet},
+		{"GET", "/{kind}/{id}/why", false, (*Server).why, aboutWhy},
+		{"POST", "/operations/{id}/cancel", false, (*Server).cancel, aboutCancel},
+		{"PATCH", "/hosts/{id}", false, (*Server).patchHost, aboutPatchHost},
 	}
 	if s.Dialects != nil {
-		all = append(all, route{"POST", "/plan", false, (*server).plan, aboutPlan})
+		all = append(all, route{"POST", "/plan", false, (*Server).plan, aboutPlan})
 	}
 	return all
 }
 
 const bodyLimit = 1 << 20
 
-func (s *server) handle(rt route) {
+func (s *Server) handle(rt route) {
 	s.mux.HandleFunc(rt.method+" "+rt.path, func(w http.ResponseWriter, r *http.Request) {
 		if err := s.serve(w, r, rt); err != nil {
 			s.fail(w, r, err)
@@ -103,7 +104,7 @@ func (s *server) handle(rt route) {
 	})
 }
 
-func (s *server) serve(w http.ResponseWriter, r *http.Request, rt route) error {
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, rt route) error {
 	if rt.open {
 		return rt.handle(s, w, r)
 	}
@@ -127,11 +128,16 @@ func (s *server) serve(w http.ResponseWriter, r *http.Request, rt route) error {
 	if err := rt.handle(s, &swallow{header: http.Header{}}, r); err != nil {
 		return err
 	}
-	return s.writePlan(w, r, plan, nil)
+	document, err := s.planned(r.Context(), plan, nil)
+	if err != nil {
+		return err
+	}
+	s.write(w, r, http.StatusOK, document)
+	return nil
 }
 
 // actor verifies the token, in either of the two headers that clients send one in.
-func (s *server) actor(r *http.Request) (*identity.Actor, error) {
+func (s *Server) actor(r *http.Request) (*identity.Actor, error) {
 	token := tokenOf(r)
 	if token == "" {
 		return nil, fault.Errorf(fault.Unauthorized, "Send a token in X-Auth-Token, or in Authorization as Bearer.").WithCode("no-token")
@@ -201,7 +207,7 @@ func failureOf(ctx context.Context, f *fault.Error) (int, failure) {
 }
 
 // fail writes an error. What is no fault is ours, and only logged.
-func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	f := fault.From(err)
 	if f == nil {
 		if errors.Is(err, context.Canceled) || r.Context().Err() != nil {
@@ -218,14 +224,14 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	s.write(w, r, status, out)
 }
 
-func (s *server) write(w http.ResponseWriter, r *http.Request, status int, v any) {
+func (s *Server) write(w http.ResponseWriter, r *http.Request, status int, v any) {
 	if err := wire.WriteJSON(w, status, v); err != nil {
 		slog.DebugContext(r.Context(), "the client went away", "request", wire.RequestID(r.Context()), "err", err)
 	}
 }
 
 // ServeHTTP answers unknown paths and methods in our own shape, too.
-func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Unkai-Request-Id", wire.RequestID(r.Context()))
 	if h, pattern := s.mux.Handler(r); pattern == "" {
 		answer := &swallowStatus{swallow: swallow{http.Header{}}}
@@ -249,7 +255,7 @@ type swallowStatus struct {
 
 func (s *swallowStatus) WriteHeader(status int) { s.status = status }
 
-func (s *server) index(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) index(w http.ResponseWriter, r *http.Request) error {
 	paths := make([]string, len(s.kinds))
 	for i, k := range s.kinds {
 		paths[i] = k.path
@@ -260,7 +266,7 @@ func (s *server) index(w http.ResponseWriter, r *http.Request) error {
 }
 
 // kindOf is the kind that the path names, if the actor may read such things at all.
-func (s *server) kindOf(r *http.Request) (*kind, error) {
+func (s *Server) kindOf(r *http.Request) (*kind, error) {
 	k := s.byPath[r.PathValue("kind")]
 	if k == nil {
 		return nil, fault.Errorf(fault.NotFound, "There is no kind %q; see /v1/.", r.PathValue("kind")).WithCode("unknown-kind")

@@ -26,7 +26,7 @@ import (
 // this does no harm. Lines of type "alive" come while nothing changes, and a last one of type "end".
 
 // watchAll watches several kinds at once, or all that the actor may read.
-func (s *server) watchAll(w http.ResponseWriter, r *http.Request) error {
+func (s *Server) watchAll(w http.ResponseWriter, r *http.Request) error {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return fault.Errorf(fault.Invalid, "The query cannot be read.").WithCode("invalid-query")
@@ -70,7 +70,7 @@ func (s *server) watchAll(w http.ResponseWriter, r *http.Request) error {
 	return s.watch(w, r, kinds, see, l)
 }
 
-func (s *server) kindsNamed(values []string) ([]*kind, error) {
+func (s *Server) kindsNamed(values []string) ([]*kind, error) {
 	var named []*kind
 	for _, list := range values {
 		for _, path := range strings.Split(list, ",") {
@@ -88,7 +88,7 @@ func (s *server) kindsNamed(values []string) ([]*kind, error) {
 
 // A stream writes one watch.
 type stream struct {
-	*server
+	*Server
 	kinds []*kind
 	see   sight
 	where []condition // there is one kind, then
@@ -101,7 +101,7 @@ type stream struct {
 const writeWithin = 30 * time.Second
 
 // watch streams until the client goes, its token ends, or it cannot follow.
-func (s *server) watch(w http.ResponseWriter, r *http.Request, kinds []*kind, see sight, l listing) error {
+func (s *Server) watch(w http.ResponseWriter, r *http.Request, kinds []*kind, see sight, l listing) error {
 	ctx := r.Context()
 	present := s.State.Latest().Revision()
 	switch {
@@ -123,7 +123,7 @@ func (s *server) watch(w http.ResponseWriter, r *http.Request, kinds []*kind, se
 	} else if err != nil {
 		return err
 	}
-	t := &stream{server: s, kinds: kinds, see: see, where: l.where, out: http.NewResponseController(w), w: w, at: l.since}
+	t := &stream{Server: s, kinds: kinds, see: see, where: l.where, out: http.NewResponseController(w), w: w, at: l.since}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Accel-Buffering", "no")

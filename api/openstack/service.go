@@ -109,7 +109,11 @@ func (s *Service) plan(w http.ResponseWriter, r *http.Request, h Handler, p *sta
 	if err := h(&discard{header: http.Header{}}, r); err != nil {
 		return err
 	}
-	return wire.WriteJSON(w, http.StatusOK, wire.PlanDocument(r.Context(), p))
+	document, err := wire.PlanDocument(r.Context(), p)
+	if err != nil {
+		return err
+	}
+	return wire.WriteJSON(w, http.StatusOK, document)
 }
 
 // discard swallows the answer of a request that is only planned.

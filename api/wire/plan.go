@@ -3,10 +3,12 @@ package wire
 import (
 	"context"
 	"encoding/json"
+	"net/http"
 	"reflect"
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/identity"
 )
 
 // A Planned is the answer to a request with the plan header: what would change.
@@ -21,31 +23,49 @@ type PlannedChange struct {
 	Kind   string                     `json:"kind"`
 	ID     resource.ID                `json:"id"`
 	Name   string                     `json:"name,omitempty"`
-	Fields map[string]json.RawMessage `json:"fields,omitempty"` // those that would change, with their new values
+	Fields map[string]json.RawMessage `json:"fields,omitempty"` // those that would change, with their new values; for an admin only
 }
 
-// PlanDocument tells what a plan would change. Fields that a kind keeps secret are
-// left out: those whose type says so with a `secret:"true"` tag.
-func PlanDocument(ctx context.Context, p *state.Plan) Planned {
+// A Describer tells the context's actor what a plan would change, as far as it may see it.
+type Describer func(ctx context.Context, p *state.Plan) (any, error)
+
+type describerKey struct{}
+
+// Describing has plans in every dialect below it told by one who knows what each actor may see.
+func Describing(next http.Handler, d Describer) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), describerKey{}, d)))
+	})
+}
+
+// PlanDocument tells what a plan would change. Without a Describer nobody knows which fields are for
+// operators, so that only an admin is told of fields; those tagged `secret:"true"` nobody is. Others are told
+// of what is their project's, or no project's.
+func PlanDocument(ctx context.Context, p *state.Plan) (any, error) {
+	if d, ok := ctx.Value(describerKey{}).(Describer); ok {
+		return d(ctx, p)
+	}
 	doc := Planned{RequestID: RequestID(ctx), Changes: []PlannedChange{}}
+	actor := identity.ActorOf(ctx)
 	for _, e := range p.Changes() {
-		c := PlannedChange{Kind: e.Kind, ID: e.ID}
+		object, c := e.After, PlannedChange{Action: "update", Kind: e.Kind, ID: e.ID}
 		switch {
-		case e.Before == nil && e.After == nil:
-			continue
 		case e.Before == nil:
-			c.Action, c.Name = "create", e.After.GetMeta().Name
+			c.Action = "create"
 		case e.After == nil:
-			c.Action, c.Name = "delete", e.Before.GetMeta().Name
-		default:
-			c.Action, c.Name = "update", e.After.GetMeta().Name
+			c.Action, object = "delete", e.Before
 		}
-		if e.After != nil {
+		m := object.GetMeta()
+		c.Name = m.Name
+		if _, ours := object.(*state.Receipt); ours || !actor.Admin() && !m.ProjectID.IsZero() && m.ProjectID != actor.ProjectID {
+			continue
+		}
+		if e.After != nil && actor.Admin() {
 			c.Fields = changed(e.Before, e.After)
 		}
 		doc.Changes = append(doc.Changes, c)
 	}
-	return doc
+	return doc, nil
 }
 
 // changed gives the fields of after that differ from before, by their names in the core.

@@ -204,13 +204,14 @@ func (c *cloud) handler() http.Handler {
 	mount("/image", glance.New(glance.Options{Images: c.image, Auth: c.identity}))
 	mount("/network", neutron.New(neutron.Options{Networks: c.network, Auth: c.identity}))
 	mount("/compute", nova.New(nova.Options{Compute: c.compute, Auth: c.identity, Images: c.image, Network: c.network}))
-	mount("/v1", native.New(native.Options{State: c.state, Auth: c.identity, Dialects: mux, Version: version}))
+	v1 := native.New(native.Options{State: c.state, Auth: c.identity, Dialects: mux, Version: version})
+	mount("/v1", v1)
 	mount("/console", console.New(console.Options{Compute: c.compute, Hosts: c}))
 	e := ec2.New(ec2.Options{Keys: c.identity, State: c.state, Compute: c.compute, Images: c.image, Networks: c.network, Region: "RegionOne"})
 	mux.Handle("/ec2", e)
 	mux.Handle("/ec2/", e)
 	mux.Handle("/", http.HandlerFunc(index))
-	return wire.Serve(mux)
+	return wire.Serve(wire.Describing(mux, v1.Planned))
 }
 
 // index tells a person, or a program, what is here.
