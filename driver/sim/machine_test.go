@@ -1,0 +1,155 @@
+package sim
+
+import (
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/compute/computetest"
+	"github.com/unkai-cloud/unkai/core/network"
+	"github.com/unkai-cloud/unkai/core/network/networktest"
+)
+
+func machine(takes func(string) time.Duration) *Machine {
+	m := New(compute.Capabilities{VCPUs: 8, MemoryMiB: 8192, DiskGiB: 100, MaxVCPUs: 8, Arch: "x86_64"})
+	m.Takes = takes
+	return m
+}
+
+func wish() compute.Guest {
+	return compute.Guest{ID: resource.NewID(time.Now(), nil), Name: "g", VCPUs: 1, MemoryMiB: 64, Power: compute.On,
+		GraceSeconds: 1, Disks: []compute.Disk{{Name: "root", SizeMiB: 1}}}
+}
+
+func to(do func(*Machine, resource.ID)) func(testing.TB, compute.Driver, resource.ID) {
+	return func(_ testing.TB, d compute.Driver, id resource.ID) { do(d.(*Guests).m, id) }
+}
+
+func TestGuests(t *testing.T) {
+	var serial atomic.Int32
+	for name, takes := range map[string]func(string) time.Duration{
+		"changes take time": func(string) time.Duration { return 5 * time.Millisecond },
+		"changes take none": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			computetest.TestDriver(t, func(testing.TB) compute.Driver { return machine(takes).Guests() }, computetest.Options{
+				Guest:     func(testing.TB) compute.Guest { return wish() },
+				Reopen:    func(_ testing.TB, d compute.Driver) compute.Driver { return d.(*Guests).m.Guests() },
+				ShutDown:  to((*Machine).ShutDown),
+				Reboot:    to((*Machine).Restart),
+				GoDeaf:    to((*Machine).Deafen),
+				Crash:     to((*Machine).Crash),
+				Impressed: to((*Machine).Write),
+				Fresh:     func(_ testing.TB, d compute.Driver, id resource.ID) bool { return !d.(*Guests).m.Written(id) },
+				NIC: func(testing.TB) compute.NIC {
+					n := serial.Add(1)
+					return compute.NIC{PortID: resource.NewID(time.Now(), nil), MAC: fmt.Sprintf("52:54:00:00:00:%02x", n)}
+				},
+				Disk: func(testing.TB) compute.Disk {
+					return compute.Disk{Name: fmt.Sprint("disk-", serial.Add(1)), SizeMiB: 1}
+				},
+				Parallel: true,
+			})
+		})
+	}
+}
+
+func TestNetworks(t *testing.T) {
+	networktest.TestDriver(t, func(*testing.T) network.Driver { return machine(nil).Networks() }, networktest.Options{
+		Reopen: func(_ *testing.T, d network.Driver) network.Driver { return d.(*Networks).m.Networks() },
+	})
+}
+
+// ensure asks until nothing is under way.
+func ensure(t *testing.T, m *Machine, want compute.Guest) compute.Observation {
+	t.Helper()
+	for range 1000 {
+		seen, err := m.Guests().Ensure(t.Context(), want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !seen.Busy {
+			return seen
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatal("it never settles")
+	return compute.Observation{}
+}
+
+func TestPowerFailure(t *testing.T) {
+	m := machine(nil)
+	runs, asleep, ended := wish(), wish(), wish()
+	ensure(t, m, runs)
+	ensure(t, m, asleep)
+	asleep.Power = compute.Suspended
+	ensure(t, m, asleep)
+	ensure(t, m, ended)
+	m.ShutDown(ended.ID)
+
+	m.Reboot()
+	for _, c := range []struct {
+		want        compute.Guest
+		first, then compute.Power
+	}{{runs, compute.Off, compute.On}, {asleep, compute.Suspended, compute.Suspended}, {ended, compute.Off, compute.Off}} {
+		seen, err := m.Guests().Observe(t.Context(), c.want.ID)
+		if err != nil || seen.Power != c.first || !seen.StartedAt.IsZero() {
+			t.Errorf("wished %s, after the power failed: %+v, %v", c.want.Power, seen, err)
+		}
+		if seen := ensure(t, m, c.want); seen.Power != c.then {
+			t.Errorf("wished %s, it came back as %+v", c.want.Power, seen)
+		}
+	}
+}
+
+// TestTimeIsGiven: with a clock that stands still nothing gets done, however long one waits.
+func TestTimeIsGiven(t *testing.T) {
+	clock := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	m := machine(func(string) time.Duration { return time.Second })
+	m.Now = func() time.Time { return clock }
+	want := wish()
+	look := func() compute.Observation {
+		seen, err := m.Guests().Ensure(t.Context(), want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return seen
+	}
+	look()
+	clock = clock.Add(time.Second - 1)
+	if seen := look(); !seen.Busy || seen.Power != compute.Off {
+		t.Errorf("before its time: %+v", seen)
+	}
+	clock = clock.Add(1)
+	if seen := look(); seen.Busy || seen.Power != compute.On || !seen.StartedAt.Equal(clock) || seen.StartMs != 1000 {
+		t.Errorf("at its time: %+v", seen)
+	}
+}
+
+// TestGuestsAreSmall: a process holds 100,000 of them.
+func TestGuestsAreSmall(t *testing.T) {
+	const guests, most = 5_000, 512 // bytes of each
+	m := machine(nil)
+	heap := func() uint64 {
+		var s runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&s)
+		return s.HeapAlloc
+	}
+	before := heap()
+	for range guests {
+		want := wish()
+		want.Metadata.UserData = make([]byte, 16<<10)
+		if seen := ensure(t, m, want); seen.Power != compute.On {
+			t.Fatalf("%+v", seen)
+		}
+	}
+	if each := (heap() - before) / guests; each > most {
+		t.Errorf("a guest takes %d bytes", each)
+	}
+	runtime.KeepAlive(m)
+}
