@@ -169,8 +169,15 @@ func TestShutdownFromInside(t *testing.T) {
 	if srv := c.Server(id); srv.Power != compute.Off || srv.Stage() != compute.Stopped {
 		t.Fatalf("after it shut down by itself it is %+v", srv)
 	}
-	c.Settle()
+	// Its host has not been told yet that it is to be off, and never will be.
 	c.Must(c.Compute.Do(c.Ctx, id, compute.Starting))
+	if srv := c.Server(id); srv.Power != compute.On || srv.HardBoots <= srv.Seen.HardBoots {
+		t.Fatalf("for its host nothing has changed: %+v", srv)
+	}
+	c.Tell(c.Hosts[0], id, compute.Observation{Power: compute.On})
+	if c.Server(id).Task != compute.Starting {
+		t.Fatal("it counts as started before the start that was asked for")
+	}
 	c.Settle()
 	if c.Server(id).Stage() != compute.Running {
 		t.Fatal("it does not start again")
