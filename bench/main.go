@@ -18,11 +18,10 @@ import (
 
 // A measure is one line of the table.
 type measure struct {
-	name   string
-	asked  string
-	seen   string
-	met    bool
-	remark string
+	name  string
+	asked string
+	seen  string
+	met   bool
 }
 
 // A bench is one run: a cloud in a directory of its own, and the lines so far.

@@ -33,7 +33,7 @@ os demo server create --image guest --flavor u1.micro --network net1 --security-
 [ "$(os demo server show vm1 -f value -c status)" = ACTIVE ] || fail "vm1 is not ACTIVE"
 address=$(os demo floating ip create public -f value -c floating_ip_address)
 os demo server add floating ip vm1 "$address"
-until_ok 120 sshto "$address" true || { os demo console log show vm1 >&2; fail "vm1 does not answer ssh at $address"; }
+until_ok 300 sshto "$address" true || { os demo console log show vm1 >&2; fail "vm1 does not answer ssh at $address"; }
 ok "vm1 answers ssh at its floating address $address"
 [ "$(sshto "$address" hostname)" = vm1 ] || fail "the guest does not know its name"
 until_ok 30 sshto "$address" grep -q from-user-data /tmp/proof || fail "the user data was not run"
@@ -75,9 +75,9 @@ ok "kill -9 with guests running: they go on, and are adopted again"
 
 # --- stop, start, delete
 os demo server stop vm1
-until_ok 90 bash -c '[ "$(OS_CLIENT_CONFIG_FILE='"$data"'/clouds.yaml OS_CLOUD=demo openstack server show vm1 -f value -c status)" = SHUTOFF ]' || fail "vm1 does not stop"
+until_ok 200 bash -c '[ "$(OS_CLIENT_CONFIG_FILE='"$data"'/clouds.yaml OS_CLOUD=demo openstack server show vm1 -f value -c status)" = SHUTOFF ]' || fail "vm1 does not stop"
 os demo server start vm1
-until_ok 120 sshto "$address" true || fail "vm1 does not answer ssh after it was started again"
+until_ok 300 sshto "$address" true || fail "vm1 does not answer ssh after it was started again"
 ok "stop and start"
 
 # --- kill -9 in the middle of create, delete, reboot and image upload: each is accepted, and the very next
@@ -92,14 +92,14 @@ vm3=$(api "$url/compute/v2.1/servers" -d '{"server":{"name":"vm3","imageRef":"'"
 	jq -r .server.id)
 crash
 start
-until_ok 120 bash -c 'curl -sf -H "X-Auth-Token: '"$token"'" '"$url/compute/v2.1/servers/$vm3"' | jq -e ".server.status == \"ACTIVE\""' ||
+until_ok 300 bash -c 'curl -sf -H "X-Auth-Token: '"$token"'" '"$url/compute/v2.1/servers/$vm3"' | jq -e ".server.status == \"ACTIVE\""' ||
 	fail "the accepted server vm3 is not ACTIVE"
 ok "kill -9 during create"
 
 api "$url/compute/v2.1/servers/$vm1/action" -d '{"reboot":{"type":"HARD"}}'
 crash
 start
-until_ok 120 sshto "$address" true || fail "vm1 does not come back from the reboot that was cut off"
+until_ok 300 sshto "$address" true || fail "vm1 does not come back from the reboot that was cut off"
 [ "$(sshto "$address" 'cat /proc/sys/kernel/random/boot_id')" != "$boot" ] || fail "the accepted reboot was forgotten"
 ok "kill -9 during reboot"
 
@@ -118,7 +118,7 @@ ok "kill -9 during an image upload"
 for id in $(os demo server list -f value -c ID); do api -X DELETE "$url/compute/v2.1/servers/$id"; done
 crash
 start
-until_ok 120 bash -c '[ "$(curl -sf -H "X-Auth-Token: '"$token"'" '"$url/compute/v2.1/servers"' | jq ".servers | length")" = 0 ]' || fail "the servers are not gone"
+until_ok 300 bash -c '[ "$(curl -sf -H "X-Auth-Token: '"$token"'" '"$url/compute/v2.1/servers"' | jq ".servers | length")" = 0 ]' || fail "the servers are not gone"
 audit
 ok "kill -9 during delete: everything settled, and the audit is clean"
 

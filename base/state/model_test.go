@@ -174,7 +174,6 @@ type machine struct {
 
 	now     content
 	past    map[int64]content // at every revision since the history began
-	floor   int64
 	times   map[int64]time.Time
 	watcher *Watcher
 	watched content

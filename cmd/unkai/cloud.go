@@ -230,11 +230,6 @@ func index(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveHosts answers hosts until ctx ends.
-func (c *cloud) serveHosts(ctx context.Context, l net.Listener) error {
-	return serve(ctx, l, c.hosts)
-}
-
 // ConsoleLog and Console reach a guest's host, in this process or elsewhere.
 func (c *cloud) ConsoleLog(ctx context.Context, h, server resource.ID, max int) ([]byte, error) {
 	if consoles, ok := c.near.of(h); ok {

@@ -31,12 +31,3 @@ func (e Extra) check() error {
 	}
 	return nil
 }
-
-// text is an attribute's value if it is a string.
-func (e Extra) text(name string) string {
-	var s string
-	if json.Unmarshal(e[name], &s) != nil {
-		return ""
-	}
-	return s
-}

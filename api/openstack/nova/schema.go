@@ -213,16 +213,6 @@ func number(least, most int64) rule {
 
 const maxInt = math.MaxInt32
 
-// strictNumber is number that is really one.
-func strictNumber(least, most int64) rule {
-	return func(v version, path string, value any) error {
-		if _, ok := value.(json.Number); !ok {
-			return wrong(path, value, "It is not of type 'integer'")
-		}
-		return number(least, most)(v, path, value)
-	}
-}
-
 func asInt(value any) (int64, bool) {
 	var s string
 	switch value := value.(type) {
