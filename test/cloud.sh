@@ -142,4 +142,5 @@ stop
 ! ip netns list | grep -q "^$prefix-" || fail "network namespaces are left"
 ! ip link show 2>/dev/null | grep -q " $prefix-" || fail "links are left"
 ok "down leaves nothing in the kernel"
-echo "cloud.sh: $passed passed, 0 failed in $((SECONDS - began)) s"
+step "done"
+echo "cloud: $passed passed, 0 failed"
