@@ -131,7 +131,7 @@ func holdAddress(ctx context.Context, tx *state.Tx, n *Network, f *FloatingAddre
 		return err
 	}
 	if !p.Fixed[0].Address.Is4() {
-		return invalid("not-v4", "Bad floatingip request: %s is not an IPv4 address.", p.Fixed[0].Address)
+		return invalid("not-v4", "Bad floating address request: %s is not an IPv4 address.", p.Fixed[0].Address)
 	}
 	f.PortID, f.SubnetID, f.Address = p.ID, p.Fixed[0].SubnetID, p.Fixed[0].Address
 	return nil
@@ -167,7 +167,7 @@ func aim(ctx context.Context, tx *state.Tx, f *FloatingAddress) error {
 	f.RouterID = resource.ID{}
 	if f.TargetID.IsZero() {
 		if f.Fixed.IsValid() {
-			return invalid("fixed-without-port", "Bad floatingip request: Fixed IP is given without a port.")
+			return invalid("fixed-without-port", "Bad floating address request: Fixed IP is given without a port.")
 		}
 		return nil
 	}
@@ -176,7 +176,7 @@ func aim(ctx context.Context, tx *state.Tx, f *FloatingAddress) error {
 		return err
 	}
 	if p.ProjectID != f.ProjectID && !identity.ActorOf(ctx).Admin() {
-		return invalid("foreign-port", "Bad floatingip request: Port %s is associated with a different tenant than Floating IP %s and therefore cannot be bound.", p.ID, f.ID)
+		return invalid("foreign-port", "Bad floating address request: Port %s is associated with a different tenant than Floating IP %s and therefore cannot be bound.", p.ID, f.ID)
 	}
 	fixed, err := targetAddress(p, f.Fixed)
 	if err != nil {
@@ -199,7 +199,7 @@ func targetAddress(p *Port, want netip.Addr) (FixedAddress, error) {
 			if want.Is4() {
 				return f, nil
 			}
-			return f, invalid("fixed-v6", "Bad floatingip request: Cannot process floating IP association with %s, since that is not an IPv4 address.", want)
+			return f, invalid("fixed-v6", "Bad floating address request: Cannot process floating IP association with %s, since that is not an IPv4 address.", want)
 		}
 		if f.Address.Is4() {
 			v4 = append(v4, f)
@@ -207,11 +207,11 @@ func targetAddress(p *Port, want netip.Addr) (FixedAddress, error) {
 	}
 	switch {
 	case want.IsValid():
-		return FixedAddress{}, invalid("fixed-not-on-port", "Bad floatingip request: Port %s does not have fixed ip %s.", p.ID, want)
+		return FixedAddress{}, invalid("fixed-not-on-port", "Bad floating address request: Port %s does not have fixed ip %s.", p.ID, want)
 	case len(v4) == 0:
-		return FixedAddress{}, invalid("no-fixed", "Bad floatingip request: Cannot add floating IP to port %s that has no fixed IPv4 addresses.", p.ID)
+		return FixedAddress{}, invalid("no-fixed", "Bad floating address request: Cannot add floating IP to port %s that has no fixed IPv4 addresses.", p.ID)
 	case len(v4) > 1:
-		return FixedAddress{}, invalid("many-fixed", "Bad floatingip request: Port %s has multiple fixed IPv4 addresses. Must provide a specific IPv4 address when assigning a floating IP.", p.ID)
+		return FixedAddress{}, invalid("many-fixed", "Bad floating address request: Port %s has multiple fixed IPv4 addresses. Must provide a specific IPv4 address when assigning a floating IP.", p.ID)
 	}
 	return v4[0], nil
 }
@@ -358,7 +358,7 @@ func addForward(ctx context.Context, tx *state.Tx, f *Forward) error {
 		return err
 	}
 	if !owner.TargetID.IsZero() {
-		return invalid("floating-in-use", "Bad floatingip request: Floating IP %s leads to port %s as a whole.", owner.ID, owner.TargetID)
+		return invalid("floating-in-use", "Bad floating address request: Floating IP %s leads to port %s as a whole.", owner.ID, owner.TargetID)
 	}
 	f.ProjectID = owner.ProjectID
 	return putForward(ctx, tx, owner, f)
@@ -392,7 +392,7 @@ func putForward(ctx context.Context, tx *state.Tx, owner *FloatingAddress, f *Fo
 	f.Fixed, f.RouterID = fixed.Address, router
 	if err := forwards.Put(tx, f); err != nil {
 		if fault.Is(err, fault.Exists) {
-			return invalid("forward-exists", "Bad port_forwarding request: A duplicate port forwarding entry with same attributes already exists.")
+			return invalid("forward-exists", "Bad port forward request: A duplicate port forwarding entry with same attributes already exists.")
 		}
 		return err
 	}

@@ -387,10 +387,10 @@ func checkRule(ctx context.Context, tx *state.Tx, r *Rule) error {
 		}
 	}
 	if remotes > 1 {
-		return invalid("rule-remotes", "Only remote_ip_prefix or remote_group_id or remote_address_group_id may be provided.")
+		return invalid("rule-remotes", "A rule may be about a prefix, a group or an address group: only one of them.")
 	}
 	if r.RemotePrefix.IsValid() && r.RemotePrefix.Addr().Is6() != r.V6 {
-		return invalid("rule-ethertype", "Conflicting value ethertype %s for CIDR %s.", family(r.V6), r.RemotePrefix)
+		return invalid("rule-ethertype", "A rule about %s cannot be about the prefix %s.", family(r.V6), r.RemotePrefix)
 	}
 	if !r.RemoteGroup.IsZero() {
 		if _, err := visibleOne(ctx, tx, &groupNoun, r.RemoteGroup); err != nil {
@@ -420,7 +420,7 @@ func checkRulePorts(r *Rule) error {
 		}
 	case protoTCP, protoUDP, protoDCCP, protoSCTP, protoUDPL:
 		if r.HasMin != r.HasMax {
-			return invalid("rule-port-range", "Both port_range_min and port_range_max must be given, and port_range_min must be <= port_range_max.")
+			return invalid("rule-port-range", "Both ends of a range of ports must be given, the lower one first.")
 		}
 		if r.HasMin && (r.PortMin < 1 && r.Protocol != protoTCP && r.Protocol != protoUDP || r.PortMin < 0 || r.PortMax > 65535) {
 			return invalid("rule-port", "Invalid value for port.")
@@ -430,13 +430,13 @@ func checkRulePorts(r *Rule) error {
 		}
 	case protoICMP, protoICMPv6:
 		if r.Protocol == protoICMPv6 && !r.V6 {
-			return invalid("rule-ethertype-protocol", "Invalid ethertype %s for protocol %s.", family(r.V6), r.ProtocolLabel)
+			return invalid("rule-ethertype-protocol", "A rule about %s cannot be about the protocol %s.", family(r.V6), r.ProtocolLabel)
 		}
 		if r.HasMin && (r.PortMin < 0 || r.PortMin > 255) || r.HasMax && (r.PortMax < 0 || r.PortMax > 255) {
 			return invalid("rule-icmp", "Invalid value for ICMP type or code: it must be 0 to 255.")
 		}
 		if r.HasMax && !r.HasMin {
-			return invalid("rule-icmp-type", "ICMP code (port-range-max) %d is provided but ICMP type (port-range-min) is missing.", r.PortMax)
+			return invalid("rule-icmp-type", "The ICMP code %d is given, but no ICMP type.", r.PortMax)
 		}
 	default:
 		if r.HasMin || r.HasMax {

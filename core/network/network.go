@@ -256,7 +256,7 @@ func chooseSegment(tx *state.Tx, n *Network) error {
 		fallthrough
 	case Overlay:
 		if n.Physical != "" {
-			return fault.Errorf(fault.Invalid, "Invalid input for operation: provider:physical_network specified for %s network.", n.Kind).WithCode("provider")
+			return fault.Errorf(fault.Invalid, "Invalid input for operation: a %s network has no physical network.", n.Kind).WithCode("provider")
 		}
 		if n.Segment == 0 {
 			return chooseVNI(tx, n)
@@ -266,17 +266,17 @@ func chooseSegment(tx *state.Tx, n *Network) error {
 		}
 	case Flat:
 		if n.Physical == "" {
-			return fault.Errorf(fault.Invalid, "Invalid input for operation: physical_network required for flat provider network.").WithCode("provider")
+			return fault.Errorf(fault.Invalid, "Invalid input for operation: a flat network needs a physical network.").WithCode("provider")
 		}
 		if n.Segment != 0 {
-			return fault.Errorf(fault.Invalid, "Invalid input for operation: segmentation_id specified for flat network.").WithCode("provider")
+			return fault.Errorf(fault.Invalid, "Invalid input for operation: a flat network has no identifier.").WithCode("provider")
 		}
 	case VLAN:
 		if n.Physical == "" || n.Segment < 1 || n.Segment > lastVLAN {
 			return fault.Errorf(fault.Invalid, "Invalid input for operation: a VLAN network needs a physical network and an identifier from 1 to %d.", lastVLAN).WithCode("provider")
 		}
 	default:
-		return fault.Errorf(fault.Invalid, "Invalid input for operation: network_type value '%s' not supported.", n.Kind).WithCode("provider")
+		return fault.Errorf(fault.Invalid, "Invalid input for operation: networks of type %s are not supported.", n.Kind).WithCode("provider")
 	}
 	return nil
 }

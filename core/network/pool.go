@@ -125,12 +125,12 @@ func changePool(ctx context.Context, tx *state.Tx, was, now *SubnetPool) error {
 	}
 	for _, old := range was.Prefixes {
 		if !slices.ContainsFunc(now.Prefixes, func(n netip.Prefix) bool { return n.Bits() <= old.Bits() && n.Contains(old.Addr()) }) {
-			return invalid("pool-prefix-kept", "Illegal subnetpool update : Existing prefixes must be a subset of the new prefixes.")
+			return invalid("pool-prefix-kept", "The prefixes that the subnet pool has must be among the new ones.")
 		}
 	}
 	if was.ScopeID != now.ScopeID {
 		for s := range subnets.Peek(tx, "pool", state.Range{Prefix: state.KeyOf(was.ID)}) {
-			return invalid("pool-scope", "Illegal subnetpool association: its address scope cannot change while subnet %s is cut from it.", s.ID)
+			return invalid("pool-scope", "The address scope of a subnet pool cannot change while subnet %s is cut from it.", s.ID)
 		}
 	}
 	if err := pools.Put(tx, now); err != nil {
@@ -189,7 +189,7 @@ func checkPool(ctx context.Context, tx *state.Tx, p *SubnetPool) error {
 	if p.Default {
 		for other := range pools.Peek(tx, "by", state.Range{Prefix: facet(resource.ID{}, "default", "true")}) {
 			if other.ID != p.ID && other.V6() == p.V6() {
-				return invalid("pool-default", "A default subnetpool for this IP family has already been set. Only one default may exist per IP family.")
+				return invalid("pool-default", "There is a default subnet pool for this IP family already.")
 			}
 		}
 	}
@@ -221,7 +221,7 @@ func checkPoolScope(ctx context.Context, tx *state.Tx, p *SubnetPool) error {
 		return err
 	}
 	if scope.V6 != p.V6() {
-		return invalid("pool-scope", "Illegal subnetpool association: subnetpool %s cannot associate with address scope %s because subnetpool ip_version is not that of the scope.", p.ID, scope.ID)
+		return invalid("pool-scope", "Subnet pool %s cannot be in address scope %s: they are of different IP versions.", p.ID, scope.ID)
 	}
 	for other := range pools.Peek(tx, "scope", state.Range{Prefix: state.KeyOf(scope.ID)}) {
 		if other.ID == p.ID {
@@ -269,7 +269,7 @@ func cutFromPool(ctx context.Context, tx *state.Tx, s *Subnet) error {
 	if p.Quota > 0 {
 		_, used := subnets.Sum(tx, "pool-project", state.KeyOf(p.ID, s.ProjectID))
 		if used[0]+prefixUnits(netip.PrefixFrom(p.Prefixes[0].Addr(), bits)) > p.Quota {
-			return fault.Errorf(fault.OverQuota, "Per-tenant subnet pool prefix quota exceeded.").WithCode("pool-quota")
+			return fault.Errorf(fault.OverQuota, "The project's quota of the subnet pool is exceeded.").WithCode("pool-quota")
 		}
 	}
 	if !specific {

@@ -436,7 +436,7 @@ func checkPort(tx *state.Tx, p *Port) error {
 	}
 	for i, pair := range p.AllowedPairs {
 		if slices.Contains(p.AllowedPairs[:i], pair) {
-			return invalid("pair-twice", "Request contains duplicate address pair: mac_address %s ip_address %s.", pair.MAC, pair.Address)
+			return invalid("pair-twice", "The address pair %s %s stands twice.", pair.MAC, pair.Address)
 		}
 	}
 	if !p.PortSecurity {
@@ -546,7 +546,7 @@ func chooseAddress(tx *state.Tx, n *Network, all []*Subnet, p *Port, i int, kept
 			if !subnets.Has(tx, f.SubnetID) {
 				return subnetNoun.missing(f.SubnetID)
 			}
-			return invalid("invalid-input", "Invalid input for operation: Failed to create port on network %s, because fixed_ips included invalid subnet %s.", n.ID, f.SubnetID)
+			return invalid("invalid-input", "Invalid input for operation: Failed to create port on network %s, because subnet %s is not of it.", n.ID, f.SubnetID)
 		}
 		s = all[at]
 	case f.Address.IsValid():
@@ -557,7 +557,7 @@ func chooseAddress(tx *state.Tx, n *Network, all []*Subnet, p *Port, i int, kept
 		s = all[at]
 		f.SubnetID = s.ID
 	default:
-		return invalid("invalid-input", "Invalid input for operation: IP allocation requires subnet_id or ip_address.")
+		return invalid("invalid-input", "Invalid input for operation: an address needs a subnet or the address itself.")
 	}
 	if !f.Address.IsValid() {
 		return fillAddress(tx, s, p, i, kept)

@@ -155,7 +155,7 @@ func (s *Service) ResetQuota(ctx context.Context, projectID resource.ID) error {
 			return err
 		}
 		if !quotas.Has(tx, projectID) {
-			return missing("Quota for tenant", "quota", projectID)
+			return missing("Quota for project", "quota", projectID)
 		}
 		return quotas.Delete(tx, projectID)
 	})

@@ -151,7 +151,7 @@ func changeRouter(ctx context.Context, tx *state.Tx, was, now *Router) error {
 		return err
 	}
 	if now.Distributed != was.Distributed && was.AdminUp {
-		return invalid("router-up", "Cannot upgrade active router to distributed. Please set router admin_state_up to False prior to upgrade.")
+		return invalid("router-up", "A router must be turned off before it becomes distributed or no longer is.")
 	}
 	if err := changeGateway(ctx, tx, was, now); err != nil {
 		return err
@@ -368,7 +368,7 @@ func (s *Service) AddInterface(ctx context.Context, routerID, subnetID, portID r
 func connect(ctx context.Context, tx *state.Tx, r *Router, subnetID, portID resource.ID) (*Port, error) {
 	switch {
 	case subnetID.IsZero() == portID.IsZero():
-		return nil, invalid("bad-interface", "Bad router request: Either subnet_id or port_id must be specified, and not both.")
+		return nil, invalid("bad-interface", "Bad router request: either a subnet or a port must be given, and not both.")
 	case !portID.IsZero():
 		return adoptInterface(ctx, tx, r, portID)
 	default:
@@ -502,7 +502,7 @@ func (s *Service) RemoveInterface(ctx context.Context, routerID, subnetID, portI
 
 func findInterface(tx *state.Tx, r *Router, subnetID, portID resource.ID) (*Port, error) {
 	if subnetID.IsZero() && portID.IsZero() {
-		return nil, invalid("bad-interface", "Bad router request: Either subnet_id or port_id must be specified.")
+		return nil, invalid("bad-interface", "Bad router request: either a subnet or a port must be given.")
 	}
 	for p := range ports.Each(tx, "device", state.KeyOf(r.ID.String())) {
 		if p.Owner != OwnerRouter || !portID.IsZero() && p.ID != portID {
@@ -511,7 +511,7 @@ func findInterface(tx *state.Tx, r *Router, subnetID, portID resource.ID) (*Port
 		in := slices.ContainsFunc(p.Fixed, func(f FixedAddress) bool { return f.SubnetID == subnetID })
 		if !subnetID.IsZero() && !in {
 			if !portID.IsZero() {
-				return nil, fault.Errorf(fault.Conflict, "The subnet_id specified %s does not match the subnet of port %s.", subnetID, portID).WithCode("subnet-mismatch")
+				return nil, fault.Errorf(fault.Conflict, "Subnet %s is not that of port %s.", subnetID, portID).WithCode("subnet-mismatch")
 			}
 			continue
 		}

@@ -62,7 +62,7 @@ var _ = identity.Rules(map[string]identity.Rule{
 })
 
 var shareNoun = noun[Share]{
-	name: "share", title: "RBAC policy", table: shares, fields: shareFields,
+	name: "share", title: "Share", table: shares, fields: shareFields,
 }
 
 func init() { shareNoun.add, shareNoun.change, shareNoun.remove = addShare, changeShare, removeShare }
@@ -156,7 +156,7 @@ func mayTarget(ctx context.Context, s *Share) error {
 func putShare(tx *state.Tx, s *Share) error {
 	if err := shares.Put(tx, s); err != nil {
 		if fault.Is(err, fault.Exists) {
-			return fault.Errorf(fault.Conflict, "An RBAC policy already exists with those values.").WithCode("share-exists")
+			return fault.Errorf(fault.Conflict, "The same share exists already.").WithCode("share-exists")
 		}
 		return err
 	}
@@ -197,7 +197,7 @@ func shareInUse(tx *state.Tx, s *Share) error {
 	}
 	for p := range ports.Peek(tx, "network", state.Range{Prefix: state.KeyOf(n.ID)}) {
 		if p.ProjectID != n.ProjectID && !p.ProjectID.IsZero() && (s.Target.IsZero() && !sharedWith(tx, n.ID, p.ProjectID) || p.ProjectID == s.Target && !n.Shared) {
-			return fault.Errorf(fault.Conflict, "RBAC policy on object %s cannot be removed because other objects depend on it: port %s.", s.ObjectID, p.ID).
+			return fault.Errorf(fault.Conflict, "The share of %s cannot be taken back: port %s depends on it.", s.ObjectID, p.ID).
 				WithCode("share-in-use")
 		}
 	}
@@ -208,7 +208,7 @@ func shareInUse(tx *state.Tx, s *Share) error {
 func unshareable(tx *state.Tx, networkID, owner resource.ID) error {
 	for p := range ports.Peek(tx, "network", state.Range{Prefix: state.KeyOf(networkID)}) {
 		if p.ProjectID != owner && !p.ProjectID.IsZero() && !sharedWith(tx, networkID, p.ProjectID) {
-			return fault.Errorf(fault.Conflict, "Unable to reconfigure sharing settings for network %s. Multiple tenants are using it.", networkID).
+			return fault.Errorf(fault.Conflict, "Network %s cannot be taken back from others: several projects use it.", networkID).
 				WithCode("sharing")
 		}
 	}

@@ -320,16 +320,16 @@ func checkModes(s *Subnet) error {
 		return nil
 	}
 	if s.CIDR.Addr().Is4() {
-		return invalid("v6-mode", "Invalid input for operation: ipv6_ra_mode or ipv6_address_mode cannot be set when the IP version is 4.")
+		return invalid("v6-mode", "Invalid input for operation: IPv6 modes cannot be set for an IPv4 subnet.")
 	}
 	if !slices.Contains(modes6, s.V6Mode) || !slices.Contains(modes6, s.RAMode) {
 		return invalid("v6-mode", "Invalid input for operation: '%s' and '%s' are not modes.", s.RAMode, s.V6Mode)
 	}
 	if !s.DHCP {
-		return invalid("v6-mode", "Invalid input for operation: ipv6_ra_mode or ipv6_address_mode cannot be set when enable_dhcp is set to False.")
+		return invalid("v6-mode", "Invalid input for operation: IPv6 modes cannot be set for a subnet without DHCP.")
 	}
 	if s.V6Mode != "" && s.RAMode != "" && s.V6Mode != s.RAMode {
-		return invalid("v6-mode", "Invalid input for operation: ipv6_ra_mode set to '%s' with ipv6_address_mode set to '%s' is not valid. If both attributes are set, they must be the same value.", s.RAMode, s.V6Mode)
+		return invalid("v6-mode", "Invalid input for operation: the IPv6 modes '%s' for advertisements and '%s' for addresses must be the same if both are set.", s.RAMode, s.V6Mode)
 	}
 	if (s.Auto() || s.RAMode == SLAAC || s.RAMode == Stateless) && s.CIDR.Bits() != 64 {
 		return invalid("v6-mode", "Invalid input for operation: Invalid CIDR %s for IPv6 address mode: addresses made from MAC addresses need a /64.", s.CIDR)
@@ -343,7 +343,7 @@ func checkGateway(s *Subnet) error {
 		return nil
 	}
 	if g.Is4() != s.CIDR.Addr().Is4() {
-		return invalid("gateway", "Invalid input for operation: gateway_ip '%s' does not match the ip_version of the subnet.", g)
+		return invalid("gateway", "Invalid input for operation: the gateway %s is not of the subnet's IP version.", g)
 	}
 	if g.Is6() && g.IsLinkLocalUnicast() {
 		return nil
