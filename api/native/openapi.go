@@ -40,6 +40,11 @@ var (
 		},
 		answers: map[int]answer{200: {what: "A line for each change, until the token ends.", schema: "Change", media: "application/x-ndjson"}},
 		errors:  []int{400, 403, 410}}
+	aboutQuota = about{id: "quota", summary: "What a project may have, and has.", tag: "about",
+		parameters: func(*kind) []node {
+			return []node{query("project_id", "Another project than the token's. Only for an admin.", node{"type": "string", "format": "uuid"}), asOfParameter}
+		},
+		answers: map[int]answer{200: {what: "The quota.", schema: "Quota"}}, errors: []int{400, 403, 410}}
 	aboutList = about{id: "list", summary: "List, page by page; or watch, with watch=true, the same selection.",
 		parameters: (*kind).parameters,
 		answers:    map[int]answer{200: {what: "A page, and the revision that it shows; or, for a watch, a line for each change.", schema: "List"}},
@@ -224,6 +229,7 @@ func fixed() node {
 		"HostPatch":   schemaOf(reflect.TypeFor[hostPatch]()),
 		"PlanRequest": request,
 		"Plan":        schemaOf(reflect.TypeFor[planned]()),
+		"Quota":       schemaOf(reflect.TypeFor[quota]()),
 		"Index": node{"type": "object", "properties": node{"version": text(), "release": text(), "description": text(),
 			"kinds": node{"type": "array", "items": text()}}},
 		"Change": node{"type": "object", "required": []string{"type", "revision", "resume"}, "properties": node{

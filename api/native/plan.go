@@ -40,6 +40,7 @@ type planned struct {
 	RequestID string     `json:"request_id"`
 	Responses []response `json:"responses,omitempty"`
 	Changes   []change   `json:"changes"`
+	Quota     *quota     `json:"quota"` // of the token's project, as it would be; null if it has none
 }
 
 type response struct {
@@ -52,7 +53,7 @@ type change struct {
 	Kind    string          `json:"kind"`
 	ID      resource.ID     `json:"id"`
 	Name    string          `json:"name"`
-	Object  json.RawMessage `json:"object"`  // as it would be; null if it would be gone
+	Object  json.RawMessage `json:"object"`  // as it would be; null if it would be gone, or is of a kind that is not shown
 	Changed []string        `json:"changed"` // which of its fields differ
 }
 
@@ -191,6 +192,9 @@ func (s *Server) planned(ctx context.Context, p *state.Plan, responses []respons
 	for _, e := range p.Changes() {
 		k := s.byName[e.Kind]
 		if k == nil {
+			if c, ok := unshown(e, a); ok {
+				out.Changes = append(out.Changes, c)
+			}
 			continue
 		}
 		c, ok, err := k.change(e, see, before, after)
@@ -201,7 +205,28 @@ func (s *Server) planned(ctx context.Context, p *state.Plan, responses []respons
 			out.Changes = append(out.Changes, c)
 		}
 	}
+	if out.Quota, err = s.plannedQuota(ctx); err != nil {
+		return nil, err
+	}
 	return out, nil
+}
+
+// unshown tells that a thing would change whose kind the registry does not show: an admin of any,
+// others of their project's own. What is kept about the request itself is no change.
+func unshown(e state.Event, a *identity.Actor) (change, bool) {
+	c := change{Action: "update", Kind: e.Kind, ID: e.ID, Object: json.RawMessage("null"), Changed: []string{}}
+	object := e.After
+	switch {
+	case e.Before == nil:
+		c.Action = "create"
+	case e.After == nil:
+		c.Action, object = "delete", e.Before
+	}
+	m := object.GetMeta()
+	c.Name = m.Name
+	_, receipt := object.(*state.Receipt)
+	own := !m.ProjectID.IsZero() && m.ProjectID == a.ProjectID && a.Has("reader")
+	return c, !receipt && (a.Admin() || own)
 }
 
 func (k *kind) change(e state.Event, see sight, before, after *state.Tx) (change, bool, error) {

@@ -95,6 +95,9 @@ func TestPlan(t *testing.T) {
 	if text := string(a.body); strings.Contains(text, "SECRET") || strings.Contains(text, w.host.String()) {
 		t.Errorf("a plan tells too much: %s", text)
 	}
+	if l := left(p.Quota, "servers"); l != "2 used, 48 left" { // mine is gone, two are made
+		t.Errorf("quota: %s", l)
+	}
 	var v any
 	a.into(t, &v)
 	doc := document(t, w)
@@ -119,5 +122,68 @@ func TestNoLoginInPlan(t *testing.T) {
 	_, _, err := s.Authenticate(state.WithPlan(t.Context(), new(state.Plan)), identity.Proof{})
 	if !fault.Is(err, fault.Unsupported) {
 		t.Error(err)
+	}
+}
+
+func left(q *quota, of string) string {
+	if q == nil {
+		return "no quota"
+	}
+	for _, l := range q.Limits {
+		if l.Of == of && l.Left != nil {
+			return fmt.Sprintf("%d used, %d left", l.Used, *l.Left)
+		}
+	}
+	return "no limit"
+}
+
+func TestQuota(t *testing.T) {
+	w := newWorld(t)
+	var q quota
+	w.get("one", "/quota").must(t, 200).into(t, &q)
+	if got := left(&q, "servers"); got != "1 used, 49 left" || q.ProjectID != w.one {
+		t.Errorf("%s of %s", got, q.ProjectID)
+	}
+	if got := left(&q, "networks"); got == "no limit" {
+		t.Error("no quota of networks")
+	}
+	w.get("admin", "/quota?project_id="+w.two.String()).must(t, 200).into(t, &q)
+	if got := left(&q, "servers"); got != "1 used, 49 left" || q.ProjectID != w.two {
+		t.Errorf("%s of %s", got, q.ProjectID)
+	}
+	w.get("one", "/quota?project_id="+w.two.String()).must(t, 403).code(t)
+	w.get("one", "/quota?project_id=x").must(t, 400).code(t)
+	w.get("one", "/quota?of=x").must(t, 400).code(t)
+	w.get("unscoped", "/quota").must(t, 400).code(t)
+}
+
+// Kinds that are not shown: an admin learns that they would change, and nobody how.
+func TestPlanOfUnshown(t *testing.T) {
+	w := newWorld(t)
+	for token, want := range map[string]string{"admin": "[create compute-quota null][create project null]", "one": "[create compute-quota null]"} {
+		p := new(state.Plan)
+		ctx := state.WithPlan(identity.As(t.Context(), w.tokens[token]), p)
+		err := w.state.Update(ctx, func(tx *state.Tx) error {
+			return compute.Quotas().Put(tx, &compute.Quota{Meta: resource.Meta{ID: tx.NewID(), ProjectID: w.one}})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		service := identity.New(w.state, identity.Config{})
+		admin := identity.As(ctx, w.tokens["admin"])
+		if _, err := service.CreateProject(admin, &identity.Project{Meta: resource.Meta{Name: "new"}, Enabled: true}); err != nil {
+			t.Fatal(err)
+		}
+		document, err := w.native.Planned(ctx, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, c := range document.(*planned).Changes {
+			got += fmt.Sprintf("[%s %s %s]", c.Action, c.Kind, c.Object)
+		}
+		if got != want {
+			t.Errorf("%s is told %s, want %s", token, got, want)
+		}
 	}
 }

@@ -82,6 +82,7 @@ func (s *Server) routes() []route {
 		{"GET", "/openapi.json", true, (*Server).openAPI, aboutOpenAPI},
 		{"GET", "/health", true, (*Server).health, aboutHealth},
 		{"GET", "/watch", false, (*Server).watchAll, aboutWatch},
+		{"GET", "/quota", false, (*Server).quota, aboutQuota},
 		{"GET", "/{kind}", false, (*Server).list, aboutList},
 		{"GET", "/{kind}/{id}", false, (*Server).get, aboutGet},
 		{"GET", "/{kind}/{id}/why", false, (*Server).why, aboutWhy},
