@@ -399,7 +399,7 @@ func (n *node) converse() bool {
 	if len(n.sent) > 0 && (w.calm || w.chance(700)) { // else it is delayed
 		d := n.sent[0]
 		n.sent = n.sent[1:]
-		if err := n.agent.Deliver(d, w.clock); err != nil {
+		if err := n.agent.Deliver(overTheWire(d), w.clock); err != nil {
 			panic(err) // a store in memory does not fail
 		}
 		did = true
@@ -411,6 +411,19 @@ func (n *node) converse() bool {
 	return did
 }
 
+// overTheWire gives a message as the other side reads it.
+func overTheWire[T any](m T) T {
+	text, err := json.Marshal(m)
+	if err != nil {
+		panic(err) // what is sent can be encoded
+	}
+	var read T
+	if err := json.Unmarshal(text, &read); err != nil {
+		panic(err)
+	}
+	return read
+}
+
 // report brings reports to the controller; now and then they, or the answer, are lost.
 func (n *node) report(reports []host.Observation) {
 	w := n.w
@@ -419,7 +432,7 @@ func (n *node) report(reports []host.Observation) {
 		n.agent.Unsent(reports)
 		return
 	}
-	err := w.control.hub.Observe(w.ctx, n.id, reports)
+	err := w.control.hub.Observe(w.ctx, n.id, overTheWire(reports))
 	if err == nil && !w.calm && w.chance(20) {
 		w.fault("answer lost")
 		err = errors.New("simulated: the answer is lost")

@@ -48,7 +48,8 @@ type Key struct {
 // An Item is one message to a host: what it is to make real of one thing.
 type Item struct {
 	Key
-	Body json.RawMessage // nil: take it away
+	// Left out on the wire when nil, for a RawMessage reads null as a value.
+	Body json.RawMessage `json:",omitempty"` // nil: take it away
 }
 
 // A Delivery is some items. The first one of a session is Full: what it does not

@@ -215,3 +215,17 @@ func TestSilentHostsAreLostAndFoundAgain(t *testing.T) {
 		t.Error("still lost")
 	}
 }
+
+func TestWhatIsToBeTakenAwayIsSoOnTheOtherSide(t *testing.T) {
+	text, err := json.Marshal(Message{Delivery: &Delivery{Items: []Item{{Key: Key{"thing", resource.NewID(time.Now(), nil)}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var read Message
+	if err := json.Unmarshal(text, &read); err != nil {
+		t.Fatal(err)
+	}
+	if body := read.Delivery.Items[0].Body; body != nil {
+		t.Errorf("%s became %q", text, body)
+	}
+}
