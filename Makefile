@@ -9,7 +9,7 @@ SEEDS   ?= 1-300
 export CGO_ENABLED := 0
 GO      := go
 
-.PHONY: build up down test check unit sim cloud tempest bench guest packages
+.PHONY: build up down test check unit sim cloud bench guest packages
 
 build: bin/unkai
 
@@ -52,9 +52,6 @@ sim: build
 # Whole clouds on real QEMU with stock clients.
 cloud: build
 	test/cloud.sh
-
-tempest: build
-	test/tempest.sh
 
 bench: build
 	$(GO) run ./bench
