@@ -9,7 +9,7 @@ SEEDS   ?= 1-300
 export CGO_ENABLED := 0
 GO      := go
 
-.PHONY: build up down test check unit sim cloud bench guest packages
+.PHONY: build up down test check unit sim cloud smoke tempest bench guest packages
 
 build: bin/unkai
 
@@ -34,7 +34,7 @@ down: build
 # What a contributor runs before every commit that matters, and .ci/run runs too.
 test:
 	@scripts/packages.sh test
-	@$(MAKE) --no-print-directory build check unit sim guest cloud
+	@$(MAKE) --no-print-directory build check unit sim guest cloud smoke
 
 check:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -52,6 +52,13 @@ sim: build
 # Whole clouds on real QEMU with stock clients.
 cloud: build
 	test/cloud.sh
+
+# OpenStack's own integration suite, on simulated hosts: what it calls smoke, and all of it. It mostly sleeps.
+smoke: build
+	@test/tempest.sh smoke
+
+tempest: build
+	@test/tempest.sh all
 
 bench: build
 	$(GO) run ./bench

@@ -1,5 +1,6 @@
 # For the whole-cloud scripts beside this file: a cloud of its own in the kernel and on disk, stock
-# clients, and an end that leaves nothing. Source it.
+# clients, and an end that leaves nothing. Source it; with simulated=yes before that, the cloud's hosts are simulated, and
+# nothing in the kernel is touched.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/go/bin LC_ALL=C.UTF-8
@@ -50,7 +51,7 @@ stop() {
 finish() {
 	local code=$?
 	stop
-	"$unkai" down --data "$data" --prefix "$prefix" --pool "$pool" --purge >>"$work/log" 2>&1 || true
+	[ -n "${simulated:-}" ] || "$unkai" down --data "$data" --prefix "$prefix" --pool "$pool" --purge >>"$work/log" 2>&1 || true
 	if [ $code = 0 ]; then rm -rf "$work"; else echo "kept: $work" >&2; fi
 	exit $code
 }

@@ -84,20 +84,30 @@ func join(a, b net.Conn) {
 	<-done
 }
 
+// refuse ends the connection too: a client that asked for an upgrade speaks no HTTP after that, and would wait. Nor
+// would it read words, or take them for frames; they are for whoever asked by hand.
 func refuse(w http.ResponseWriter, r *http.Request, err error) {
+	status, message := http.StatusConflict, ""
 	f := fault.From(err)
 	switch {
 	case f == nil && errors.Is(err, context.Canceled):
+		return
 	case f == nil:
 		slog.ErrorContext(r.Context(), "a console could not be opened", "request", wire.RequestID(r.Context()), "err", err)
-		http.Error(w, "the console could not be opened", http.StatusInternalServerError)
+		status, message = http.StatusInternalServerError, "the console could not be opened"
 	case f.Kind == fault.Unauthorized:
-		http.Error(w, f.Message, http.StatusUnauthorized)
+		status, message = http.StatusUnauthorized, f.Message
 	case f.Kind == fault.Unavailable:
-		http.Error(w, f.Message, http.StatusServiceUnavailable)
+		status, message = http.StatusServiceUnavailable, f.Message
 	default:
-		http.Error(w, f.Message, http.StatusConflict)
+		message = f.Message
 	}
+	w.Header().Set("Connection", "close")
+	if r.Header.Get("Upgrade") != "" {
+		w.WriteHeader(status)
+		return
+	}
+	http.Error(w, message, status)
 }
 
 // page is what a person sees who opens a VNC console's address in a browser: where a VNC viewer

@@ -22,8 +22,15 @@ func TestATokenThatThereIsNotOpensNothing(t *testing.T) {
 	for _, token := range []string{"", "x", strings.Repeat("A", 32)} {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest("GET", "/websockify?token="+token, nil))
-		if w.Code != http.StatusUnauthorized {
-			t.Errorf("token %q: %d", token, w.Code)
+		if w.Code != http.StatusUnauthorized || w.Body.Len() == 0 {
+			t.Errorf("token %q: %d %q", token, w.Code, w.Body)
+		}
+		w = httptest.NewRecorder()
+		r := httptest.NewRequest("GET", "/websockify?token="+token, nil)
+		r.Header.Set("Upgrade", "websocket")
+		h.ServeHTTP(w, r)
+		if w.Code != http.StatusUnauthorized || w.Body.Len() != 0 || w.Header().Get("Connection") != "close" {
+			t.Errorf("token %q, to be upgraded: %d %q %v", token, w.Code, w.Body, w.Header())
 		}
 	}
 }

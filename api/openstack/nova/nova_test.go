@@ -297,8 +297,9 @@ func TestLastLines(t *testing.T) {
 		want string
 	}{
 		"all":               {"a\nb\nc\n", -1, "a\nb\nc\n"},
-		"the last":          {"a\nb\nc\n", 1, "c\n"},
-		"two":               {"a\nb\nc\n", 2, "b\nc\n"},
+		"the last":          {"a\nb\nc", 1, "c"},
+		"two":               {"a\nb\nc", 2, "b\nc"},
+		"one of them empty": {"a\nb\nc\n", 2, "c\n"},
 		"more than any":     {"a\nb\n", 9, "a\nb\n"},
 		"none":              {"a\nb\n", 0, ""},
 		"no end of line":    {"a\nb", 1, "b"},
@@ -306,7 +307,7 @@ func TestLastLines(t *testing.T) {
 		"no control bytes":  {"a\x00b\x07", -1, "ab"},
 		"what is no UTF-8":  {"a\xff", -1, "a\ufffd"},
 		"colours are kept":  {"\x1b[1mA", -1, "\x1b[1mA"},
-		"only an empty row": {"\n\n", 1, "\n"},
+		"only an empty row": {"\n\n", 2, "\n"},
 	}
 	for name, test := range tests {
 		if got := lastLines([]byte(test.log), test.n); got != test.want {

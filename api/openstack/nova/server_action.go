@@ -1,6 +1,7 @@
 package nova
 
 import (
+	"bytes"
 	"net/http"
 
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -295,23 +296,15 @@ func (s *server) consoleOutput(w http.ResponseWriter, r *http.Request, id resour
 	return answer(w, http.StatusOK, map[string]string{"output": lastLines(log, lines)})
 }
 
-// lastLines cuts a log to its last lines; all of it when n is negative. What is no valid text becomes
-// what JSON can carry.
+// lastLines cuts a log to its last lines; all of it when n is negative. What follows the last end of line is a line,
+// even when it is empty, as Nova counts. What is no valid text becomes what JSON can carry.
 func lastLines(log []byte, n int) string {
-	end := len(log)
 	if n >= 0 {
-		from := end
-		for seen := 0; from > 0; from-- {
-			if log[from-1] == '\n' && from != end {
-				if seen++; seen >= n {
-					break
-				}
-			}
+		from := len(log) + 1 // where the line begins; one past the end of line that is before it
+		for ; n > 0 && from > 0; n-- {
+			from = bytes.LastIndexByte(log[:from-1], '\n') + 1
 		}
-		if n == 0 {
-			from = end
-		}
-		log = log[from:]
+		log = log[min(from, len(log)):]
 	}
 	clean := make([]rune, 0, len(log))
 	for _, c := range string(log) {
