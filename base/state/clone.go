@@ -1,7 +1,6 @@
 package state
 
 import (
-	"encoding/json"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -153,6 +152,3 @@ func structCloner(t reflect.Type) cloner {
 		}
 	}
 }
-
-// encode spells an object for the engine.
-func encode(v any) ([]byte, error) { return json.Marshal(v) }

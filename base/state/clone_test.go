@@ -94,3 +94,30 @@ func TestCloneSharesNothing(t *testing.T) {
 		t.Error("nothing was changed: the test proved nothing")
 	}
 }
+
+func TestStoredObjectsComeBack(t *testing.T) {
+	def := &tableDef{kind: "deep", typ: reflect.TypeFor[deep](), version: 1}
+	tests := map[string]*deep{
+		"full":                      newDeep(),
+		"empty":                     {},
+		"pointer to a zero struct":  {Pointer: &inner{}},
+		"empty is not nil":          {Words: []string{}, Pairs: map[string]string{}, Inner: []inner{{}}},
+		"text that is not UTF-8 is": {Words: []string{"replaced: \ufffd"}},
+	}
+	for name, obj := range tests {
+		t.Run(name, func(t *testing.T) {
+			if err := survives(def, obj); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	if value, err := encode(&deep{Words: []string{"a\xff"}}); err != nil || string(value) != `{"Words":["a�"]}` {
+		t.Fatalf("%s, %v: text that is not UTF-8 must never keep an object from being stored", value, err)
+	}
+	if err := survives(def, &deep{Words: []string{"a\xff"}}); err == nil {
+		t.Fatal("it is replaced all the same, and that was not seen")
+	}
+	if err := survives(def, &deep{Any: inner{"x", nil}}); err == nil {
+		t.Fatal("a struct behind an interface comes back as a map, and that was not seen")
+	}
+}

@@ -1,8 +1,6 @@
 package state
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"iter"
 	"reflect"
@@ -261,30 +259,4 @@ func clone[T any](obj *T) *T {
 		c(reflect.ValueOf(copied).Elem())
 	}
 	return copied
-}
-
-// decode reads what the engine kept, upgrading it to the present version.
-func (d *tableDef) decode(version int, value []byte) (resource.Object, error) {
-	if version > d.version {
-		return nil, fmt.Errorf("version %d is of a newer release; this one knows %d", version, d.version)
-	}
-	if version < d.version {
-		var fields map[string]any
-		whole := json.NewDecoder(bytes.NewReader(value))
-		whole.UseNumber() // a float would round a large integer
-		if err := whole.Decode(&fields); err != nil {
-			return nil, err
-		}
-		for ; version < d.version; version++ {
-			if err := d.upgrades[version](fields); err != nil {
-				return nil, fmt.Errorf("upgrade from version %d: %w", version, err)
-			}
-		}
-		var err error
-		if value, err = json.Marshal(fields); err != nil {
-			return nil, err
-		}
-	}
-	obj := reflect.New(d.typ).Interface().(resource.Object)
-	return obj, json.Unmarshal(value, obj)
 }

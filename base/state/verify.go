@@ -1,9 +1,16 @@
 package state
 
-import "fmt"
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+)
 
 // Verify computes every index and tally of every table anew from the objects and compares:
-// the recount that proves that nothing has drifted. It says what differs.
+// the recount that proves that nothing has drifted. It also spells every object for the engine and
+// reads it back, for what a restart would change has drifted, too. It says what differs.
 func Verify(tx *Tx) []string {
 	var wrong []string
 	for _, def := range tableDefs() {
@@ -14,6 +21,9 @@ func Verify(tx *Tx) []string {
 				wrong = append(wrong, fmt.Sprintf("%s %s: %v", def.kind, r.id, err))
 			}
 			want.apply(def, r.id, nil, r.obj)
+			if err := survives(def, r.obj); err != nil {
+				wrong = append(wrong, fmt.Sprintf("%s %s: %v", def.kind, r.id, err))
+			}
 			return true
 		})
 		for i, index := range def.indexes {
@@ -39,6 +49,36 @@ func Verify(tx *Tx) []string {
 		}
 	}
 	return wrong
+}
+
+// survives checks that a restart would give the same object back. It compares by another
+// spelling than the stored one, which names zero fields, too.
+func survives(def *tableDef, obj resource.Object) error {
+	value, err := encode(obj)
+	if err != nil {
+		return fmt.Errorf("cannot be stored: %w", err)
+	}
+	back, err := def.decode(def.version, value)
+	if err != nil {
+		return fmt.Errorf("cannot be read back: %w", err)
+	}
+	was, err := json.Marshal(obj)
+	if err != nil {
+		return fmt.Errorf("cannot be spelled: %w", err)
+	}
+	is, err := json.Marshal(back)
+	if err != nil {
+		return fmt.Errorf("cannot be spelled when read back: %w", err)
+	}
+	if !bytes.Equal(was, is) {
+		at := 0
+		for at < min(len(was), len(is)) && was[at] == is[at] {
+			at++
+		}
+		at = max(0, at-40) // secrets may stand further on: show the place, not the object
+		return fmt.Errorf("would come back different after a restart, near %.60q", was[at:])
+	}
+	return nil
 }
 
 func differences(kind, index string, have, want int, scan func(func(string, any))) []string {

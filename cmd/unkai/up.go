@@ -62,6 +62,7 @@ func (u *upCommand) Run(ctx context.Context) error {
 		})
 	}
 	start("control", func(ctx context.Context) error { c.run(ctx); return nil })
+	start("bound memory", func(ctx context.Context) error { boundMemory(ctx); return nil })
 	if err := u.startHosts(ctx, c, start); err != nil {
 		return err
 	}

@@ -1,0 +1,57 @@
+package state
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"reflect"
+
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	jsonv1 "github.com/go-json-experiment/json/v1"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+)
+
+// asStored is how objects are spelled for the engine: JSON whose fields have their Go names. Zero
+// fields are left out, for a start has to read all of it. Whatever else encoding/json does to
+// a struct is kept, so that a plain reader finds what was written.
+var asStored = jsonv2.JoinOptions(
+	jsonv2.OmitZeroStructFields(true),
+	jsonv2.Deterministic(true),
+	jsonv2.FormatNilMapAsNull(true),
+	jsonv2.FormatNilSliceAsNull(true),
+	jsontext.AllowInvalidUTF8(true), // replaced, as encoding/json does: an object must never be impossible to store
+	jsonv1.FormatByteArrayAsArray(true),
+	jsonv1.FormatDurationAsNano(true),
+	jsonv1.OmitEmptyWithLegacySemantics(true), // a pointer to a zero struct is not nothing
+)
+
+// encode spells an object for the engine.
+func encode(v any) ([]byte, error) { return jsonv2.Marshal(v, asStored) }
+
+// decode reads what the engine kept, upgrading it to the present version.
+func (d *tableDef) decode(version int, value []byte) (resource.Object, error) {
+	if version > d.version {
+		return nil, fmt.Errorf("version %d is of a newer release; this one knows %d", version, d.version)
+	}
+	if version < d.version {
+		var fields map[string]any
+		whole := json.NewDecoder(bytes.NewReader(value))
+		whole.UseNumber() // a float would round a large integer
+		if err := whole.Decode(&fields); err != nil {
+			return nil, err
+		}
+		for ; version < d.version; version++ {
+			if err := d.upgrades[version](fields); err != nil {
+				return nil, fmt.Errorf("upgrade from version %d: %w", version, err)
+			}
+		}
+		var err error
+		if value, err = json.Marshal(fields); err != nil {
+			return nil, err
+		}
+	}
+	obj := reflect.New(d.typ).Interface().(resource.Object)
+	return obj, jsonv2.Unmarshal(value, obj, asStored)
+}
