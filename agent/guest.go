@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,9 +31,10 @@ type Guests struct {
 
 // How soon to look again at a guest that is busy, or that waits for something.
 const (
-	whileBusy    = 100 * time.Millisecond
-	whileWaiting = 250 * time.Millisecond
-	whileWell    = 20 * time.Second
+	whileBusy     = 100 * time.Millisecond
+	whileUnwired  = 250 * time.Millisecond
+	whileFetching = 2 * time.Second // its arrival wakes us
+	whileWell     = 20 * time.Second
 )
 
 // Handler is what an Agent calls for guests.
@@ -45,8 +47,8 @@ func (g *Guests) ensure(ctx context.Context, id resource.ID, body json.RawMessag
 	if err := json.Unmarshal(body, &want); err != nil {
 		return nil, 0, fmt.Errorf("decode what is wanted: %w", err)
 	}
-	if waiting, err := g.prepare(ctx, &want); err != nil || waiting != "" {
-		return g.wait(ctx, id, err)
+	if again, err := g.prepare(ctx, &want); err != nil || again > 0 {
+		return g.wait(ctx, id, again, err)
 	}
 	seen, err := g.Driver.Ensure(ctx, want)
 	if err != nil {
@@ -59,7 +61,7 @@ func (g *Guests) ensure(ctx context.Context, id resource.ID, body json.RawMessag
 }
 
 // wait reports a guest whose parts are not all here yet, or will never be.
-func (g *Guests) wait(ctx context.Context, id resource.ID, why error) (any, time.Duration, error) {
+func (g *Guests) wait(ctx context.Context, id resource.ID, again time.Duration, why error) (any, time.Duration, error) {
 	var never *ImageError
 	if why != nil && !errors.As(why, &never) {
 		return nil, 0, why
@@ -76,43 +78,56 @@ func (g *Guests) wait(ctx context.Context, id resource.ID, why error) (any, time
 	} else {
 		seen.Busy = true
 	}
-	return seen, whileWaiting, nil
+	return seen, again, nil
 }
 
-// prepare brings here what the driver needs; not "" while something is missing.
-func (g *Guests) prepare(ctx context.Context, want *compute.Guest) (waiting string, err error) {
+// prepare sees to what the driver needs, and never waits for it: while something is missing it
+// says how soon to look again.
+func (g *Guests) prepare(ctx context.Context, want *compute.Guest) (again time.Duration, err error) {
 	if g.Taps != nil {
 		for i := range want.NICs {
 			tap, ok := g.Taps.Of(want.NICs[i].PortID)
 			if !ok {
-				return "the network", nil
+				return whileUnwired, nil
 			}
 			want.NICs[i].Tap = tap
 		}
 	}
 	if g.Images != nil {
-		refs := []*compute.ImageRef{want.Kernel, want.Initrd}
-		for i := range want.Disks {
-			refs = append(refs, want.Disks[i].Image)
+		refs := imagesOf(want)
+		asked := make([]compute.ImageRef, len(refs))
+		for i, ref := range refs {
+			asked[i] = *ref
 		}
-		for _, ref := range refs {
-			if ref == nil {
-				continue
-			}
-			if ref.Path, err = g.Images.Fetch(ctx, *ref); err != nil {
-				return "", err
-			}
+		paths, err := g.Images.Find(want.ID, asked...)
+		if err != nil || paths == nil {
+			return whileFetching, err
+		}
+		for i, ref := range refs {
+			ref.Path = paths[i]
 		}
 	}
 	if want.ConfigDrive && g.Seed != nil {
 		if want.Seed, err = g.Seed(*want); err != nil {
-			return "", fmt.Errorf("build the config drive: %w", err)
+			return 0, fmt.Errorf("build the config drive: %w", err)
 		}
 	}
-	return "", nil
+	return 0, nil
+}
+
+// imagesOf lists what a guest is made from.
+func imagesOf(g *compute.Guest) []*compute.ImageRef {
+	refs := []*compute.ImageRef{g.Kernel, g.Initrd}
+	for i := range g.Disks {
+		refs = append(refs, g.Disks[i].Image)
+	}
+	return slices.DeleteFunc(refs, func(ref *compute.ImageRef) bool { return ref == nil })
 }
 
 func (g *Guests) remove(ctx context.Context, id resource.ID) error {
+	if g.Images != nil {
+		g.Images.Forget(id)
+	}
 	if err := g.Driver.Remove(ctx, id); err != nil {
 		return err
 	}
@@ -181,15 +196,8 @@ func (g *Guests) SweepImages(a *Agent) {
 		if key.Kind != "guest" || json.Unmarshal(body, &want) != nil {
 			continue
 		}
-		for _, ref := range []*compute.ImageRef{want.Kernel, want.Initrd} {
-			if ref != nil {
-				keep[ref.ID] = true
-			}
-		}
-		for _, d := range want.Disks {
-			if d.Image != nil {
-				keep[d.Image.ID] = true
-			}
+		for _, ref := range imagesOf(&want) {
+			keep[ref.ID] = true
 		}
 	}
 	confirmed := a.confirmed && len(a.removing) == 0

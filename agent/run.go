@@ -26,6 +26,9 @@ type Session interface {
 const (
 	resyncEvery = time.Minute
 	reportBatch = 256
+
+	slowStep     = 2 * time.Second // for which another worker stands in
+	spareWorkers = 256
 )
 
 // Run drives the agent until ctx ends: so many workers make things real, whether or not a
@@ -35,8 +38,9 @@ func (a *Agent) Run(ctx context.Context, link Link, workers int) {
 	wg.Go(func() { a.follow(ctx, link) })
 	wg.Go(func() { a.reportTo(ctx, link) })
 	wg.Go(func() { a.resyncOften(ctx) })
+	spares := make(chan struct{}, spareWorkers)
 	for range workers {
-		wg.Go(func() { a.work(ctx) })
+		wg.Go(func() { a.work(ctx, &wg, spares, nil) })
 	}
 	wg.Wait()
 }
@@ -122,11 +126,18 @@ func (a *Agent) resyncOften(ctx context.Context) {
 	}
 }
 
-func (a *Agent) work(ctx context.Context) {
+// work takes steps until ctx ends, or over is closed.
+func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup, spares chan struct{}, over <-chan struct{}) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for ctx.Err() == nil {
-		if a.Step(ctx, time.Now) {
+		select {
+		case <-over:
+			a.poke() // what woke us may be another's to do
+			return
+		default:
+		}
+		if a.relieved(ctx, wg, spares) {
 			a.poke()
 			continue
 		}
@@ -138,9 +149,40 @@ func (a *Agent) work(ctx context.Context) {
 		select {
 		case <-a.wake:
 		case <-timer.C:
+		case <-over:
 		case <-ctx.Done():
 		}
 	}
+}
+
+// relieved is Step, but for a step that takes long another worker stands in: one
+// thing that hangs, a dead file server's say, must not hold up those that do not.
+func (a *Agent) relieved(ctx context.Context, wg *sync.WaitGroup, spares chan struct{}) bool {
+	var mu sync.Mutex
+	over := make(chan struct{}) // closed when the step is
+	relief := time.AfterFunc(slowStep, func() {
+		mu.Lock() // we count in wg for as long as the step goes on: so may another
+		defer mu.Unlock()
+		select {
+		case <-over:
+			return
+		case spares <- struct{}{}:
+		default:
+			slog.ErrorContext(ctx, "too many steps take too long: others have to wait", "spare workers", spareWorkers)
+			return
+		}
+		wg.Go(func() {
+			defer func() { <-spares }()
+			a.work(ctx, wg, spares, over)
+		})
+	})
+	defer func() {
+		relief.Stop()
+		mu.Lock()
+		close(over)
+		mu.Unlock()
+	}()
+	return a.Step(ctx, time.Now)
 }
 
 func sleep(ctx context.Context, d time.Duration) {

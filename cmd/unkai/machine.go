@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -68,7 +69,8 @@ func openQEMU(o machineOptions, dir string) (*qemu.Driver, error) {
 // openMachine takes up whatever an earlier process left in dir.
 func openMachine(o machineOptions, dir string) (*machine, error) {
 	m := &machine{options: o, dir: dir}
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	// What lies here is guests' and of their owners: QEMU, which is neither us nor trusted, is handed descriptors.
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
 		return nil, err
 	}
 	store, err := agent.NewDirStore(filepath.Join(dir, "wants"))
@@ -84,8 +86,15 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 	}
 	taps := new(agent.Taps)
 	drives := seeds{filepath.Join(dir, "seeds")}
-	m.guests = &agent.Guests{Driver: m.qemu, Taps: taps, Seed: drives.build, Unseed: drives.remove,
-		Images: &agent.Images{Dir: filepath.Join(dir, "images")}}
+	images := &agent.Images{Dir: filepath.Join(dir, "images"), Arrived: func(guests []resource.ID) {
+		for _, id := range guests {
+			m.agent.Touch(host.Key{Kind: "guest", ID: id}, time.Now())
+		}
+	}}
+	if err := errors.Join(images.Open(), drives.open()); err != nil {
+		return nil, err
+	}
+	m.guests = &agent.Guests{Driver: m.qemu, Taps: taps, Seed: drives.build, Unseed: drives.remove, Images: images}
 	networks := &agent.Networks{Driver: m.network, Taps: taps, Wired: func(server resource.ID) {
 		m.agent.Touch(host.Key{Kind: "guest", ID: server}, time.Now())
 	}}
@@ -124,6 +133,7 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	m.guests.Images.Get = func(ctx context.Context, id resource.ID) (io.ReadCloser, error) { return link.Image(ctx, id) }
 	var wg sync.WaitGroup
 	wg.Go(func() { m.guests.Follow(ctx, m.agent) })
+	wg.Go(func() { m.guests.Images.Run(ctx) })
 	wg.Go(func() {
 		tick := time.NewTicker(time.Hour)
 		defer tick.Stop()

@@ -26,6 +26,19 @@ type seeds struct{ dir string }
 
 func (s seeds) path(id resource.ID) string { return filepath.Join(s.dir, id.String()+".iso") }
 
+// open removes what an earlier process did not finish: user data and passwords are in it.
+func (s seeds) open() error {
+	var failures []error
+	for _, pattern := range []string{"iso-*", "*.new"} {
+		left, err := filepath.Glob(filepath.Join(s.dir, pattern))
+		failures = append(failures, err)
+		for _, path := range left {
+			failures = append(failures, os.RemoveAll(path))
+		}
+	}
+	return errors.Join(failures...)
+}
+
 // build answers the path of a guest's config drive.
 func (s seeds) build(g compute.Guest) (string, error) {
 	facts, err := json.Marshal(struct {
