@@ -89,7 +89,7 @@ func (s *Service) RequestAccess(ctx context.Context, consumer, project resource.
 // AuthorizeAccess lets a consumer have some roles of the actor's own, and gives the verifier that proves it.
 func (s *Service) AuthorizeAccess(ctx context.Context, request resource.ID, want []RoleRef) (*RequestToken, error) {
 	a := ActorOf(ctx)
-	if a.UserID.IsZero() || a.delegated() || !a.ApplicationCredentialID.IsZero() {
+	if a.UserID.IsZero() || a.delegated() {
 		return nil, refuse("request_token.authorize")
 	}
 	if len(want) == 0 {

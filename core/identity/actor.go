@@ -25,6 +25,7 @@ type Actor struct {
 	ApplicationCredentialID resource.ID // zero if none was used
 	TrustID                 resource.ID // the trust that the actor works under; zero for none
 	AccessTokenID           resource.ID // what a user let a consumer do; zero for none
+	AccessKeyID             resource.ID // the credential that a signature was made with; zero for none
 	Unrestricted            bool        // of that credential: it may make others
 	TokenID                 string      // the audit ID of the token, for the trail; never the token
 	ExpiresAt               time.Time

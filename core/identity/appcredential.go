@@ -192,7 +192,7 @@ var httpMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPT
 func (s *Service) CreateApplicationCredential(ctx context.Context, user resource.ID, want NewApplicationCredential) (*ApplicationCredential, string, error) {
 	a := ActorOf(ctx)
 	switch {
-	case !a.own(user) || a.delegated():
+	case !a.own(user) || a.restricted():
 		return nil, "", refuse("application_credential.create")
 	case a.ProjectID.IsZero():
 		return nil, "", fault.Errorf(fault.Invalid, "An application credential is for a project: use a token with a project's scope.")
@@ -230,18 +230,24 @@ func (s *Service) CreateApplicationCredential(ctx context.Context, user resource
 		if made.RuleIDs, err = want.rules(tx, user); err != nil {
 			return err
 		}
+		if parent, ok := appCredentials.PeekOne(tx, a.ApplicationCredentialID); ok && !made.within(parent) {
+			return fault.Errorf(fault.Forbidden, "An application credential with access rules can make only such as have no other rules.")
+		}
 		return appCredentials.Put(tx, made)
 	})
 	return made, secret, err
 }
 
+// within reports whether a credential allows no requests that another, which makes it, does not.
+func (c *ApplicationCredential) within(parent *ApplicationCredential) bool {
+	return !parent.Limited || c.Limited && !slices.ContainsFunc(c.RuleIDs, func(id resource.ID) bool { return !slices.Contains(parent.RuleIDs, id) })
+}
+
 // roles are those that were asked for, which the actor must hold, or all of its token's.
 func (c *NewApplicationCredential) roles(tx *state.Tx, a *Actor) ([]resource.ID, error) {
-	have := imply(tx, assigned(tx, a.UserID, Scope{ProjectID: a.ProjectID}))
-	if !a.ApplicationCredentialID.IsZero() {
-		if ac, ok := appCredentials.PeekOne(tx, a.ApplicationCredentialID); ok {
-			have = held(imply(tx, ac.RoleIDs), have)
-		}
+	have, err := a.mayHandOn(tx, "application_credential.create", a.ProjectID)
+	if err != nil {
+		return nil, err
 	}
 	var ids []resource.ID
 	if len(c.Roles) == 0 {
@@ -324,7 +330,7 @@ func noApplicationCredential(id resource.ID) error {
 	return notFound("Application Credential", id.Hex())
 }
 
-// DeleteApplicationCredential deletes one; its tokens end at once.
+// DeleteApplicationCredential deletes one with the access keys that it made; its tokens end at once.
 func (s *Service) DeleteApplicationCredential(ctx context.Context, user, id resource.ID) error {
 	return s.State.Update(ctx, func(tx *state.Tx) error {
 		if err := manageOwn(ctx, "application_credential.delete", user); err != nil {
@@ -333,16 +339,19 @@ func (s *Service) DeleteApplicationCredential(ctx context.Context, user, id reso
 		if c, ok := appCredentials.PeekOne(tx, id); !ok || c.UserID != user {
 			return noApplicationCredential(id)
 		}
+		if err := deleteEach(tx, credentials, "application-credential", state.KeyOf(id)); err != nil {
+			return err
+		}
 		return appCredentials.Delete(tx, id)
 	})
 }
 
 // manageOwn asks whether the actor may change what a user keeps for itself: the user may, by a token
-// with its full powers; and an admin of the cloud. An admin of its domain may not: it would be able to
+// that is not restricted; and an admin of the cloud. An admin of its domain may not: it would be able to
 // act as the user.
 func manageOwn(ctx context.Context, action string, user resource.ID) error {
 	a := ActorOf(ctx)
-	if !a.delegated() && (a.own(user) || a.Admin()) {
+	if !a.restricted() && (a.own(user) || a.Admin()) {
 		return nil
 	}
 	return refuse(action)

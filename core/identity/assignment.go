@@ -147,21 +147,38 @@ func names(all []*Role) []string {
 	return out
 }
 
-// cloudwide reports whether a role makes its holder an admin of the whole cloud when it is held so:
-// the admin role does anywhere but in a domain alone.
+// cloudRoles count beyond the project in which they are held: who has one looks at everybody's tokens, or
+// acts in everybody's accounts. Only an admin of the cloud gives them.
+var cloudRoles = []string{"service", "ResellerAdmin"}
+
+// cloudwide reports whether a role gives its holder power over the whole cloud when it is held so: the
+// admin role does anywhere but in a domain alone, a role of the cloud's own programs everywhere.
 func cloudwide(tx *state.Tx, role resource.ID, scope Scope, inherited bool) bool {
-	if !scope.DomainID.IsZero() && !inherited {
-		return false
-	}
-	return slices.ContainsFunc(rolesOf(tx, imply(tx, []resource.ID{role})), func(r *Role) bool { return r.Name == "admin" })
+	return slices.ContainsFunc(rolesOf(tx, imply(tx, []resource.ID{role})), func(r *Role) bool {
+		return slices.Contains(cloudRoles, r.Name) || r.Name == "admin" && (scope.DomainID.IsZero() || inherited)
+	})
 }
 
-// mighty reports whether a user or a group is an admin of the cloud anywhere. An admin of a
-// domain may not act on such a one: it would become as mighty itself.
-func mighty(tx *state.Tx, holder resource.ID) bool {
+// mighty reports whether a user or a group can do anything, anywhere, that an admin of a domain cannot:
+// by its roles, its groups', or for a trustor whom that admin does not manage. Such an admin may not act
+// on it, since whoever sets a user's password, or joins a group, becomes as mighty.
+func mighty(tx *state.Tx, holder, domain resource.ID) bool {
+	if holdsMore(tx, holder, domain) {
+		return true
+	}
+	for t := range trusts.Peek(tx, "trustee", state.Range{Prefix: state.KeyOf(holder)}) {
+		if u, ok := users.PeekOne(tx, t.TrustorID); !ok || u.DomainID != domain || holdsMore(tx, t.TrustorID, domain) {
+			return true
+		}
+	}
+	return false
+}
+
+// holdsMore reports whether a user or a group holds a role that gives more than an admin of a domain has.
+func holdsMore(tx *state.Tx, holder, domain resource.ID) bool {
 	for _, id := range holders(tx, holder) {
 		for a := range assignments.Peek(tx, "holder", state.Range{Prefix: state.KeyOf(id)}) {
-			if cloudwide(tx, a.RoleID, a.Scope, a.Inherited) {
+			if !inDomain(tx, a.Scope, domain) || cloudwide(tx, a.RoleID, a.Scope, a.Inherited) {
 				return true
 			}
 		}
@@ -174,7 +191,7 @@ func manageHolder(ctx context.Context, tx *state.Tx, action string, holder, doma
 	if err := mayManage(ctx, action, domain); err != nil {
 		return err
 	}
-	if !ActorOf(ctx).Admin() && mighty(tx, holder) {
+	if !ActorOf(ctx).Admin() && mighty(tx, holder, domain) {
 		return refuse(action)
 	}
 	return nil

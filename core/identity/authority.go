@@ -5,6 +5,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
 )
 
 // Who may do what with the things of this package is decided by the domain they belong to, not by
@@ -25,9 +26,30 @@ func (a *Actor) readsAll() bool { return a.reads(resource.ID{}) }
 // own reports whether the actor is this user, by whatever token.
 func (a *Actor) own(user resource.ID) bool { return !a.UserID.IsZero() && a.UserID == user }
 
-// delegated reports whether the actor has only a part of its user's powers.
+// delegated reports whether the actor has only a part of its user's powers: some roles, one project. What
+// proves a user's whole identity (a password, another secret) is not shown to it, nor made by it.
 func (a *Actor) delegated() bool {
-	return !a.TrustID.IsZero() || !a.AccessTokenID.IsZero() || !a.ApplicationCredentialID.IsZero() && !a.Unrestricted
+	return !a.TrustID.IsZero() || !a.AccessTokenID.IsZero() || !a.AccessKeyID.IsZero() || !a.ApplicationCredentialID.IsZero()
+}
+
+// restricted reports whether the actor may not hand its part on either.
+func (a *Actor) restricted() bool { return a.delegated() && !a.Unrestricted }
+
+// mayHandOn gives the roles that the actor may hand on in a project of its user: those that the user holds
+// there, and of a delegated actor no more than it was given itself.
+func (a *Actor) mayHandOn(tx *state.Tx, action string, project resource.ID) ([]resource.ID, error) {
+	have := imply(tx, assigned(tx, a.UserID, Scope{ProjectID: project}))
+	if !a.delegated() {
+		return have, nil
+	}
+	if a.restricted() || project != a.ProjectID {
+		return nil, refuse(action)
+	}
+	c, ok := appCredentials.PeekOne(tx, a.ApplicationCredentialID)
+	if !ok {
+		return nil, unauthorized // gone since the token was checked
+	}
+	return held(imply(tx, c.RoleIDs), have), nil
 }
 
 func refuse(action string) error {

@@ -20,6 +20,10 @@ type Credential struct {
 	InProjectID resource.ID // where an access key counts
 	Blob        string      `secret:"true"`
 
+	// ApplicationCredentialID is what made an access key, which then counts for no more than that, and
+	// ends with it. Zero: the key has all of its user's roles in the project.
+	ApplicationCredentialID resource.ID
+
 	Access   string // of type "ec2"
 	Secret   string `secret:"true"`
 	UsedStep int64  // of type "totp": the interval of the last passcode that was used
@@ -32,6 +36,12 @@ var credentials = state.NewTable("credential",
 			return ""
 		}
 		return state.KeyOf(c.InProjectID)
+	}),
+	state.Index("application-credential", func(c *Credential) state.Key {
+		if c.ApplicationCredentialID.IsZero() {
+			return ""
+		}
+		return state.KeyOf(c.ApplicationCredentialID)
 	}),
 	state.Unique("access", func(c *Credential) state.Key {
 		if c.Access == "" {
@@ -84,17 +94,51 @@ func (s *Service) CreateCredential(ctx context.Context, c *Credential) (*Credent
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	if err := manageOwn(ctx, "credential.create", c.UserID); err != nil {
+	a, by := ActorOf(ctx), resource.ID{}
+	if a.Unrestricted && !a.Admin() && c.Type == "ec2" {
+		by = a.ApplicationCredentialID
+	}
+	kept := *c
+	kept.ApplicationCredentialID = by
+	if err := kept.mayChange(a, "credential.create"); err != nil {
 		return nil, err
 	}
 	return create(ctx, s, credentials, func(tx *state.Tx) (*Credential, error) {
 		if !users.Has(tx, c.UserID) {
 			return nil, notFound("user", c.UserID.Hex())
 		}
-		made := *c
+		made := kept
 		made.ID = tx.NewID()
 		return &made, made.place(ctx, tx)
 	})
+}
+
+// open reports whether the actor may see and change the secret: its owner may, and an admin of the cloud. A
+// delegated actor may not, because with another secret it would be more than it is; but the keys of an
+// unrestricted application credential are its own.
+func (c *Credential) open(a *Actor) bool {
+	switch {
+	case a.Unrestricted && a.own(c.UserID) && c.ApplicationCredentialID == a.ApplicationCredentialID:
+		return true
+	case a.own(c.UserID) && !a.delegated():
+		return true
+	}
+	return a.Admin() && !a.restricted()
+}
+
+func (c *Credential) mayChange(a *Actor, action string) error {
+	if c.open(a) {
+		return nil
+	}
+	return refuse(action)
+}
+
+// shown is the credential as the actor sees it: without its secret, unless that is the actor's business.
+func (c *Credential) shown(a *Actor) *Credential {
+	if !c.open(a) {
+		c.Blob, c.Secret = "", ""
+	}
+	return c
 }
 
 // place checks that an access key's user may use it where it counts.
@@ -105,13 +149,24 @@ func (c *Credential) place(ctx context.Context, tx *state.Tx) error {
 	if p, ok := projects.PeekOne(tx, c.InProjectID); !ok || p.IsDomain() {
 		return notFound("project", c.InProjectID.Hex())
 	}
+	if !c.ApplicationCredentialID.IsZero() {
+		ac, ok := appCredentials.PeekOne(tx, c.ApplicationCredentialID)
+		switch {
+		case !ok:
+			return unauthorized // gone since the token was checked
+		case c.Type != "ec2" || c.UserID != ac.UserID || c.InProjectID != ac.InProjectID:
+			return fault.Errorf(fault.Forbidden, "An application credential can keep access keys for its own user and project only.")
+		case ac.Limited:
+			return fault.Errorf(fault.Forbidden, "An application credential with access rules cannot keep access keys, to which rules do not apply.")
+		}
+	}
 	if !ActorOf(ctx).Admin() && !hasAny(tx, c.UserID, c.InProjectID) {
 		return notFound("project", c.InProjectID.Hex())
 	}
 	return nil
 }
 
-// Credential gives one: to its owner, and to who reads the whole system.
+// Credential gives one: to its owner, and, without the secret, to who reads the whole system.
 func (s *Service) Credential(ctx context.Context, id resource.ID) (*Credential, error) {
 	tx, err := s.State.View(ctx)
 	if err != nil {
@@ -121,7 +176,7 @@ func (s *Service) Credential(ctx context.Context, id resource.ID) (*Credential, 
 	if !ok || !c.seenBy(ActorOf(ctx)) {
 		return nil, missing(ctx, "credential.get", "credential", id.Hex())
 	}
-	return c, nil
+	return c.shown(ActorOf(ctx)), nil
 }
 
 func (c *Credential) seenBy(a *Actor) bool { return a.own(c.UserID) || a.readsAll() }
@@ -139,7 +194,7 @@ func (s *Service) AccessKey(ctx context.Context, user resource.ID, access string
 	if !ok || c.UserID != user {
 		return nil, notFound("credential", access)
 	}
-	return c, nil
+	return c.shown(ActorOf(ctx)), nil
 }
 
 // Credentials lists those that the actor may see, of one user or of all, and of one type or any.
@@ -153,10 +208,15 @@ func (s *Service) Credentials(ctx context.Context, user resource.ID, typ string)
 		user = a.UserID
 	}
 	keep := func(c *Credential) bool { return c.seenBy(a) && (typ == "" || c.Type == typ) }
-	if user.IsZero() {
-		return collect(credentials.All(tx), keep), nil
+	index, key := "", state.Key("")
+	if !user.IsZero() {
+		index, key = "user", state.KeyOf(user)
 	}
-	return collect(credentials.Each(tx, "user", state.KeyOf(user)), keep), nil
+	all := collect(credentials.Each(tx, index, key), keep)
+	for _, c := range all {
+		c.shown(a)
+	}
+	return all, nil
 }
 
 // UpdateCredential changes a credential; its owner only stays the same unless an admin gives it away.
@@ -167,13 +227,13 @@ func (s *Service) UpdateCredential(ctx context.Context, id resource.ID, change f
 		if !ok || !c.seenBy(ActorOf(ctx)) {
 			return missingToChange(ctx, "credential.update", "credential", id.Hex())
 		}
-		if err := manageOwn(ctx, "credential.update", c.UserID); err != nil {
+		if err := c.mayChange(ActorOf(ctx), "credential.update"); err != nil {
 			return err
 		}
 		if err := change(c); err != nil {
 			return err
 		}
-		if err := manageOwn(ctx, "credential.update", c.UserID); err != nil {
+		if err := c.mayChange(ActorOf(ctx), "credential.update"); err != nil {
 			return err
 		}
 		if err := c.check(); err != nil {
@@ -195,7 +255,7 @@ func (s *Service) DeleteCredential(ctx context.Context, id resource.ID) error {
 		if !ok || !c.seenBy(ActorOf(ctx)) {
 			return missingToChange(ctx, "credential.delete", "credential", id.Hex())
 		}
-		if err := manageOwn(ctx, "credential.delete", c.UserID); err != nil {
+		if err := c.mayChange(ActorOf(ctx), "credential.delete"); err != nil {
 			return err
 		}
 		return credentials.Delete(tx, id)
@@ -207,15 +267,24 @@ func (s *Service) DeleteCredential(ctx context.Context, id resource.ID) error {
 func (s *Service) EC2Secret(_ context.Context, access string) (string, *Actor, error) {
 	tx := s.State.Latest()
 	for c := range credentials.Peek(tx, "access", state.Range{Prefix: state.KeyOf(access)}) {
-		u, ok := users.PeekOne(tx, c.UserID)
-		if !ok {
-			break
-		}
-		a, err := s.actorOf(tx, u, c.InProjectID)
+		n, err := s.byKey(tx, c)
 		if err != nil {
 			return "", nil, err
 		}
+		a := n.Actor()
+		a.TokenID = "" // there is none
 		return c.Secret, a, nil
 	}
 	return "", nil, unauthorized
+}
+
+// byKey is the session of whoever signs with an access key.
+func (s *Service) byKey(tx *state.Tx, c *Credential) (*Session, error) {
+	u, ok := users.PeekOne(tx, c.UserID)
+	if !ok {
+		return nil, unauthorized
+	}
+	now := s.now()
+	return open(tx, &Claim{UserID: u.ID, Epoch: u.Epoch, Scope: Scope{ProjectID: c.InProjectID}, Via: ViaAccessKey, ViaID: c.ID,
+		Methods: BySignature, IssuedAt: now, ExpiresAt: now.Add(s.config.TokenLife)}, now)
 }

@@ -253,12 +253,15 @@ func TestClaim(t *testing.T) {
 	id := func() resource.ID { return resource.NewID(time.Now(), nil) }
 	at := time.UnixMilli(1893456000123).UTC()
 	for _, scope := range []Scope{{}, {ProjectID: id()}, {DomainID: id()}, {System: true}} {
-		for via := ViaUser; via <= ViaAccessToken; via++ {
+		for via := ViaUser; via <= ViaAccessKey; via++ {
 			for _, parent := range []resource.ID{{}, id()} {
 				c := Claim{UserID: id(), Epoch: 3, Scope: scope, Via: via, AuditID: id(), ParentID: parent,
 					Methods: ByPassword | ByToken, IssuedAt: at, ExpiresAt: at.Add(time.Hour)}
 				if via != ViaUser {
 					c.ViaID = id()
+				}
+				if via == ViaTrust {
+					c.Other = 9
 				}
 				token := c.encode(key)
 				if len(token) > TokenMost || TokenMost >= 255 {

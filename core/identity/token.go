@@ -25,9 +25,10 @@ import (
 type Claim struct {
 	UserID    resource.ID
 	Epoch     uint32 // the user's, when the token was made
+	Other     uint32 // of a trust: the epoch of its other party, the trustee if the user is the trustor
 	Scope     Scope
 	Via       Via
-	ViaID     resource.ID // the application credential, the trust or the access token
+	ViaID     resource.ID // the application credential, the trust, the access token or the credential of an access key
 	AuditID   resource.ID // names the token, without giving it away
 	ParentID  resource.ID // the audit ID of the first token of a chain; zero for a first one
 	Methods   Methods
@@ -43,6 +44,7 @@ const (
 	ViaApplicationCredential
 	ViaTrust
 	ViaAccessToken
+	ViaAccessKey
 )
 
 // Methods are the ways in which a user proved who it is; a set of bits.
@@ -85,7 +87,7 @@ const (
 	tokenKeyBytes = 32
 	macBytes      = sha256.Size
 	claimLeast    = 1 + 4 + 1 + 1 + 16 + 4 + 16 + 8 + 8
-	claimMost     = claimLeast + 3*16
+	claimMost     = claimLeast + 3*16 + 4
 	// TokenMost is the length of the longest token in characters.
 	TokenMost = ((claimMost+macBytes)*8 + 5) / 6
 )
@@ -99,6 +101,7 @@ const (
 	shapeCredential
 	shapeTrust
 	shapeAccess
+	shapeKey
 )
 
 var errToken = errors.New("not a token")
@@ -117,6 +120,9 @@ func (c *Claim) encode(key *TokenKey) string {
 		if !id.IsZero() {
 			b = append(b, id[:]...)
 		}
+	}
+	if c.Via == ViaTrust {
+		b = binary.BigEndian.AppendUint32(b, c.Other)
 	}
 	return base64.RawURLEncoding.EncodeToString(append(b, mac(key, b)...))
 }
@@ -141,6 +147,8 @@ func (c *Claim) shape() byte {
 		shape |= shapeTrust
 	case ViaAccessToken:
 		shape |= shapeAccess
+	case ViaAccessKey:
+		shape |= shapeKey
 	}
 	return shape
 }
@@ -204,14 +212,20 @@ func parse(b []byte) (*Claim, error) {
 	if shape&shapeParent != 0 {
 		c.ParentID = next()
 	}
-	switch shape & (shapeCredential | shapeTrust | shapeAccess) {
+	switch shape & (shapeCredential | shapeTrust | shapeAccess | shapeKey) {
 	case 0:
 	case shapeCredential:
 		c.Via, c.ViaID = ViaApplicationCredential, next()
 	case shapeTrust:
 		c.Via, c.ViaID = ViaTrust, next()
+		if len(rest) < 4 {
+			return nil, errToken
+		}
+		c.Other, rest = binary.BigEndian.Uint32(rest), rest[4:]
 	case shapeAccess:
 		c.Via, c.ViaID = ViaAccessToken, next()
+	case shapeKey:
+		c.Via, c.ViaID = ViaAccessKey, next()
 	default:
 		return nil, errToken
 	}
@@ -330,6 +344,7 @@ type Session struct {
 	Credential *ApplicationCredential // when Via says so
 	Trust      *Trust
 	Access     *AccessToken
+	Key        *Credential
 	Rules      []*AccessRule // what the credential is limited to; nil: nothing
 }
 
@@ -348,6 +363,9 @@ func (n *Session) Actor() *Actor {
 	}
 	if n.Access != nil {
 		a.AccessTokenID = n.Access.ID
+	}
+	if n.Key != nil {
+		a.AccessKeyID = n.Key.ID
 	}
 	return a
 }
@@ -379,10 +397,10 @@ func (s *Service) Session(ctx context.Context, token string) (*Session, error) {
 	return open(tx, c, now)
 }
 
-// actorOf is a user in a project as a token made now would make it, for whoever proves itself otherwise.
+// actorOf is a user in a project as a token made now would make it.
 func (s *Service) actorOf(tx *state.Tx, u *User, project resource.ID) (*Actor, error) {
 	now := s.now()
-	n, err := open(tx, &Claim{UserID: u.ID, Epoch: u.Epoch, Scope: Scope{ProjectID: project}, Methods: BySignature,
+	n, err := open(tx, &Claim{UserID: u.ID, Epoch: u.Epoch, Scope: Scope{ProjectID: project},
 		IssuedAt: now, ExpiresAt: now.Add(s.config.TokenLife)}, now)
 	if err != nil {
 		return nil, err
@@ -438,7 +456,7 @@ func (n *Session) findRoles(tx *state.Tx, now time.Time) error {
 		if !ok || t.expired(now) || t.InProjectID != n.Scope.ProjectID {
 			return unauthorized
 		}
-		if !t.usable(tx, n.UserID) {
+		if !t.usable(tx, &n.Claim) {
 			return unauthorized
 		}
 		n.Trust = t
@@ -450,6 +468,21 @@ func (n *Session) findRoles(tx *state.Tx, now time.Time) error {
 		}
 		n.Access = t
 		n.Roles = rolesOf(tx, held(imply(tx, t.RoleIDs), imply(tx, assigned(tx, n.UserID, n.Scope))))
+	case ViaAccessKey:
+		c, ok := credentials.PeekOne(tx, n.ViaID)
+		if !ok || c.Access == "" || c.UserID != n.UserID || c.InProjectID != n.Scope.ProjectID {
+			return unauthorized
+		}
+		n.Key = c
+		have := imply(tx, assigned(tx, n.UserID, n.Scope))
+		if !c.ApplicationCredentialID.IsZero() {
+			ac, ok := appCredentials.PeekOne(tx, c.ApplicationCredentialID)
+			if !ok || ac.UserID != n.UserID || ac.InProjectID != n.Scope.ProjectID || ac.expired(now) || ac.Limited {
+				return unauthorized
+			}
+			have = held(imply(tx, ac.RoleIDs), have)
+		}
+		n.Roles = rolesOf(tx, have)
 	default:
 		if n.Scope.kind() != "" {
 			n.Roles = effective(tx, n.UserID, n.Scope)

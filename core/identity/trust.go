@@ -42,21 +42,24 @@ const mostRedelegations = 3
 
 func (t *Trust) expired(now time.Time) bool { return !t.ExpiresAt.IsZero() && !now.Before(t.ExpiresAt) }
 
-// usable reports whether a token of the trust for this user is still good, roles aside.
-func (t *Trust) usable(tx *state.Tx, user resource.ID) bool {
-	bearer := t.TrusteeID
+// parties are whose token one of the trust is, and the other of the two.
+func (t *Trust) parties() (bearer, other resource.ID) {
 	if t.Impersonate {
-		bearer = t.TrustorID
+		return t.TrustorID, t.TrusteeID
 	}
-	if user != bearer {
-		return false
-	}
-	for _, id := range []resource.ID{t.TrustorID, t.TrusteeID} {
-		if u, ok := users.PeekOne(tx, id); !ok || !u.Enabled || !domainEnabled(tx, u.DomainID) {
-			return false
-		}
-	}
-	return true
+	return t.TrusteeID, t.TrustorID
+}
+
+// usable reports whether a token of the trust is still good, roles aside: neither party may have been
+// disabled, nor have got a new password since.
+func (t *Trust) usable(tx *state.Tx, c *Claim) bool {
+	bearer, other := t.parties()
+	return c.UserID == bearer && partyGood(tx, bearer, c.Epoch) && partyGood(tx, other, c.Other)
+}
+
+func partyGood(tx *state.Tx, id resource.ID, epoch uint32) bool {
+	u, ok := users.PeekOne(tx, id)
+	return ok && u.Enabled && u.Epoch == epoch && domainEnabled(tx, u.DomainID)
 }
 
 // useTrust makes a claim one of a trust, and counts its use.
@@ -68,13 +71,13 @@ func (s *Service) useTrust(ctx context.Context, tx *state.Tx, c *Claim, id resou
 	if t.TrusteeID != c.UserID {
 		return fault.Errorf(fault.Forbidden, "The user is not the trustee of this trust.")
 	}
-	c.Via, c.ViaID, c.Scope = ViaTrust, id, Scope{ProjectID: t.InProjectID}
+	trustor, ok := users.PeekOne(tx, t.TrustorID)
+	if !ok || !trustor.Enabled {
+		return fault.Errorf(fault.Forbidden, "The trustor is disabled.")
+	}
+	c.Via, c.ViaID, c.Scope, c.Other = ViaTrust, id, Scope{ProjectID: t.InProjectID}, trustor.Epoch
 	if t.Impersonate {
-		trustor, ok := users.PeekOne(tx, t.TrustorID)
-		if !ok || !trustor.Enabled {
-			return fault.Errorf(fault.Forbidden, "The trustor is disabled.")
-		}
-		c.UserID, c.Epoch = trustor.ID, trustor.Epoch
+		c.UserID, c.Epoch, c.Other = trustor.ID, trustor.Epoch, c.Epoch
 	}
 	if !t.ExpiresAt.IsZero() && t.ExpiresAt.Before(c.ExpiresAt) {
 		c.ExpiresAt = t.ExpiresAt
@@ -99,7 +102,7 @@ func (s *Service) useTrust(ctx context.Context, tx *state.Tx, c *Claim, id resou
 // CreateTrust makes a trust of the actor's own powers.
 func (s *Service) CreateTrust(ctx context.Context, t *Trust, want []RoleRef) (*Trust, error) {
 	a := ActorOf(ctx)
-	if !a.own(t.TrustorID) && a.TrustID.IsZero() || !a.ApplicationCredentialID.IsZero() && !a.Unrestricted {
+	if a.TrustID.IsZero() && (!a.own(t.TrustorID) || a.restricted()) {
 		return nil, refuse("trust.create")
 	}
 	if !t.ExpiresAt.IsZero() && !t.ExpiresAt.After(s.now()) {
@@ -107,6 +110,9 @@ func (s *Service) CreateTrust(ctx context.Context, t *Trust, want []RoleRef) (*T
 	}
 	if t.UsesLeft != nil && *t.UsesLeft < 1 {
 		return nil, fault.InvalidField("remaining_uses", "must be at least 1")
+	}
+	if t.UsesLeft != nil && t.Redelegate {
+		return nil, fault.InvalidField("remaining_uses", "must not be set if redelegation is allowed: what is passed on could be used any number of times")
 	}
 	if t.Depth < 0 || t.Depth > mostRedelegations {
 		return nil, fault.Errorf(fault.Forbidden, "A trust cannot be passed on more than %d times.", mostRedelegations)
@@ -123,15 +129,9 @@ func (s *Service) CreateTrust(ctx context.Context, t *Trust, want []RoleRef) (*T
 		if p, ok := projects.PeekOne(tx, t.InProjectID); !ok || p.IsDomain() {
 			return nil, notFound("project", t.InProjectID.Hex())
 		}
-		have := imply(tx, assigned(tx, t.TrustorID, Scope{ProjectID: t.InProjectID}))
-		if !a.TrustID.IsZero() {
-			var err error
-			if have, err = made.redelegate(tx, a.TrustID, have); err != nil {
-				return nil, err
-			}
-		}
-		if ac, ok := appCredentials.PeekOne(tx, a.ApplicationCredentialID); ok {
-			have = held(imply(tx, ac.RoleIDs), have)
+		have, err := made.handOn(tx, a)
+		if err != nil {
+			return nil, err
 		}
 		if len(want) == 0 {
 			return nil, fault.Errorf(fault.Forbidden, "At least one role should be specified.")
@@ -157,11 +157,22 @@ func hexOrNothing(id resource.ID) string {
 	return id.Hex()
 }
 
+// handOn gives the roles that the actor may give to the trust.
+func (t *Trust) handOn(tx *state.Tx, a *Actor) ([]resource.ID, error) {
+	if !a.TrustID.IsZero() {
+		return t.redelegate(tx, a.TrustID)
+	}
+	if c, ok := appCredentials.PeekOne(tx, a.ApplicationCredentialID); ok && c.Limited {
+		return nil, fault.Errorf(fault.Forbidden, "An application credential with access rules cannot make a trust, to which rules do not apply.")
+	}
+	return a.mayHandOn(tx, "trust.create", t.InProjectID)
+}
+
 // redelegate passes another trust on: within its project, roles, time and number of times.
-func (t *Trust) redelegate(tx *state.Tx, from resource.ID, have []resource.ID) ([]resource.ID, error) {
+func (t *Trust) redelegate(tx *state.Tx, from resource.ID) ([]resource.ID, error) {
 	parent, ok := trusts.PeekOne(tx, from)
 	switch {
-	case !ok || !parent.Redelegate || parent.Depth < 1:
+	case !ok || !parent.Redelegate || parent.Depth < 1 || parent.UsesLeft != nil:
 		return nil, fault.Errorf(fault.Forbidden, "This trust cannot be passed on.")
 	case t.TrustorID != parent.TrustorID && t.TrustorID != parent.TrusteeID:
 		return nil, refuse("trust.create")
@@ -232,7 +243,7 @@ func (s *Service) DeleteTrust(ctx context.Context, id resource.ID) error {
 		if !ok || !t.seenBy(a) {
 			return notFound("trust", id.Hex())
 		}
-		if !a.own(t.TrustorID) && !a.Admin() || a.delegated() {
+		if !a.own(t.TrustorID) && !a.Admin() || a.restricted() {
 			return refuse("trust.delete")
 		}
 		return deleteTrust(tx, id)

@@ -24,7 +24,7 @@ func (s *server) credentialRoutes() map[string]openstack.Handler {
 }
 
 func (s *server) credentialShape(r *http.Request, c *identity.Credential) shape {
-	return shape{"id": spell(c.ID), "type": c.Type, "blob": c.Blob, "user_id": spell(c.UserID), "project_id": orNull(c.InProjectID),
+	return shape{"id": spell(c.ID), "type": c.Type, "blob": textOrNull(c.Blob), "user_id": spell(c.UserID), "project_id": orNull(c.InProjectID),
 		"links": s.self(r, "credentials", spell(c.ID))}
 }
 
@@ -98,7 +98,7 @@ func (s *server) deleteCredential(w http.ResponseWriter, r *http.Request) error 
 }
 
 func (s *server) accessKeyShape(r *http.Request, c *identity.Credential) shape {
-	return shape{"access": c.Access, "secret": c.Secret, "user_id": spell(c.UserID), "tenant_id": spell(c.InProjectID), "trust_id": nil,
+	return shape{"access": c.Access, "secret": textOrNull(c.Secret), "user_id": spell(c.UserID), "tenant_id": spell(c.InProjectID), "trust_id": nil,
 		"links": shape{"self": s.base(r) + "/v3/users/" + spell(c.UserID) + "/credentials/OS-EC2/" + c.Access}}
 }
 
