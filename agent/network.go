@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -89,7 +90,8 @@ func (n *Networks) detach(ctx context.Context, id resource.ID) error {
 	return nil
 }
 
-// GuestOf is the guest that a port on this host belongs to, for the metadata service.
+// GuestOf is the guest that a port on this host belongs to, for the metadata service. What it is told
+// holds secrets, so that port and guest both have to know of each other.
 func (a *Agent) GuestOf(port resource.ID) (compute.Guest, bool) {
 	body, ok := a.Want(host.Key{Kind: "attachment", ID: port})
 	var at network.Attachment
@@ -98,7 +100,10 @@ func (a *Agent) GuestOf(port resource.ID) (compute.Guest, bool) {
 	}
 	body, ok = a.Want(host.Key{Kind: "guest", ID: at.ServerID})
 	var want compute.Guest
-	if !ok || json.Unmarshal(body, &want) != nil {
+	if !ok || json.Unmarshal(body, &want) != nil || want.ProjectID != at.ProjectID {
+		return compute.Guest{}, false
+	}
+	if !slices.ContainsFunc(want.NICs, func(nic compute.NIC) bool { return nic.PortID == port }) {
 		return compute.Guest{}, false
 	}
 	return want, true

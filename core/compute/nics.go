@@ -97,11 +97,12 @@ func (s *Service) unplugAll(tx *state.Tx, srv *Server) error {
 	return network.ReleasePorts(identity.Internal(context.Background()), tx, srv.ID)
 }
 
-// Ports are a server's ports in the order in which it got them. They are shared: look, do not touch.
+// Ports are a server's ports in the order in which it got them: those that say so and that the server
+// itself knows it was given. They are shared: look, do not touch.
 func Ports(tx *state.Tx, srv *Server) []*network.Port {
 	var ports []*network.Port
 	for p := range network.Ports().Peek(tx, "device", state.Range{Prefix: state.KeyOf(srv.ID.String())}) {
-		if p.Owner == network.OwnerServer {
+		if p.Owner == network.OwnerServer && p.ProjectID == srv.ProjectID && srv.place(p.ID) < len(srv.Plugs) {
 			ports = append(ports, p)
 		}
 	}
@@ -111,7 +112,7 @@ func Ports(tx *state.Tx, srv *Server) []*network.Port {
 	return ports
 }
 
-// place is where a port stands among the server's; after all others if it is not known.
+// place is where a port stands among the server's; past the end if it is none of them.
 func (s *Server) place(port resource.ID) int {
 	if n := slices.IndexFunc(s.Plugs, func(p Plug) bool { return p.PortID == port }); n >= 0 {
 		return n
@@ -128,8 +129,8 @@ func (s *Service) wire(tx *state.Tx, srv *Server, g *Guest) {
 		}
 		g.NICs = append(g.NICs, NIC{PortID: p.ID, MAC: p.MAC, MTU: mtu, Model: srv.Boot.NICModel})
 		g.Metadata.Links = append(g.Metadata.Links, link(tx, p, mtu))
-		if n := srv.place(p.ID); n < len(srv.Plugs) && srv.Plugs[n].Tag != "" {
-			g.Metadata.Devices = append(g.Metadata.Devices, Device{Kind: "nic", MAC: p.MAC, Tags: []string{srv.Plugs[n].Tag}})
+		if tag := srv.Plugs[srv.place(p.ID)].Tag; tag != "" {
+			g.Metadata.Devices = append(g.Metadata.Devices, Device{Kind: "nic", MAC: p.MAC, Tags: []string{tag}})
 		}
 		for _, id := range p.Groups {
 			if sg, ok := network.Groups().PeekOne(tx, id); ok && !slices.Contains(g.Metadata.SecurityGroups, sg.Name) {

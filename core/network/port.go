@@ -283,6 +283,9 @@ func addPort(ctx context.Context, tx *state.Tx, p *Port) error {
 	if !owns(ctx, n) && !usable(tx, n, identity.ActorOf(ctx).ProjectID) {
 		return fault.Errorf(fault.Forbidden, "You are not allowed to make a port on network %s.", n.ID)
 	}
+	if p.Owner != OwnerNone {
+		return fault.Errorf(fault.Forbidden, "You are not allowed to say that a port is for a %s: it is when one takes it.", p.Owner)
+	}
 	if err := mayWishPort(ctx, n, &Port{Meta: resource.Meta{ProjectID: p.ProjectID}, NetworkID: n.ID, PortSecurity: n.Secured, VNIC: p.VNIC}, p); err != nil {
 		return err
 	}
@@ -330,12 +333,12 @@ func changePort(ctx context.Context, tx *state.Tx, was, now *Port) error {
 	if err := mayWishPort(ctx, n, was, now); err != nil {
 		return err
 	}
+	if err := sameUser(was, now); err != nil {
+		return err
+	}
 	if was.MAC != now.MAC && was.Owner != OwnerNone && !was.HostID.IsZero() {
 		return fault.Errorf(fault.Conflict, "Unable to complete operation on port %s, port is already bound: its MAC address cannot be changed.", was.ID).
 			WithCode("port-bound")
-	}
-	if was.Owner.internal() && (now.DeviceID != was.DeviceID || now.Owner != was.Owner || now.OwnerLabel != was.OwnerLabel) {
-		return fault.Errorf(fault.Conflict, "Port %s is a router's or a floating address's: who uses it cannot be changed here.", was.ID).WithCode("port-in-use")
 	}
 	if err := chooseGroups(ctx, tx, now); err != nil {
 		return err
@@ -355,6 +358,21 @@ func changePort(ctx context.Context, tx *state.Tx, was, now *Port) error {
 		now.Wired = false
 	}
 	return putPort(tx, now)
+}
+
+// sameUser keeps who uses a port what it was. A port is given to a thing of the cloud, and let go of, by the
+// thing's own verbs, which know whether it may have it: guests are wired, and told their secrets, by
+// what stands here. What a client writes on a port that nothing uses are words.
+func sameUser(was, now *Port) error {
+	changed := now.Owner != was.Owner || now.Adopted != was.Adopted
+	if was.Owner != OwnerNone {
+		changed = changed || now.DeviceID != was.DeviceID || now.OwnerLabel != was.OwnerLabel || now.HostID != was.HostID || now.HostLabel != was.HostLabel
+	}
+	if !changed {
+		return nil
+	}
+	return fault.Errorf(fault.Conflict, "Unable to complete operation on port %s for network %s. Port already has an attached device %s: who uses it, and where, changes with that device alone.", was.ID, was.NetworkID, was.DeviceID).
+		WithCode("port-in-use").With("owner", string(was.Owner))
 }
 
 func removePort(ctx context.Context, tx *state.Tx, p *Port) error {
@@ -394,14 +412,16 @@ func mayWishPort(ctx context.Context, n *Network, was, now *Port) error {
 		ask = "its port security"
 	case !slices.Equal(now.AllowedPairs, was.AllowedPairs):
 		ask = "its allowed address pairs"
-	case now.Owner.internal() || now.Owner == OwnerDHCP:
-		ask = "its device's owner"
 	case slices.ContainsFunc(now.Fixed, func(f FixedAddress) bool { return f.Address.IsValid() && !slices.Contains(was.Fixed, f) }):
 		ask = "its addresses"
 	default:
 		return nil
 	}
-	return fault.Errorf(fault.Forbidden, "You are not allowed to set %s of a port: only the owner of the network may.", ask)
+	return mayNotChoose(ask)
+}
+
+func mayNotChoose(what string) error {
+	return fault.Errorf(fault.Forbidden, "You are not allowed to set %s of a port: only the owner of the network may.", what)
 }
 
 func sameProfile(a, b map[string]string) bool {

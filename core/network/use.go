@@ -60,6 +60,9 @@ func AddPort(ctx context.Context, tx *state.Tx, want PortWanted) (*Port, error) 
 	if !n.Secured {
 		p.Groups = []resource.ID{}
 	}
+	if want.Address.IsValid() && !owns(ctx, n) {
+		return nil, mayNotChoose("its addresses")
+	}
 	if !want.SubnetID.IsZero() || want.Address.IsValid() {
 		p.Fixed = []FixedAddress{{want.SubnetID, want.Address}}
 	}
@@ -77,7 +80,10 @@ func takePort(ctx context.Context, tx *state.Tx, want PortWanted) (*Port, error)
 	if err := portNoun.allow(ctx, tx, "update", p); err != nil {
 		return nil, err
 	}
-	if p.DeviceID != "" || p.Owner.internal() || p.Owner == OwnerDHCP {
+	if p.ProjectID != want.ProjectID {
+		return nil, fault.Errorf(fault.Invalid, "Port %s not usable for instance %s.", p.ID, want.DeviceID).WithCode("port-not-usable")
+	}
+	if p.DeviceID != "" || p.Owner != OwnerNone {
 		return nil, fault.Errorf(fault.Conflict, "Port %s is still in use.", p.ID).WithCode("port-in-use")
 	}
 	p.DeviceID, p.Owner, p.OwnerLabel, p.HostID = want.DeviceID.String(), want.Owner, want.Label, want.HostID
