@@ -35,8 +35,18 @@ type Service struct {
 	// Micro is set for a service with microversions.
 	Micro *Microversions
 
-	mux http.ServeMux
+	mux    http.ServeMux
+	routes []Route
 }
+
+// A Route is one kind of request that a service answers.
+type Route struct {
+	Pattern string // "METHOD /path/{id}", below the service's prefix
+	Open    bool   // to whoever asks, without a token
+}
+
+// Routes lists what the service answers, for whoever wants to try all of it.
+func (s *Service) Routes() []Route { return s.routes }
 
 // A Handler answers one request or returns an error, which the Service writes.
 type Handler func(w http.ResponseWriter, r *http.Request) error
@@ -48,6 +58,7 @@ func (s *Service) Handle(pattern string, h Handler) { s.handle(pattern, h, true)
 func (s *Service) HandleOpen(pattern string, h Handler) { s.handle(pattern, h, false) }
 
 func (s *Service) handle(pattern string, h Handler, auth bool) {
+	s.routes = append(s.routes, Route{pattern, !auth})
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Openstack-Request-Id", wire.RequestID(r.Context()))
 		if err := s.serve(w, r, h, auth); err != nil {

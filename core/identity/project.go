@@ -262,7 +262,7 @@ func (s *Service) Family(ctx context.Context, id resource.ID) (above, below []*P
 
 // UpdateProject changes what the owner may wish. domain says that a domain is meant.
 func (s *Service) UpdateProject(ctx context.Context, id resource.ID, domain bool, change func(*Project) error) (*Project, error) {
-	return edit(ctx, s, projects, id, func(tx *state.Tx, p *Project) error {
+	return editAs(ctx, s, projects, asked(domain), id, func(tx *state.Tx, p *Project) error {
 		if err := s.manageProject(ctx, p, domain, "update"); err != nil {
 			return err
 		}
@@ -304,9 +304,17 @@ func (s *Service) manageProject(ctx context.Context, p *Project, domain bool, ve
 		return missingToChange(ctx, "domain."+verb, "domain", p.ID.Hex())
 	}
 	if p.IsDomain() {
-		return mayManage(ctx, p.noun()+"."+verb, resource.ID{})
+		return mayManage(ctx, asked(domain)+"."+verb, resource.ID{})
 	}
-	return mayManage(ctx, p.noun()+"."+verb, p.DomainID)
+	return mayManage(ctx, asked(domain)+"."+verb, p.DomainID)
+}
+
+// asked is what somebody calls the thing, who may not be told what it is.
+func asked(domain bool) string {
+	if domain {
+		return "domain"
+	}
+	return "project"
 }
 
 func isTrue(b *bool) bool { return b != nil && *b }

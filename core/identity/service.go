@@ -89,11 +89,16 @@ func create[T any](ctx context.Context, s *Service, table *state.Table[T], build
 
 // edit runs a transaction that changes one object, and gives what it became.
 func edit[T any](ctx context.Context, s *Service, table *state.Table[T], id resource.ID, change func(tx *state.Tx, obj *T) error) (*T, error) {
+	return editAs(ctx, s, table, table.Kind(), id, change)
+}
+
+// editAs is edit of something that has another name than its table.
+func editAs[T any](ctx context.Context, s *Service, table *state.Table[T], noun string, id resource.ID, change func(tx *state.Tx, obj *T) error) (*T, error) {
 	var after *T
 	err := s.State.Update(ctx, func(tx *state.Tx) error {
 		obj, ok := table.Find(tx, id)
 		if !ok {
-			return missingToChange(ctx, table.Kind()+".update", table.Kind(), id.Hex())
+			return missingToChange(ctx, noun+".update", noun, id.Hex())
 		}
 		if err := change(tx, obj); err != nil {
 			return err

@@ -154,17 +154,27 @@ func (p part) definitions(raw json.RawMessage) ([]image.Definition, error) {
 	return list, nil
 }
 
+// namespaceParts are what else may stand in the body: what is said elsewhere, or only by us.
+var namespaceParts = []string{"objects", "properties", "tags", "resource_type_associations", "self", "schema", "created_at", "updated_at"}
+
 // readNamespace applies a body to a namespace.
 func readNamespace(n *image.Namespace, body fields) error {
 	var owner, visibility string
-	for key, into := range map[string]any{
+	own := map[string]any{
 		"namespace": &n.Name, "display_name": &n.Title, "description": &n.Description, "visibility": &visibility,
 		"protected": &n.Protected, "owner": &owner,
-	} {
-		if raw, ok := body[key]; ok {
+	}
+	if _, ok := body["namespace"]; !ok {
+		return fault.Errorf(fault.Invalid, "Provided object does not match schema 'namespace': 'namespace' is a required property")
+	}
+	for key, raw := range body {
+		switch into := own[key]; {
+		case into != nil:
 			if err := decode(raw, key, "of its type", into); err != nil {
 				return err
 			}
+		case !slices.Contains(namespaceParts, key):
+			return fault.Errorf(fault.Invalid, "Provided object does not match schema 'namespace': Additional properties are not allowed ('%s' was unexpected)", key)
 		}
 	}
 	if visibility != "" {

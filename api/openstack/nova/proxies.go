@@ -614,8 +614,12 @@ func (s *server) createFloatingIP(w http.ResponseWriter, r *http.Request) error 
 		if err != nil {
 			return err
 		}
-		if m, ok := value.(map[string]any); ok {
-			asked = body(m).text("pool")
+		m, ok := value.(map[string]any)
+		if !ok && value != nil {
+			return fault.Errorf(fault.Invalid, "Malformed request body")
+		}
+		if asked, ok = m["pool"].(string); !ok && m["pool"] != nil {
+			return fault.InvalidField("pool", "must be a name")
 		}
 	}
 	pools, err := s.pools(r)
