@@ -1,7 +1,9 @@
 package resource
 
 import (
+	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"io"
@@ -31,6 +33,30 @@ func NewID(now time.Time, random io.Reader) ID {
 		id[i] = byte(ms >> (40 - 8*i))
 	}
 	id[6] = id[6]&0x0f | 0x70
+	id[8] = id[8]&0x3f | 0x80
+	return id
+}
+
+// NextID makes an ID like NewID that also sorts after last, so that IDs made one after the other
+// keep that order within a millisecond too (RFC 9562, section 6.2, method 2: the random bits
+// are a counter that begins anywhere in its lower half and is raised by a random amount).
+func NextID(last ID, now time.Time, random io.Reader) ID {
+	id := NewID(now, random)
+	id[6] &^= 0x08 // room to count
+	if bytes.Compare(last[:6], id[:6]) < 0 {
+		return id
+	}
+	// Up to 57 random bits a step: too many to guess, and few enough for 65,536 steps in the upper half.
+	low := binary.BigEndian.Uint64(last[8:])&(1<<62-1) + binary.BigEndian.Uint64(id[8:])&(1<<57-1) + 1
+	high := uint64(last[6]&0x0f)<<8 | uint64(last[7])
+	high += low >> 62
+	var ms [8]byte
+	copy(ms[2:], last[:6])
+	// A counter that is full goes on in the next millisecond.
+	binary.BigEndian.PutUint64(ms[:], binary.BigEndian.Uint64(ms[:])+high>>12)
+	copy(id[:6], ms[2:])
+	id[6], id[7] = byte(high>>8)&0x0f|0x70, byte(high)
+	binary.BigEndian.PutUint64(id[8:], low)
 	id[8] = id[8]&0x3f | 0x80
 	return id
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/rand"
 	"sync"
+
+	"github.com/unkai-cloud/unkai/base/resource"
 )
 
 // A Plan collects what a request would change. Updates in its context run on a fork
@@ -58,7 +60,7 @@ func (p *Plan) fork(s *State) {
 	if at.Before(now.head.Time) {
 		at = now.head.Time
 	}
-	p.tx = &Tx{tables: tables, head: now.head, now: at, revision: now.head.Revision + 1, random: rand.Reader}
+	p.tx = &Tx{tables: tables, head: now.head, now: at, revision: now.head.Revision + 1, random: rand.Reader, last: new(resource.ID)}
 }
 
 func (p *Plan) view(s *State) *Tx {
@@ -66,7 +68,7 @@ func (p *Plan) view(s *State) *Tx {
 	defer p.mu.Unlock()
 	p.fork(s)
 	view := *p.tx
-	view.changes = nil
+	view.changes, view.last = nil, nil
 	return &view
 }
 

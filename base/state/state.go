@@ -37,7 +37,8 @@ type State struct {
 
 	stopped chan struct{} // closed when broken is set
 
-	live *snapshot // the writer's: the newest tables, committed or about to be
+	live   *snapshot   // the writer's: the newest tables, committed or about to be
+	lastID resource.ID // the writer's: the newest that a transaction made
 }
 
 // snapshot is all tables at one revision.
@@ -290,7 +291,7 @@ func (s *State) begin(ctx context.Context) *Tx {
 	}
 	return &Tx{
 		tables: s.live.tables, head: s.live.head, now: now, revision: s.live.head.Revision + 1,
-		cause: CauseOf(ctx), writable: true, random: s.random,
+		cause: CauseOf(ctx), writable: true, random: s.random, last: &s.lastID,
 	}
 }
 

@@ -1,10 +1,12 @@
 package state
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -170,5 +172,32 @@ func TestOnce(t *testing.T) {
 	}
 	if things.Len(s.Latest()) != 1 {
 		t.Error("one request had more than one effect")
+	}
+}
+
+func TestIDsAreInTheOrderOfTheirMaking(t *testing.T) {
+	s, err := Open(t.Context(), NewMemory(0), Options{Now: func() time.Time { return time.UnixMilli(1e12) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last resource.ID
+	next := func(tx *Tx) error {
+		for range 100 {
+			id := tx.NewID()
+			if bytes.Compare(id[:], last[:]) <= 0 {
+				return fmt.Errorf("%s does not sort after %s", id, last)
+			}
+			last = id
+		}
+		return nil
+	}
+	for range 3 {
+		if err := s.Update(t.Context(), next); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last = resource.ID{}
+	if err := s.Update(WithPlan(t.Context(), new(Plan)), next); err != nil {
+		t.Errorf("in a plan: %v", err)
 	}
 }

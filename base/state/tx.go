@@ -19,6 +19,7 @@ type Tx struct {
 	cause    Cause
 	writable bool
 	random   io.Reader
+	last     *resource.ID // the newest that NewID made; nil in a view
 	changes  []change
 }
 
@@ -38,8 +39,15 @@ func (tx *Tx) Revision() int64 { return tx.revision }
 // Cause is who asked for this transaction.
 func (tx *Tx) Cause() Cause { return tx.cause }
 
-// NewID makes an ID from the transaction's time and randomness.
-func (tx *Tx) NewID() resource.ID { return resource.NewID(tx.now, tx.random) }
+// NewID makes an ID from the transaction's time and randomness. It sorts after every ID that
+// this state's transactions made before.
+func (tx *Tx) NewID() resource.ID {
+	if tx.last == nil {
+		return resource.NewID(tx.now, tx.random)
+	}
+	*tx.last = resource.NextID(*tx.last, tx.now, tx.random)
+	return *tx.last
+}
 
 // Random fills b from the transaction's source, for choices that nobody must be
 // able to foresee but that are no secrets: secrets are made outside and passed in.
