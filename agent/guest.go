@@ -42,31 +42,32 @@ func (g *Guests) Handler() Handler {
 	return Handler{Kind: "guest", Ensure: g.ensure, Remove: g.remove, Present: g.Driver.Present}
 }
 
-func (g *Guests) ensure(ctx context.Context, id resource.ID, body json.RawMessage) (any, time.Duration, error) {
+func (g *Guests) ensure(ctx context.Context, _ resource.ID, body json.RawMessage) (any, time.Duration, error) {
 	var want compute.Guest
 	if err := json.Unmarshal(body, &want); err != nil {
 		return nil, 0, fmt.Errorf("decode what is wanted: %w", err)
 	}
 	if again, err := g.prepare(ctx, &want); err != nil || again > 0 {
-		return g.wait(ctx, id, again, err)
+		return g.wait(ctx, &want, again, err)
 	}
 	seen, err := g.Driver.Ensure(ctx, want)
 	if err != nil {
 		return nil, 0, err
 	}
+	report := compute.Seen{Observation: seen, Wish: want.Wish}
 	if seen.Busy {
-		return seen, whileBusy, nil
+		return report, whileBusy, nil
 	}
-	return seen, whileWell, nil
+	return report, whileWell, nil
 }
 
 // wait reports a guest whose parts are not all here yet, or will never be.
-func (g *Guests) wait(ctx context.Context, id resource.ID, again time.Duration, why error) (any, time.Duration, error) {
+func (g *Guests) wait(ctx context.Context, want *compute.Guest, again time.Duration, why error) (any, time.Duration, error) {
 	var never *ImageError
 	if why != nil && !errors.As(why, &never) {
 		return nil, 0, why
 	}
-	seen, err := g.Driver.Observe(ctx, id)
+	seen, err := g.Driver.Observe(ctx, want.ID)
 	if fault.Is(err, fault.NotFound) {
 		seen, err = compute.Observation{Power: compute.Off}, nil
 	}
@@ -78,7 +79,7 @@ func (g *Guests) wait(ctx context.Context, id resource.ID, again time.Duration, 
 	} else {
 		seen.Busy = true
 	}
-	return seen, again, nil
+	return compute.Seen{Observation: seen, Wish: want.Wish}, again, nil
 }
 
 // prepare sees to what the driver needs, and never waits for it: while something is missing it

@@ -31,6 +31,7 @@ func (w *world) startControl() error {
 		w.result.Changes += int(w.control.state.Latest().Revision())
 	}
 	c := &control{state: st, compute: compute.New(st, compute.Config{}), network: network.New(st)}
+	c.operations = &operation.Service{State: st, Cancellers: c.compute.Cancellers()}
 	c.hub = host.NewHub(st, append(c.network.Sources(), c.compute.Source())...)
 	c.hub.Now, c.hub.After = w.now, w.after
 	reaper := &operation.Reaper{State: st, Now: w.now, Expirers: c.compute.Expirers()}
@@ -137,6 +138,9 @@ func (w *world) checkReality() error {
 			seen, err := n.machine.Guests().Observe(w.ctx, id)
 			if ok && err == nil && s.Failure == nil && (seen.Power != s.Power || s.Seen.Power != s.Power) {
 				wrong = errors.Join(wrong, fmt.Errorf("server %s is to be %s, was seen %s, is %s", id, s.Power, s.Seen.Power, seen.Power))
+			}
+			if ok && s.Seen.Wish != s.Wish {
+				wrong = errors.Join(wrong, fmt.Errorf("server %s was asked for the %d. time, and its host answers the %d", id, s.Wish, s.Seen.Wish))
 			}
 		}
 	}

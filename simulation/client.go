@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -15,6 +16,7 @@ import (
 	"github.com/unkai-cloud/unkai/core/image"
 	"github.com/unkai-cloud/unkai/core/image/imagetest"
 	"github.com/unkai-cloud/unkai/core/network"
+	"github.com/unkai-cloud/unkai/core/operation"
 )
 
 // client is the tenants: a few projects that make, change and delete things at random, and
@@ -102,22 +104,49 @@ func (c *client) request(p *project) (string, error) {
 	if n < 33 && len(p.networks) < 5 {
 		return "network", c.addNetwork(p)
 	}
+	if n < 43 {
+		return c.cancel(p)
+	}
 	at := w.rng.IntN(len(p.order))
 	id := p.order[at]
-	if n < 50 {
+	if n < 58 {
 		remove := w.control.compute.Delete
 		if w.chance(200) {
 			remove = w.control.compute.ForceDelete
 		}
-		// Whatever is answered, the server may be gone from now on.
-		delete(p.servers, id)
-		p.order = append(p.order[:at:at], p.order[at+1:]...)
+		p.renounce(id)
 		return "delete " + id.String(), remove(p.ctx, id)
 	}
 	tasks := []compute.Task{compute.Starting, compute.Stopping, compute.SoftRebooting, compute.HardRebooting,
 		compute.Pausing, compute.Unpausing, compute.Suspending, compute.Resuming}
 	task := tasks[w.rng.IntN(len(tasks))]
 	return string(task) + " " + id.String(), w.control.compute.Do(p.ctx, id, task)
+}
+
+// renounce lets a server go: whatever is answered, it may be gone from now on.
+func (p *project) renounce(id resource.ID) {
+	delete(p.servers, id)
+	p.order = slices.DeleteFunc(p.order, func(other resource.ID) bool { return other == id })
+}
+
+// cancel takes back something that is under way.
+func (c *client) cancel(p *project) (string, error) {
+	tx := c.w.control.state.Latest()
+	var running []*operation.Operation
+	for o := range operation.Table().Peek(tx, "deadline", state.Range{}) {
+		if o.ProjectID == p.id {
+			running = append(running, o)
+		}
+	}
+	if len(running) == 0 {
+		return "cancel nothing", nil
+	}
+	o := running[c.w.rng.IntN(len(running))]
+	if o.Verb == string(compute.Creating) {
+		p.renounce(o.TargetID)
+	}
+	_, err := c.w.control.operations.Cancel(p.ctx, o.ID)
+	return "cancel " + o.Verb + " " + o.TargetID.String(), err
 }
 
 // create asks for a server; now and then as a plan, or twice with the same key.

@@ -26,6 +26,7 @@ import (
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/network"
+	"github.com/unkai-cloud/unkai/core/operation"
 	"github.com/unkai-cloud/unkai/driver/sim"
 )
 
@@ -198,7 +199,7 @@ func (w *world) mindControl() error {
 // harm lets something go wrong.
 func (w *world) harm() error {
 	node := w.nodes[w.rng.IntN(len(w.nodes))]
-	switch w.rng.IntN(7) {
+	switch w.rng.IntN(9) {
 	case 0:
 		w.fault("agent crashed")
 		node.restart()
@@ -216,22 +217,36 @@ func (w *world) harm() error {
 		w.fault("driver slow")
 		node.slow, node.slowUntil = time.Duration(w.rng.IntN(20))*time.Second, w.clock.Add(time.Minute)
 	case 5:
-		if ids, err := node.machine.Guests().Present(w.ctx); err == nil && len(ids) > 0 {
-			id := ids[w.rng.IntN(len(ids))]
-			if w.chance(500) {
-				w.fault("guest crashed")
-				node.machine.Crash(id)
-			} else {
-				w.fault("guest powered itself off")
-				node.machine.ShutDown(id)
-			}
-		}
-	case 6:
 		w.fault("machine rebooted")
 		node.machine.Reboot()
 		node.restart()
+	default:
+		w.haunt(node.machine)
 	}
 	return nil
+}
+
+// haunt has a guest do something of its own.
+func (w *world) haunt(m *sim.Machine) {
+	ids, err := m.Guests().Present(w.ctx)
+	if err != nil || len(ids) == 0 {
+		return
+	}
+	id := ids[w.rng.IntN(len(ids))]
+	switch w.rng.IntN(4) {
+	case 0:
+		w.fault("guest crashed")
+		m.Crash(id)
+	case 1:
+		w.fault("guest powered itself off")
+		m.ShutDown(id)
+	case 2:
+		w.fault("guest restarted by itself")
+		m.Restart(id)
+	case 3:
+		w.fault("guest listens no more")
+		m.Deafen(id)
+	}
 }
 
 // commitFault is the engine's: now and then a commit fails before, or its answer after.
@@ -477,6 +492,7 @@ type control struct {
 	reconciler *reconcile.Reconciler
 	compute    *compute.Service
 	network    *network.Service
+	operations *operation.Service
 }
 
 // work does what the controller has to do; false if there was nothing.

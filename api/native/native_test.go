@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -75,7 +76,8 @@ func newWorldKeeping(t *testing.T, history state.Options, o ...func(*Options)) *
 	w.tokens = tokens{"one": member(w.one, 1), "two": member(w.two, 2), "admin": admin,
 		"roleless": {UserID: resource.ID{15: 7}, ProjectID: w.one, Roles: []string{"auditor"}},
 		"unscoped": {UserID: resource.ID{15: 8}}}
-	options := Options{State: s, Auth: w.tokens, Version: "test"}
+	options := Options{State: s, Auth: w.tokens, Version: "test", Operations: &operation.Service{State: s,
+		Cancellers: map[string]operation.Canceller{"server": func(context.Context, *state.Tx, *operation.Operation) error { return nil }}}}
 	for _, change := range o {
 		change(&options)
 	}
@@ -392,29 +394,35 @@ func TestCancel(t *testing.T) {
 	w.do("reader", "POST", path, "").must(t, 403)
 	var p planned
 	w.do("one", "POST", path, "", "Unkai-Plan", "true").must(t, 200).into(t, &p)
-	if len(p.Changes) != 1 || p.Changes[0].Action != "update" || p.Changes[0].Kind != "operation" || fmt.Sprint(p.Changes[0].Changed) != "[cancelled]" {
+	if len(p.Changes) != 1 || p.Changes[0].Action != "update" || p.Changes[0].Kind != "operation" || !slices.Contains(p.Changes[0].Changed, "outcome") {
 		t.Errorf("%+v", p)
 	}
 	var o object
 	w.get("one", "/operations/"+w.deciding.String()).must(t, 200).into(t, &o)
-	if o["cancelled"] != false {
+	if o["outcome"] != "running" {
 		t.Error("a plan changed something")
 	}
 	for range 2 { // twice is once
 		w.do("one", "POST", path, "").must(t, 202).into(t, &o)
-		if o["cancelled"] != true {
+		if o["outcome"] != "cancelled" {
 			t.Errorf("%v", o)
 		}
 	}
-	w.update(func(tx *state.Tx) error {
-		o, err := operation.Get(tx, w.deciding)
-		if err != nil {
-			return err
+	for verb, want := range map[string]string{"delete": "operation-not-cancellable", "stop": "operation-ended"} {
+		w.update(func(tx *state.Tx) error {
+			o, err := operation.Get(tx, w.deciding)
+			if err != nil {
+				return err
+			}
+			o.Verb, o.Outcome = verb, operation.Running
+			if verb == "stop" {
+				o.Outcome = operation.Succeeded
+			}
+			return operation.Table().Put(tx, o)
+		})
+		if code := w.do("one", "POST", path, "").must(t, 409).code(t); code != want {
+			t.Errorf("%s: %s", verb, code)
 		}
-		return operation.End(tx, o, operation.Cancelled, "")
-	})
-	if code := w.do("one", "POST", path, "").must(t, 409).code(t); code != "operation-ended" {
-		t.Error(code)
 	}
 }
 

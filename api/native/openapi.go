@@ -53,8 +53,8 @@ var (
 		answers: map[int]answer{200: {what: "It, as it was at the revision in the header."}}, errors: []int{404, 410}}
 	aboutWhy = about{id: "why", summary: "Why it was decided as it was: the newest decision, as the placement of a server.", parameters: asOfOnly,
 		answers: map[int]answer{200: {what: "The decision.", schema: "Reason"}}, errors: []int{404, 410}}
-	aboutCancel = about{id: "cancelOperation", summary: "Ask for the end of an operation.", tag: "operations", parameters: changing,
-		answers: map[int]answer{202: {what: "It will end as cancelled at its next step.", schema: "Operation"}, 200: planAnswer}, errors: []int{403, 404, 409}}
+	aboutCancel = about{id: "cancelOperation", summary: "End an operation that is no longer wanted.", tag: "operations", parameters: changing,
+		answers: map[int]answer{202: {what: "It has ended as cancelled. Its target may still be on its way.", schema: "Operation"}, 200: planAnswer}, errors: []int{403, 404, 409}}
 	aboutPatchHost = about{id: "patchHost", summary: "Keep new servers off a host, or let them on it again.", tag: "hosts", body: "HostPatch",
 		parameters: changing, answers: map[int]answer{200: {what: "The host; or, with the header Unkai-Plan, a plan.", schema: "Host"}}, errors: []int{400, 404}}
 	aboutPlan = about{id: "plan", summary: "Try requests of any dialect, one after the other, on a fork that is thrown away.", tag: "plan",

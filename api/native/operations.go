@@ -57,14 +57,14 @@ func (s *Server) why(w http.ResponseWriter, r *http.Request) error {
 	return fault.Errorf(fault.NotFound, "No decision about this %s is kept.", k.name).WithCode("no-decision")
 }
 
-// cancel asks for the end of an operation. It answers before it has ended.
+// cancel ends an operation. Its target may still be on its way when this answers.
 func (s *Server) cancel(w http.ResponseWriter, r *http.Request) error {
 	k := s.byName[operation.Table().Kind()]
 	id, err := resource.ParseID(r.PathValue("id"))
 	if err != nil {
 		return missing(k, r.PathValue("id"))
 	}
-	o, err := operation.Cancel(r.Context(), s.State, id)
+	o, err := s.Operations.Cancel(r.Context(), id)
 	if fault.Is(err, fault.NotFound) {
 		return missing(k, id)
 	} else if err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/identity"
 	"github.com/unkai-cloud/unkai/core/network"
+	"github.com/unkai-cloud/unkai/core/operation"
 )
 
 // A Verifier turns a token into who asks.
@@ -27,6 +28,8 @@ type Verifier interface {
 type Options struct {
 	State *state.State
 	Auth  Verifier
+	// Operations cancels them; nil: none can be.
+	Operations *operation.Service
 	// Dialects answers the requests that POST /plan is to try: the whole listener, as
 	// clients see it. nil: there are no plans of several requests.
 	Dialects http.Handler
@@ -42,6 +45,9 @@ const RevisionHeader = "Unkai-Revision"
 func New(o Options) *Server {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Operations == nil {
+		o.Operations = &operation.Service{State: o.State}
 	}
 	if o.Alive == 0 {
 		o.Alive = 15 * time.Second

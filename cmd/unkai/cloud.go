@@ -111,6 +111,13 @@ func (c *cloud) tasks() []reconcile.Task {
 	return append(tasks, c.compute.Reconcilers()...)
 }
 
+// operations cancels what goes on.
+func (c *cloud) operations() *operation.Service {
+	cancellers := c.compute.Cancellers()
+	cancellers[image.Table().Kind()] = c.image.Cancel
+	return &operation.Service{State: c.state, Cancellers: cancellers}
+}
+
 // offers is the catalog of a new cloud.
 var offers = []identity.NewOffer{
 	{Type: "identity", Name: "keystone", URL: "/identity"},
@@ -204,7 +211,7 @@ func (c *cloud) handler() http.Handler {
 	mount("/image", glance.New(glance.Options{Images: c.image, Auth: c.identity}))
 	mount("/network", neutron.New(neutron.Options{Networks: c.network, Auth: c.identity}))
 	mount("/compute", nova.New(nova.Options{Compute: c.compute, Auth: c.identity, Images: c.image, Network: c.network}))
-	v1 := native.New(native.Options{State: c.state, Auth: c.identity, Dialects: mux, Version: version})
+	v1 := native.New(native.Options{State: c.state, Auth: c.identity, Operations: c.operations(), Dialects: mux, Version: version})
 	mount("/v1", v1)
 	mount("/console", console.New(console.Options{Compute: c.compute, Hosts: c}))
 	e := ec2.New(ec2.Options{Keys: c.identity, State: c.state, Compute: c.compute, Images: c.image, Networks: c.network, Region: "RegionOne"})

@@ -95,6 +95,9 @@ func (a *auditor) servers() {
 		if s.Task == "" && s.HostID.IsZero() && s.Failure == nil {
 			a.find("server", s.ID, "is on no host, and nobody looks for one")
 		}
+		if s.Task == "" && s.Stage() == compute.Building {
+			a.find("server", s.ID, "is being built, and nobody does it")
+		}
 	}
 }
 

@@ -21,6 +21,8 @@ type move struct {
 	within time.Duration
 	wish   func(*Server)                       // what is asked for
 	done   func(want *Server, seen *Seen) bool // whether the host has done it
+	boots  bool                                // the guest's operating system starts: after that it may end at once
+	final  string                              // why there is no way back once it was asked for; "" if there is
 }
 
 func power(p Power) func(*Server) { return func(s *Server) { s.Power = p } }
@@ -45,28 +47,29 @@ const (
 // moves is what can be done, and when. What is done to a server's image or shape is not only a
 // wish: see Rebuild and Reshape.
 var moves = map[Task]move{
-	Creating: {done: func(want *Server, seen *Seen) bool { return seen.Power == want.Power }},
+	Creating: {boots: true, done: func(want *Server, seen *Seen) bool { return seen.Power == want.Power }},
 	// A guest that ended by itself starts only for a reboot if its host has not learnt meanwhile that it was to be off.
-	Starting: {from: []Stage{Stopped}, within: quickly, wish: powerCycle, done: powerCycled},
+	Starting: {from: []Stage{Stopped}, within: quickly, boots: true, wish: powerCycle, done: powerCycled},
 	Stopping: {from: []Stage{Running, Failed}, within: quickly, wish: power(Off),
 		done: func(_ *Server, seen *Seen) bool { return seen.Power == Off || seen.Power == Crashed }},
-	SoftRebooting: {from: []Stage{Running}, within: quickly,
+	SoftRebooting: {from: []Stage{Running}, within: quickly, boots: true,
 		wish: func(s *Server) { s.SoftBoots = max(s.SoftBoots, s.Seen.SoftBoots) + 1 },
 		done: func(want *Server, seen *Seen) bool { return seen.Power == On && seen.SoftBoots >= want.SoftBoots }},
-	HardRebooting: {from: []Stage{Running, Stopped, Frozen, Asleep, Failed}, over: []Task{SoftRebooting, HardRebooting}, within: quickly,
+	HardRebooting: {from: []Stage{Running, Stopped, Frozen, Asleep, Failed}, over: []Task{SoftRebooting, HardRebooting}, within: quickly, boots: true,
 		wish: powerCycle, done: powerCycled},
 	Pausing:    {from: []Stage{Running}, within: quickly, wish: power(Paused), done: seenAs(Paused)},
 	Unpausing:  {from: []Stage{Frozen}, within: quickly, wish: power(On), done: seenAs(On)},
 	Suspending: {from: []Stage{Running}, within: slowly, wish: power(Suspended), done: seenAs(Suspended)},
 	Resuming:   {from: []Stage{Asleep}, within: slowly, wish: power(On), done: seenAs(On)},
-	Rebuilding: {from: []Stage{Running, Stopped, Failed}, within: slowly,
-		wish: func(s *Server) { s.Rebuilds, s.Failure = max(s.Rebuilds, s.Seen.Rebuilds)+1, nil },
+	Rebuilding: {from: []Stage{Running, Stopped, Failed}, within: slowly, boots: true,
+		final: "A rebuild cannot be cancelled: the old disk may be gone already.",
+		wish:  func(s *Server) { s.Rebuilds, s.Failure = max(s.Rebuilds, s.Seen.Rebuilds)+1, nil },
 		done: func(want *Server, seen *Seen) bool {
 			return seen.Power == want.Power && seen.Rebuilds >= want.Rebuilds
 		}},
-	Reshaping: {within: slowly, done: recast},
-	Reverting: {within: slowly, done: recast},
-	Deleting:  {within: quickly, done: func(_ *Server, seen *Seen) bool { return seen.Gone }},
+	Reshaping: {within: slowly, boots: true, done: recast, final: "A resize cannot be cancelled. Revert it once it is done."},
+	Reverting: {within: slowly, boots: true, done: recast, final: "The way back cannot be cancelled. Resize again once it is done."},
+	Deleting:  {within: quickly}, // it ends with the server
 }
 
 // wrongState is the fault for what cannot be done to a server as it stands.

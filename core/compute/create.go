@@ -406,6 +406,7 @@ func begin(ctx context.Context, tx *state.Tx, srv *Server, task Task, within tim
 		return nil, err
 	}
 	srv.Task, srv.OperationID = task, op.ID
+	srv.Wish++
 	return op, nil
 }
 

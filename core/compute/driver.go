@@ -41,6 +41,11 @@ type Guest struct {
 	Rebuilds     int // throw the root disk away and make it anew from its image
 	GraceSeconds int // how long a guest may take over a soft stop or reboot before it is cut off
 
+	// Wish rises whenever the owner asks for something else. The host's reports name the wish that
+	// they answer, so that what was seen under an earlier one is not taken for an answer to a newer
+	// one. It says nothing to a driver.
+	Wish int
+
 	// Filled in by the agent on the host, never by the control plane.
 	Seed string `json:"-"` // path of an ISO 9660 image labelled config-2, or ""
 }

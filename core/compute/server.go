@@ -45,6 +45,7 @@ type Server struct {
 	HardBoots   int               `json:",omitempty"` // see Guest
 	SoftBoots   int               `json:",omitempty"`
 	Rebuilds    int               `json:",omitempty"`
+	Wish        int               `json:",omitempty"`
 	DeletedAt   time.Time         `json:",omitzero"` // since when the owner no longer wants it
 	Before      *Reshaped         `json:",omitempty"`
 
@@ -108,6 +109,7 @@ type Failure struct {
 // Seen is what a host reports of a guest.
 type Seen struct {
 	Observation
+	Wish  int       `json:",omitempty"` // to which of the guest's wishes this answers
 	Gone  bool      `json:",omitempty"` // the host holds nothing of it any more
 	Since time.Time `json:",omitzero"`  // when Power became what it is
 }

@@ -39,7 +39,7 @@ func (s *Service) guest(tx *state.Tx, srv *Server) *Guest {
 		Kernel: srv.Boot.Kernel, Initrd: srv.Boot.Initrd, Cmdline: srv.Boot.Cmdline, Machine: srv.Boot.Machine, UEFI: srv.Boot.UEFI,
 		Disks: srv.disks(), ConfigDrive: srv.ConfigDrive,
 		Power: srv.Power, HardBoots: srv.HardBoots, SoftBoots: srv.SoftBoots, Rebuilds: srv.Rebuilds,
-		GraceSeconds: int(s.config.Grace.Seconds()),
+		Wish: srv.Wish, GraceSeconds: int(s.config.Grace.Seconds()),
 	}
 	g.Metadata = Metadata{
 		Hostname: srv.Hostname, Zone: srv.Zone, Type: srv.Shape.Name, ImageID: srv.Boot.ImageID(), LaunchIndex: srv.LaunchIndex,
@@ -108,7 +108,7 @@ func (s *Service) observe(tx *state.Tx, h, id resource.ID, report json.RawMessag
 	if seen.Power != srv.Seen.Power {
 		seen.Since = tx.Now()
 	}
-	if seen.same(&srv.Seen) && !srv.awaits(&seen) {
+	if seen.same(&srv.Seen) {
 		return nil
 	}
 	srv.Seen = seen
@@ -126,45 +126,53 @@ func (s *Seen) same(was *Seen) bool {
 	return started && a == b
 }
 
-// awaits reports whether what is under way would end with this.
-func (s *Server) awaits(seen *Seen) bool {
-	m, ok := moves[s.Task]
-	return ok && (m.done(s, seen) || seen.stuck())
-}
-
 // stuck reports whether the host has given up on a wish.
 func (s *Seen) stuck() bool { return s.Trouble != "" && !s.Busy }
+
+// ended reports whether the guest has ended by itself, having carried out all that was asked for but to run.
+func (s *Seen) ended(want *Server) bool {
+	return (s.Power == Off || s.Power == Crashed) && !s.Busy && want.Power != Off &&
+		s.HardBoots >= want.HardBoots && s.SoftBoots >= want.SoftBoots && s.Rebuilds >= want.Rebuilds
+}
 
 // advance draws the conclusions from what was last seen.
 func (s *Server) advance(tx *state.Tx) error {
 	if s.LaunchedAt.IsZero() && s.Seen.Power == s.Power && !s.Doomed() {
 		s.LaunchedAt, s.Failure = tx.Now(), nil // late perhaps, but there it is
 	}
+	if s.Doomed() || s.Seen.Wish < s.Wish {
+		return nil // what was last asked for has not been looked at yet
+	}
 	m, busy := moves[s.Task]
 	switch {
-	case busy && m.done(s, &s.Seen):
-		return s.conclude(tx, operation.Succeeded, "")
-	case busy && s.Seen.stuck() && s.Task != Deleting:
-		return s.giveUp(tx, s.Seen.Trouble)
 	case !busy:
-		s.follow()
+	case m.done(s, &s.Seen):
+		return s.conclude(tx, operation.Succeeded, "")
+	case s.Seen.stuck():
+		return s.giveUp(tx, s.Seen.Trouble)
+	case !s.Seen.ended(s):
+		return nil
+	case m.boots: // it did, and then switched itself off
+		if s.LaunchedAt.IsZero() {
+			s.LaunchedAt, s.Failure = tx.Now(), nil
+		}
+		if err := s.conclude(tx, operation.Succeeded, ""); err != nil {
+			return err
+		}
+	default:
+		return s.giveUp(tx, "The guest ended by itself.")
 	}
-	return nil
-}
-
-// follow lets the wish follow a guest that ended by itself.
-func (s *Server) follow() {
-	ended := s.Seen.Power == Off || s.Seen.Power == Crashed
-	if ended && !s.Seen.Busy && s.Power != Off && !s.LaunchedAt.IsZero() && !s.Doomed() {
+	// The wish follows a guest that ended by itself.
+	if s.Seen.ended(s) && !s.LaunchedAt.IsZero() {
 		s.Power = Off
 	}
+	return nil
 }
 
 // giveUp ends what is under way as failed. What never ran, or lost its disk, is then failed
 // itself; anything else is as it was last seen.
 func (s *Server) giveUp(tx *state.Tx, why string) error {
-	switch s.Task {
-	case Creating, Rebuilding:
+	if s.LaunchedAt.IsZero() || s.Task == Rebuilding {
 		s.fail(tx, 500, why)
 	}
 	if s.Task != Creating {
@@ -175,6 +183,7 @@ func (s *Server) giveUp(tx *state.Tx, why string) error {
 
 // fallBack makes the wish what was last seen.
 func (s *Server) fallBack() {
+	s.Wish++
 	switch s.Seen.Power {
 	case On, Off, Paused, Suspended:
 		s.Power = s.Seen.Power

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 
@@ -436,6 +437,46 @@ func TestDeadline(t *testing.T) {
 		t.Errorf("left as %+v", i)
 	}
 	r.clean(t, 0)
+}
+
+func TestCancel(t *testing.T) {
+	r := newRig(t, image.Config{})
+	ops := &operation.Service{State: r.State, Cancellers: map[string]operation.Canceller{image.Table().Kind(): r.Cancel}}
+	i := r.make(t, r.owner, "x")
+	started, cancelled := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	src := readFunc(func() (int, error) {
+		once.Do(func() { close(started) })
+		<-cancelled
+		return 0, nil
+	})
+	done := make(chan error)
+	go func() { done <- r.Upload(r.owner, i.ID, src, -1) }()
+	<-started
+	upload := operation.Active(r.State.Latest(), i.ID)
+	_, err := ops.Cancel(r.other, upload.ID)
+	wantKind(t, err, fault.NotFound)
+	_, err = ops.Cancel(r.reader, upload.ID)
+	wantKind(t, err, fault.Forbidden)
+	if o, err := ops.Cancel(r.owner, upload.ID); err != nil || o.Outcome != operation.Cancelled {
+		t.Errorf("the upload is %+v, %v", o, err)
+	}
+	if _, err := r.Task().Step(t.Context(), i.ID); err != nil {
+		t.Fatal(err)
+	}
+	close(cancelled)
+	wantKind(t, <-done, fault.Gone)
+	if i := r.read(t, i.ID); i.State != image.Queued || i.Trouble != "The transfer was cancelled." {
+		t.Errorf("left as %+v", i)
+	}
+	r.clean(t, 0)
+	if err := r.Upload(r.owner, i.ID, strings.NewReader("again"), -1); err != nil {
+		t.Fatal(err)
+	}
+	_, err = ops.Cancel(r.owner, upload.ID) // twice is once, whatever came after
+	if i := r.read(t, i.ID); err != nil || i.State != image.Active {
+		t.Errorf("cancelled again it is %s, %v", i.State, err)
+	}
 }
 
 func TestImport(t *testing.T) {

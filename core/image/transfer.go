@@ -504,6 +504,23 @@ func (s *Service) Expire(tx *state.Tx, o *operation.Operation) error {
 	return nil
 }
 
+// Cancel takes back a transfer or an import: the image waits for its bytes again.
+func (s *Service) Cancel(ctx context.Context, tx *state.Tx, o *operation.Operation) error {
+	i, err := find(ctx, tx, o.TargetID, "image.upload")
+	if err != nil {
+		return err
+	}
+	switch i.State {
+	case Receiving, Staging, Importing:
+	default:
+		return operation.NotCancellable("Nothing of it is under way any more.")
+	}
+	if err := operation.End(tx, o, operation.Cancelled, "It was cancelled."); err != nil {
+		return err
+	}
+	return i.requeue(tx, "The transfer was cancelled.")
+}
+
 // Sweep removes blobs that no image has: what a crash left behind between the two. Call it
 // at the start, and whenever you like. It gives back what it removed.
 func (s *Service) Sweep(ctx context.Context) ([]resource.ID, error) {

@@ -35,7 +35,6 @@ type Operation struct {
 	Message    string // why it failed, for the owner
 	Why        *Why   // a decision that was taken, e.g. the placement
 	Steps      []Step // the newest last, at most maxSteps
-	Cancelled  bool   // the owner no longer wants it; its reconciler ends it
 }
 
 // An Outcome is how an operation stands.

@@ -27,6 +27,7 @@ type Cloud struct {
 	Compute *compute.Service
 	Network *network.Service
 	Reaper  *operation.Reaper
+	Ops     *operation.Service
 	Hub     *host.Hub
 	Hosts   []*Host
 	Clock   time.Time
@@ -45,12 +46,14 @@ type Host struct {
 	ID      resource.ID
 	Name    string
 	Silent  bool   // it hears nothing and says nothing
+	Mute    bool   // it does what it is told, and its reports wait until it is not
 	Trouble string // what it says of every guest, instead of doing anything
 	Lazy    bool   // it takes in what is wanted and does nothing about it
 
 	Guests  map[resource.ID]compute.Guest
 	Seen    map[resource.ID]compute.Observation
 	session *host.Session
+	waiting []host.Observation
 }
 
 // Capacity of each host.
@@ -75,6 +78,7 @@ func New(t testing.TB, hosts int) *Cloud {
 	c.State = st
 	c.Compute, c.Network = compute.New(st, compute.Config{}), network.New(st)
 	c.Reaper = &operation.Reaper{State: st, Now: func() time.Time { return c.Clock }, Expirers: c.Compute.Expirers()}
+	c.Ops = &operation.Service{State: st, Cancellers: c.Compute.Cancellers()}
 	c.Hub = host.NewHub(st, c.Compute.Source())
 	c.Admin = identity.Internal(context.Background())
 	c.Project, c.Other = resource.NewID(c.Clock, nil), resource.NewID(c.Clock, nil)
@@ -165,10 +169,15 @@ func (c *Cloud) Settle() {
 func (c *Cloud) work(h *Host) bool {
 	d, err := h.session.Poll()
 	c.Must(err)
+	reports := h.waiting
+	h.waiting = nil
 	if d == nil {
+		d = &host.Delivery{}
+	}
+	if len(d.Items) == 0 && !d.Full && (len(reports) == 0 || h.Mute) {
+		h.waiting = reports
 		return false
 	}
-	var reports []host.Observation
 	named := map[resource.ID]bool{}
 	tell := func(id resource.ID, seen any) {
 		text, err := json.Marshal(seen)
@@ -192,7 +201,7 @@ func (c *Cloud) work(h *Host) bool {
 		var g compute.Guest
 		c.Must(json.Unmarshal(item.Body, &g))
 		h.Guests[item.ID] = g
-		tell(item.ID, h.carryOut(g, c.Clock))
+		tell(item.ID, compute.Seen{Observation: h.carryOut(g, c.Clock), Wish: g.Wish})
 	}
 	if d.Full {
 		for id := range h.Guests {
@@ -201,7 +210,9 @@ func (c *Cloud) work(h *Host) bool {
 			}
 		}
 	}
-	if len(reports) > 0 {
+	if h.Mute {
+		h.waiting = reports
+	} else if len(reports) > 0 {
 		c.Must(c.Hub.Observe(c.Admin, h.ID, reports))
 	}
 	return true
@@ -228,6 +239,11 @@ func (h *Host) carryOut(g compute.Guest, now time.Time) compute.Observation {
 // Tell reports something of a guest that its host saw by itself.
 func (c *Cloud) Tell(h *Host, id resource.ID, seen compute.Observation) {
 	h.Seen[id] = seen
+	c.Report(h, id, compute.Seen{Observation: seen, Wish: h.Guests[id].Wish})
+}
+
+// Report brings a host's report to the cloud.
+func (c *Cloud) Report(h *Host, id resource.ID, seen compute.Seen) {
 	text, err := json.Marshal(seen)
 	c.Must(err)
 	c.Must(c.Hub.Observe(c.Admin, h.ID, []host.Observation{{Key: host.Key{Kind: "guest", ID: id}, Seen: text}}))
