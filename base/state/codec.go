@@ -10,6 +10,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	jsonv1 "github.com/go-json-experiment/json/v1"
 
+	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 )
 
@@ -21,14 +22,22 @@ var asStored = jsonv2.JoinOptions(
 	jsonv2.Deterministic(true),
 	jsonv2.FormatNilMapAsNull(true),
 	jsonv2.FormatNilSliceAsNull(true),
-	jsontext.AllowInvalidUTF8(true), // replaced, as encoding/json does: an object must never be impossible to store
 	jsonv1.FormatByteArrayAsArray(true),
 	jsonv1.FormatDurationAsNano(true),
 	jsonv1.OmitEmptyWithLegacySemantics(true), // a pointer to a zero struct is not nothing
 )
 
-// encode spells an object for the engine.
-func encode(v any) ([]byte, error) { return jsonv2.Marshal(v, asStored) }
+// encode spells an object for the engine. Text that is not UTF-8 is refused: it would come back as another
+// text, and two names that differ might then be one.
+func encode(v any) ([]byte, error) {
+	value, err := jsonv2.Marshal(v, asStored)
+	if err != nil {
+		if _, err := jsonv2.Marshal(v, asStored, jsontext.AllowInvalidUTF8(true)); err == nil {
+			return nil, fault.Errorf(fault.Invalid, "The request has text that is not UTF-8.").WithCode("not-utf8")
+		}
+	}
+	return value, err
+}
 
 // decode reads what the engine kept, upgrading it to the present version.
 func (d *tableDef) decode(version int, value []byte) (resource.Object, error) {

@@ -28,6 +28,13 @@ type Engine interface {
 	Close() error
 }
 
+// A Bounded engine knows how much it may hold.
+type Bounded interface{ Room() Room }
+
+// A Room says how full an engine is, in bytes. Above Quota users make nothing new; the Reserve beyond
+// it is for what makes room again.
+type Room struct{ Used, Quota, Reserve int64 } // a Quota of 0 is not known
+
 var (
 	ErrFenced    = errors.New("state: another writer leads now")
 	ErrUncertain = errors.New("state: the outcome of a commit is not known")

@@ -22,21 +22,29 @@ type Event struct {
 	ID       resource.ID
 	Before   resource.Object // nil: it was made
 	After    resource.Object // nil: it was deleted
+
+	bytes int // what keeping it may cost
 }
+
+// eventBytes estimates what an event keeps in memory, from the spelling of what it made: the object, which
+// is larger than its spelling, and the event itself. What was there before is some earlier event's.
+func eventBytes(value []byte) int { return 192 + 2*len(value) }
 
 // feed keeps the newest changes, for watchers and for as-of reads.
 type feed struct {
-	keep int
+	keep      int
+	keepBytes int
 
 	mu      sync.Mutex
 	events  []Event       // oldest first; guarded by mu
+	bytes   int           // of all events; guarded by mu
 	floor   Head          // all changes after this moment are kept; its time may be unknown; guarded by mu
 	head    int64         // guarded by mu
 	changed chan struct{} // closed and replaced at each append; guarded by mu
 }
 
-func newFeed(keep int, head Head) *feed {
-	return &feed{keep: keep, floor: head, head: head.Revision, changed: make(chan struct{})}
+func newFeed(keep, keepBytes int, head Head) *feed {
+	return &feed{keep: keep, keepBytes: keepBytes, floor: head, head: head.Revision, changed: make(chan struct{})}
 }
 
 // restoreAtLeast is how many transactions are read back at a start even when the feed keeps
@@ -52,7 +60,7 @@ func (f *feed) restore(ctx context.Context, engine Engine, now *snapshot) error 
 	}
 	done := errors.New("caught up")
 	for since := max(0, head.Revision-int64(max(f.keep/4, min(f.keep, restoreAtLeast)))); ; {
-		h := history{feed: &feed{keep: f.keep, floor: Head{Revision: since}}, now: now, newest: map[row2]resource.Object{}}
+		h := history{feed: &feed{keep: f.keep, keepBytes: f.keepBytes, floor: Head{Revision: since}}, now: now, newest: map[row2]resource.Object{}}
 		err := engine.Watch(ctx, since, func(b Batch) error {
 			if err := h.add(b, since); err != nil {
 				return err
@@ -64,7 +72,7 @@ func (f *feed) restore(ctx context.Context, engine Engine, now *snapshot) error 
 		})
 		switch {
 		case errors.Is(err, done):
-			f.events, f.floor = h.feed.events, h.feed.floor
+			f.events, f.bytes, f.floor = h.feed.events, h.feed.bytes, h.feed.floor
 			return nil
 		case errors.Is(err, ErrCompacted):
 			// Keep half of what was hoped for; in the end nothing, which is no error.
@@ -119,7 +127,7 @@ func (h *history) add(b Batch, since int64) error {
 		}
 		h.newest[at] = is
 		if tx.Revision > since {
-			h.feed.events = append(h.feed.events, Event{tx.Revision, tx.Time, tx.Cause, r.Kind, r.ID, was, is})
+			h.feed.add(Event{tx.Revision, tx.Time, tx.Cause, r.Kind, r.ID, was, is, eventBytes(r.Value)})
 		}
 	}
 	h.feed.trim()
@@ -144,7 +152,7 @@ func (f *feed) append(txs []*Tx, publish func()) {
 	defer f.mu.Unlock()
 	for _, tx := range txs {
 		for _, c := range tx.changes {
-			f.events = append(f.events, Event{tx.revision, tx.now, tx.cause, c.def.kind, c.id, c.before, c.after})
+			f.add(Event{tx.revision, tx.now, tx.cause, c.def.kind, c.id, c.before, c.after, eventBytes(c.value)})
 		}
 		f.head = tx.revision
 	}
@@ -154,15 +162,22 @@ func (f *feed) append(txs []*Tx, publish func()) {
 	f.changed = make(chan struct{})
 }
 
-// trim forgets the oldest changes once there are a quarter too many, in whole
-// transactions. The caller holds mu, or nobody else knows the feed yet.
+// add appends one event. The caller holds mu, or nobody else knows the feed yet.
+func (f *feed) add(e Event) {
+	f.events = append(f.events, e)
+	f.bytes += e.bytes
+}
+
+// trim forgets the oldest changes once there are a quarter too many, or they are a quarter too large, in
+// whole transactions. The caller holds mu, or nobody else knows the feed yet.
 func (f *feed) trim() {
-	if len(f.events) <= f.keep+f.keep/4 {
+	if len(f.events) <= f.keep+f.keep/4 && f.bytes <= f.keepBytes+f.keepBytes/4 {
 		return
 	}
-	cut := len(f.events) - f.keep
-	f.floor = Head{f.events[cut-1].Revision, f.events[cut-1].Time}
-	for cut < len(f.events) && f.events[cut].Revision == f.floor.Revision {
+	cut := 0
+	for cut < len(f.events) && (len(f.events)-cut > f.keep || f.bytes > f.keepBytes || f.events[cut].Revision == f.floor.Revision) {
+		f.floor = Head{f.events[cut].Revision, f.events[cut].Time}
+		f.bytes -= f.events[cut].bytes
 		cut++
 	}
 	kept := make([]Event, len(f.events)-cut, f.keep+f.keep/2)
@@ -239,23 +254,64 @@ type moment struct {
 	time     time.Time
 }
 
+// past is what a context with WithAsOf carries: the moment, and the state of then once it was asked for. A
+// request reads it as often as it likes and pays once.
+type past struct {
+	moment
+	once chan struct{} // holds one token: who takes it builds the view
+	tx   *Tx           // nil until it was built; whoever holds the token may look
+}
+
+func withPast(ctx context.Context, m moment) context.Context {
+	p := &past{moment: m, once: make(chan struct{}, 1)}
+	p.once <- struct{}{}
+	return context.WithValue(ctx, asOfKey{}, p)
+}
+
 // WithAsOf returns a context in which View shows the state as of a revision.
 func WithAsOf(ctx context.Context, revision int64) context.Context {
-	return context.WithValue(ctx, asOfKey{}, moment{revision: revision})
+	return withPast(ctx, moment{revision: revision})
 }
 
 // WithAsOfTime returns a context in which View shows the state as of a time.
 func WithAsOfTime(ctx context.Context, at time.Time) context.Context {
-	return context.WithValue(ctx, asOfKey{}, moment{time: at})
+	return withPast(ctx, moment{time: at})
 }
 
-func asOf(ctx context.Context) (moment, bool) {
-	m, ok := ctx.Value(asOfKey{}).(moment)
-	return m, ok
+func asOf(ctx context.Context) *past {
+	p, _ := ctx.Value(asOfKey{}).(*past)
+	return p
+}
+
+// pastViews is how many views of the past are built at once: each undoes up to all of the history.
+const pastViews = 2
+
+// viewPast gives the state as of the moment that ctx asks for.
+func (s *State) viewPast(ctx context.Context, p *past) (*Tx, error) {
+	select {
+	case <-p.once:
+		defer func() { p.once <- struct{}{} }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if p.tx == nil {
+		select {
+		case s.building <- struct{}{}:
+			defer func() { <-s.building }()
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		var err error
+		if p.tx, err = s.viewAt(ctx, p.moment); err != nil {
+			return nil, err
+		}
+	}
+	view := *p.tx
+	return &view, nil
 }
 
 // viewAt forks the newest snapshot and undoes what came after the moment.
-func (s *State) viewAt(m moment) (*Tx, error) {
+func (s *State) viewAt(ctx context.Context, m moment) (*Tx, error) {
 	s.feed.mu.Lock()
 	now := s.published.Load() // the events reach exactly as far
 	undo, head, err := s.feed.since(m, now.head)
@@ -265,6 +321,9 @@ func (s *State) viewAt(m moment) (*Tx, error) {
 	}
 	tx := &Tx{tables: s.fork(now, undo), head: head, now: head.Time, revision: head.Revision}
 	for i := len(undo) - 1; i >= 0; i-- {
+		if i%1024 == 0 && ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		e := undo[i]
 		def := defOf(e.Kind)
 		tx.tables[def.slot].apply(def, e.ID, e.After, e.Before)

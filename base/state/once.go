@@ -26,6 +26,14 @@ type Receipt struct {
 var receipts = NewTable[Receipt]("receipt",
 	Unique("key", func(r *Receipt) Key { return KeyOf(r.Scope, r.Key, r.Step) }),
 	Index("age", func(r *Receipt) Key { return KeyOf(r.CreatedAt) }),
+	Index("scope", func(r *Receipt) Key { return KeyOf(r.Scope, r.CreatedAt) }),
+	Tally("scope-size", func(r *Receipt) (Key, Amounts) { return KeyOf(r.Scope), Amounts{int64(len(r.Outcome))} }),
+)
+
+// What is remembered for one caller; beyond it the oldest is forgotten.
+const (
+	keepReceipts     = 2000
+	keepReceiptBytes = 4 << 20
 )
 
 // Once identifies a request that may come again.
@@ -69,10 +77,35 @@ func Do[T any](ctx context.Context, s *State, fn func(*Tx) (T, error)) (T, error
 		if err != nil {
 			return fmt.Errorf("encode the outcome: %w", err)
 		}
+		if err := makeRoom(tx, once.Scope, int64(len(outcome))); err != nil {
+			return err
+		}
 		return receipts.Put(tx, &Receipt{Meta: resource.Meta{ID: tx.NewID()}, Scope: once.Scope,
 			Key: once.Key, Step: step, Hash: once.Hash, Outcome: outcome})
 	})
 	return orNothing(result, err)
+}
+
+// makeRoom forgets the oldest receipts of a scope, until one more of a size has its place. A
+// caller can thus shorten its own memory, and nobody else's.
+func makeRoom(tx *Tx, scope string, bytes int64) error {
+	count, sums := receipts.Sum(tx, "scope-size", KeyOf(scope))
+	have := sums[0]
+	var old []resource.ID
+	for r := range receipts.Peek(tx, "scope", Range{Prefix: KeyOf(scope)}) {
+		if count < keepReceipts && have+bytes <= keepReceiptBytes {
+			break
+		}
+		old = append(old, r.ID)
+		count--
+		have -= int64(len(r.Outcome))
+	}
+	for _, id := range old {
+		if err := receipts.Delete(tx, id); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // orNothing keeps a result that was not stored from looking like one that was.

@@ -56,11 +56,7 @@ func (p *Plan) fork(s *State) {
 		tables[i] = data.fork()
 	}
 	s.forkMu.Unlock()
-	at := s.now().UTC()
-	if at.Before(now.head.Time) {
-		at = now.head.Time
-	}
-	p.tx = &Tx{tables: tables, head: now.head, now: at, revision: now.head.Revision + 1, random: rand.Reader, last: new(resource.ID)}
+	p.tx = &Tx{tables: tables, head: now.head, now: s.clock.now(now.head.Time), revision: now.head.Revision + 1, random: rand.Reader, last: new(resource.ID)}
 }
 
 func (p *Plan) view(s *State) *Tx {
@@ -79,7 +75,14 @@ func (p *Plan) update(s *State, ctx context.Context, fn func(*Tx) error) error {
 	tx := *p.tx
 	tx.changes, tx.writable, tx.cause = nil, true, CauseOf(ctx)
 	p.tx.cause = tx.cause
-	if err := protect(&tx, fn); err != nil {
+	err := protect(&tx, fn)
+	if err == nil {
+		err = tx.spell()
+	}
+	if err == nil && !tx.cause.UserID.IsZero() && tx.made() > s.room() {
+		err = full()
+	}
+	if err != nil {
 		tx.undo(0)
 		return err
 	}

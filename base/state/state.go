@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -23,7 +24,7 @@ import (
 type State struct {
 	engine Engine
 	term   int64
-	now    func() time.Time
+	clock  clock
 	random io.Reader
 	feed   *feed
 
@@ -36,6 +37,8 @@ type State struct {
 	broken  error      // set for good when nothing more can be stored; guarded by mu
 
 	stopped chan struct{} // closed when broken is set
+
+	building chan struct{} // one place for each view of the past that may be built at once
 
 	live   *snapshot   // the writer's: the newest tables, committed or about to be
 	lastID resource.ID // the writer's: the newest that a transaction made
@@ -52,6 +55,9 @@ type Options struct {
 	Now     func() time.Time // the clock; time.Now when nil
 	Random  io.Reader        // for IDs; crypto/rand when nil
 	History int              // how many changes are kept for Watch and as-of reads; 65,536 when 0
+	// How many bytes these may take, about; 256 MiB when 0. A few clients that write large objects
+	// again and again shorten the history, and no more.
+	HistoryBytes int
 }
 
 // Limits of one group of transactions: past them the next one waits for the next group.
@@ -73,18 +79,24 @@ func Open(ctx context.Context, engine Engine, o Options) (*State, error) {
 	if o.History == 0 {
 		o.History = 1 << 16
 	}
+	if o.HistoryBytes == 0 {
+		o.HistoryBytes = 256 << 20
+	}
 	term, err := engine.Lead(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("become the writer: %w", err)
 	}
-	s := &State{engine: engine, term: term, now: o.Now, random: o.Random, stopped: make(chan struct{})}
-	if err := s.load(ctx, o.History); err != nil {
+	s := &State{
+		engine: engine, term: term, clock: clock{wall: o.Now}, random: o.Random, stopped: make(chan struct{}),
+		building: make(chan struct{}, pastViews),
+	}
+	if err := s.load(ctx, o); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *State) load(ctx context.Context, history int) error {
+func (s *State) load(ctx context.Context, o Options) error {
 	l := newLoader()
 	head, err := s.engine.Load(ctx, l.add)
 	tables, failed := l.finish()
@@ -96,7 +108,7 @@ func (s *State) load(ctx context.Context, history int) error {
 	}
 	s.live = &snapshot{head, tables}
 	s.publish(nil)
-	s.feed = newFeed(history, head)
+	s.feed = newFeed(o.History, o.HistoryBytes, head)
 	return s.feed.restore(ctx, s.engine, s.live)
 }
 
@@ -118,8 +130,8 @@ func (s *State) View(ctx context.Context) (*Tx, error) {
 	if p := planOf(ctx); p != nil {
 		return p.view(s), nil
 	}
-	if at, ok := asOf(ctx); ok {
-		return s.viewAt(at)
+	if p := asOf(ctx); p != nil {
+		return s.viewPast(ctx, p)
 	}
 	return s.Latest(), nil
 }
@@ -156,7 +168,7 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) error {
 	if p := planOf(ctx); p != nil {
 		return p.update(s, ctx, fn)
 	}
-	if _, ok := asOf(ctx); ok {
+	if asOf(ctx) != nil {
 		return fault.Errorf(fault.Invalid, "The past cannot be changed: leave the as-of header out.")
 	}
 	if err := ctx.Err(); err != nil {
@@ -227,6 +239,32 @@ func tooLarge() error {
 	return fault.Errorf(fault.TooLarge, "The request changes too many things at once.")
 }
 
+func full() error {
+	return fault.Errorf(fault.Unavailable, "The control plane's store is full: nothing can be made until something is deleted, or the operator gives it more room.").
+		WithCode("store-full")
+}
+
+// smallBytes is what a request may add when the store is full, so that what makes room, a
+// delete and its operation, still goes through.
+const smallBytes = 4096
+
+// room is how many bytes of new objects a user's transaction may add now. The control plane's own work
+// is not bound by it: it ends what was begun.
+func (s *State) room() int64 {
+	b, ok := s.engine.(Bounded)
+	if !ok {
+		return math.MaxInt64
+	}
+	r := b.Room()
+	switch {
+	case r.Quota == 0 || r.Used < r.Quota:
+		return math.MaxInt64
+	case r.Used < r.Quota+r.Reserve/2:
+		return smallBytes
+	}
+	return 0
+}
+
 // take removes the next group from the queue. The caller holds mu.
 func (s *State) take() []*request {
 	n := min(len(s.queue), groupTxs)
@@ -243,7 +281,7 @@ func (s *State) run(group []*request) {
 	for len(group) > 0 {
 		var txs []*Tx
 		var ran, writers []*request // writers[i] asked for txs[i]
-		changes := 0
+		changes, most := 0, s.room()
 		for len(group) > 0 && changes < groupChanges {
 			r := group[0]
 			group = group[1:]
@@ -251,10 +289,11 @@ func (s *State) run(group []*request) {
 				continue
 			}
 			tx := s.begin(r.ctx)
-			r.err = protect(tx, r.fn)
-			tx.changes = merge(tx.changes)
-			if r.err == nil && len(tx.changes) > maxChanges {
-				r.err = tooLarge()
+			if r.err = protect(tx, r.fn); r.err == nil {
+				r.err = tx.spell()
+			}
+			if r.err == nil && !tx.cause.UserID.IsZero() && tx.made() > most {
+				r.err = full()
 			}
 			if r.err != nil {
 				tx.undo(0)
@@ -283,14 +322,13 @@ func (s *State) run(group []*request) {
 	}
 }
 
+// Now is the clock by which stored times are to be judged: the one they were made by. It never goes back.
+func (s *State) Now() time.Time { return s.clock.now(s.published.Load().head.Time) }
+
 // begin makes a transaction on the live tables. Only the writer calls it.
 func (s *State) begin(ctx context.Context) *Tx {
-	now := s.now().UTC().Round(0) // as it will be read from the engine
-	if now.Before(s.live.head.Time) {
-		now = s.live.head.Time
-	}
 	return &Tx{
-		tables: s.live.tables, head: s.live.head, now: now, revision: s.live.head.Revision + 1,
+		tables: s.live.tables, head: s.live.head, now: s.clock.now(s.live.head.Time), revision: s.live.head.Revision + 1,
 		cause: CauseOf(ctx), writable: true, random: s.random, last: &s.lastID,
 	}
 }
@@ -329,12 +367,9 @@ func (s *State) store(txs []*Tx) (int, error) {
 	if s.Broken() != nil {
 		return 0, unavailable()
 	}
-	batch, err := makeBatch(s.term, txs[0].revision-1, txs)
-	if err == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), commitWithin)
-		err = s.engine.Commit(ctx, batch)
-		cancel()
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), commitWithin)
+	err := s.engine.Commit(ctx, makeBatch(s.term, txs[0].revision-1, txs))
+	cancel()
 	switch {
 	case err == nil:
 		return len(txs), nil
@@ -404,7 +439,7 @@ func (s *State) publish(dirty map[int]bool) {
 
 // makeBatch spells the transactions for the engine. Of an object that several of them
 // wrote, the last state is a record; the others go into Earlier.
-func makeBatch(term, base int64, txs []*Tx) (Batch, error) {
+func makeBatch(term, base int64, txs []*Tx) Batch {
 	b := Batch{Term: term, Base: base}
 	type place struct {
 		record int  // in b.Records
@@ -414,9 +449,9 @@ func makeBatch(term, base int64, txs []*Tx) (Batch, error) {
 	for i, tx := range txs {
 		b.Txs = append(b.Txs, TxInfo{Revision: tx.revision, Time: tx.now, Cause: tx.cause})
 		for _, c := range tx.changes {
-			r, err := recordOf(c, i)
-			if err != nil {
-				return b, err
+			r := Record{Kind: c.def.kind, ID: c.id, Tx: i, Value: c.value}
+			if r.Value != nil {
+				r.Version = c.def.version
 			}
 			at := row2{c.def.slot, c.id}
 			if was, again := places[at]; again {
@@ -440,20 +475,7 @@ func makeBatch(term, base int64, txs []*Tx) (Batch, error) {
 		}
 		b.Records = kept
 	}
-	return b, nil
-}
-
-func recordOf(c change, tx int) (Record, error) {
-	r := Record{Kind: c.def.kind, ID: c.id, Tx: tx}
-	if c.after == nil {
-		return r, nil
-	}
-	r.Version = c.def.version
-	var err error
-	if r.Value, err = encode(c.after); err != nil {
-		return r, fmt.Errorf("encode %s %s: %w", c.def.kind, c.id, err)
-	}
-	return r, nil
+	return b
 }
 
 // merge makes one change of all those of the same object, at the place of the first, and

@@ -27,6 +27,37 @@ type change struct {
 	def           *tableDef
 	id            resource.ID
 	before, after resource.Object
+	value         []byte // after, spelled for the engine; see spell
+}
+
+// spell merges the changes and spells what they leave. A failure is the author's alone, so it is
+// found here and not when a group is stored.
+func (tx *Tx) spell() error {
+	tx.changes = merge(tx.changes)
+	if len(tx.changes) > maxChanges {
+		return tooLarge()
+	}
+	for i := range tx.changes {
+		c := &tx.changes[i]
+		if c.after == nil {
+			continue
+		}
+		var err error
+		if c.value, err = encode(c.after); err != nil {
+			return fmt.Errorf("encode %s %s: %w", c.def.kind, c.id, err)
+		}
+	}
+	return nil
+}
+
+// made is how many bytes of objects the transaction adds that were not there before.
+func (tx *Tx) made() (bytes int64) {
+	for _, c := range tx.changes {
+		if c.before == nil {
+			bytes += int64(len(c.value))
+		}
+	}
+	return bytes
 }
 
 // Now is the transaction's time: the only clock that code inside Update may read. It never
@@ -69,7 +100,7 @@ func (tx *Tx) write(def *tableDef, id resource.ID, after resource.Object) error 
 	}
 	was, _ := data.rows.Get(row{id: id})
 	data.apply(def, id, was.obj, after)
-	tx.changes = append(tx.changes, change{def, id, was.obj, after})
+	tx.changes = append(tx.changes, change{def: def, id: id, before: was.obj, after: after})
 	return nil
 }
 

@@ -483,7 +483,7 @@ func TestEverybodyAtOnce(t *testing.T) {
 	repeat(func() { balance("latest", s.Latest(), -1) })
 	repeat(func() {
 		revision := s.Latest().Revision()
-		balance("as of", mustView(t, s, WithAsOf(ctx, revision)), revision-2)
+		balance("as of", mustView(t, s, WithAsOf(t.Context(), revision)), revision-2)
 	})
 	repeat(func() {
 		var p Plan

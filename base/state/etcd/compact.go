@@ -10,6 +10,8 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/unkai-cloud/unkai/base/state"
 )
 
 // A window is a stretch of etcd's history. When one is full, what came before it
@@ -34,7 +36,16 @@ func (e *Engine) compactBehind(revision, size int64) {
 	}
 	w.commits++
 	w.bytes += size
-	if w.commits < e.options.WindowCommits && w.bytes < e.options.WindowBytes || !e.idle() {
+	if !e.idle() {
+		return
+	}
+	if room := e.Room(); room.Quota > 0 && room.Used >= room.Quota && (w.commits >= 64 || w.bytes > room.Reserve/8) {
+		// Before anybody is refused, history goes.
+		w.begin(revision)
+		e.tidy(func(ctx context.Context) error { return e.compact(ctx, revision) })
+		return
+	}
+	if w.commits < e.options.WindowCommits && w.bytes < e.options.WindowBytes {
 		return
 	}
 	upTo := w.from
@@ -47,21 +58,32 @@ func (e *Engine) reclaim() {
 	if !e.idle() {
 		return
 	}
-	e.tidy(func(ctx context.Context) error {
-		head, err := e.client.Get(ctx, e.layout.head(), clientv3.WithKeysOnly())
-		if err != nil {
-			return err
-		}
-		if err := e.compact(ctx, head.Header.Revision); err != nil {
-			return err
-		}
-		if err := e.defragment(ctx); err != nil {
-			return err
-		}
-		// The zero alarm stands for all of them. Should there still be no room, etcd raises it again.
-		_, err = e.client.AlarmDisarm(ctx, &clientv3.AlarmMember{Alarm: etcdserverpb.AlarmType_NONE})
+	e.tidy(e.makeRoom)
+}
+
+// makeRoom forgets all history, gives what is free back, and lets etcd write again.
+func (e *Engine) makeRoom(ctx context.Context) error {
+	head, err := e.client.Get(ctx, e.layout.head(), clientv3.WithKeysOnly())
+	if err != nil {
 		return err
-	})
+	}
+	if err := e.compact(ctx, head.Header.Revision); err != nil {
+		return err
+	}
+	if err := e.defragment(ctx); err != nil {
+		return err
+	}
+	// The zero alarm stands for all of them. Should there still be no room, etcd raises it again.
+	_, err = e.client.AlarmDisarm(ctx, &clientv3.AlarmMember{Alarm: etcdserverpb.AlarmType_NONE})
+	return err
+}
+
+// Room says how full the file of our own server is; of one elsewhere nothing is known.
+func (e *Engine) Room() state.Room {
+	if e.server == nil {
+		return state.Room{}
+	}
+	return state.Room{Used: e.server.etcd.Server.Backend().SizeInUse(), Quota: e.options.QuotaBytes, Reserve: e.options.QuotaBytes / reservePart}
 }
 
 // defragment makes the files smaller. Who uses a file meanwhile has to wait.

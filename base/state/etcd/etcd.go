@@ -22,7 +22,8 @@ import (
 type Options struct {
 	// Dir is where a server inside this process keeps its data. One process may use it.
 	Dir string
-	// QuotaBytes bounds the server's file; 8 GiB when 0.
+	// QuotaBytes is how much the server's file may hold before users can make nothing new; 8 GiB when 0. The
+	// file itself may grow half as large again, for what makes room.
 	QuotaBytes int64
 
 	// Endpoints are those of a server elsewhere. It must allow large transactions:
@@ -141,6 +142,20 @@ func (e *Engine) Close() error {
 
 // Lead raises the term, which fences whoever led before.
 func (e *Engine) Lead(ctx context.Context) (int64, error) {
+	term, err := e.raiseTerm(ctx)
+	if !errors.Is(err, rpctypes.ErrNoSpace) {
+		return term, err
+	}
+	// A full file must not keep us from ever leading again.
+	room, cancel := e.within(ctx, tidyWithin)
+	defer cancel()
+	if err := e.makeRoom(room); err != nil {
+		return 0, fmt.Errorf("make room in a full file: %w", err)
+	}
+	return e.raiseTerm(ctx)
+}
+
+func (e *Engine) raiseTerm(ctx context.Context) (int64, error) {
 	ctx, cancel := e.within(ctx, askWithin+settleWithin)
 	defer cancel()
 	for {

@@ -31,6 +31,8 @@ const (
 	catchUpEntries = 16
 	// bbolt may lag behind the write-ahead log, which is what makes a commit durable.
 	backendInterval = 250 * time.Millisecond
+	// The part of the quota that the file may grow beyond it, for what makes room.
+	reservePart = 2
 	// At a start the file gives room back when more than this is free.
 	defragAboveMiB = 2048
 )
@@ -138,7 +140,7 @@ func config(o Options) *embed.Config {
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
 	c.TickMs, c.ElectionMs = uint(tick.Milliseconds()), uint(election.Milliseconds())
 	c.MaxTxnOps, c.MaxRequestBytes = maxTxnOps, maxRequestBytes
-	c.QuotaBackendBytes = o.QuotaBytes
+	c.QuotaBackendBytes = fileQuota(o)
 	c.SnapshotCount, c.SnapshotCatchUpEntries = snapshotEvery, catchUpEntries
 	c.MaxSnapFiles, c.MaxWalFiles = 2, 2
 	c.BackendBatchInterval = backendInterval
@@ -146,6 +148,17 @@ func config(o Options) *embed.Config {
 	c.WarningApplyDuration, c.WarningUnaryRequestDuration = time.Second, 2*time.Second
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(slog.Default()))
 	return c
+}
+
+// fileQuota is how large etcd lets its file become: always larger than it is, or else nothing could ever
+// be deleted from a full one.
+func fileQuota(o Options) int64 {
+	reserve := o.QuotaBytes / reservePart
+	file, err := os.Stat(filepath.Join(o.Dir, "member", "snap", "db"))
+	if err != nil { // there is none yet, or etcd will say what is wrong with it
+		return o.QuotaBytes + reserve
+	}
+	return max(o.QuotaBytes, file.Size()) + reserve
 }
 
 func (s *server) client() *clientv3.Client { return v3client.New(s.etcd.Server) }

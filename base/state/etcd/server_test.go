@@ -153,32 +153,79 @@ func TestHistoryIsBounded(t *testing.T) {
 	}
 }
 
-func TestFullFileIsReclaimed(t *testing.T) {
-	e, err := etcd.Open(t.Context(), etcd.Options{Dir: t.TempDir(), QuotaBytes: 32 << 20})
+// The same object again and again fills the file with history, which goes before anybody is refused.
+func TestHistoryMakesRoom(t *testing.T) {
+	dir := t.TempDir()
+	e, err := etcd.Open(t.Context(), etcd.Options{Dir: dir, QuotaBytes: 64 << 20, WindowBytes: 1 << 40})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer closeEngine(t, e)
 	term := lead(t, e)
 	large := strings.Repeat("x", 1<<20)
-	refused, base := 0, int64(0)
-	for end := time.Now().Add(30 * time.Second); base < 100; {
-		err := e.Commit(t.Context(), batchAt(term, base, large))
-		switch {
-		case err == nil:
-			base++
-			continue
-		case errors.Is(err, state.ErrUncertain) || errors.Is(err, state.ErrFenced):
-			t.Fatal(err)
-		case time.Now().After(end):
-			t.Fatalf("a full file was not reclaimed: %v", err)
+	for base := range int64(300) {
+		if err := e.Commit(t.Context(), batchAt(term, base, large)); err != nil {
+			t.Fatalf("commit %d: %v", base, err)
 		}
-		refused++
-		_, base = contentOf(t, e) // as the answer said
-		time.Sleep(50 * time.Millisecond)
 	}
-	if refused == 0 {
-		t.Error("the file was never full: the test proved nothing")
+	if room := e.Room(); room.Used > room.Quota+room.Reserve {
+		t.Errorf("%+v after 300 MiB", room)
+	}
+}
+
+// Nobody asked about the room, and the file is full of what is still wanted: deletes make room again, also
+// after a restart.
+func TestFullFileIsNoDeadEnd(t *testing.T) {
+	o := etcd.Options{Dir: t.TempDir(), QuotaBytes: 16 << 20}
+	large := `"` + strings.Repeat("x", 1<<20) + `"`
+	e, err := etcd.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	term, base := lead(t, e), int64(0)
+	next := func(n int64, value []byte) error {
+		b := batchAt(term, base, large)
+		b.Records[0].ID, b.Records[0].Value = resource.ID{byte(n)}, value
+		return e.Commit(t.Context(), b)
+	}
+	for err = nil; err == nil && base < 100; {
+		if err = next(base+1, []byte(large)); err == nil {
+			base++
+		}
+	}
+	if err == nil {
+		t.Fatal("the file was never full: the test proved nothing")
+	}
+	if room := e.Room(); room.Used < room.Quota {
+		t.Errorf("%+v, and yet: %v", room, err)
+	}
+	closeEngine(t, e)
+
+	if e, err = etcd.Open(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	defer closeEngine(t, e)
+	if term, err = e.Lead(t.Context()); err != nil {
+		t.Fatalf("a full file cannot be led: %v", err)
+	}
+	_, base = contentOf(t, e)
+	for n := int64(1); n <= 10; n++ {
+		if err := next(n, nil); err != nil {
+			t.Fatalf("delete %d from a full file: %v", n, err)
+		}
+		base++
+	}
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if room := e.Room(); room.Used < room.Quota {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%+v: what was deleted still takes room", e.Room())
+		}
+		if err := next(200, []byte(`"small"`)); err != nil {
+			t.Fatal(err)
+		}
+		base++
 	}
 }
 
