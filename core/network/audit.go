@@ -147,8 +147,14 @@ func (a *audit) floating() {
 		}
 	}
 	for w := range forwards.Peek(a.tx, "", state.Range{}) {
-		if !floatings.Has(a.tx, w.FloatingID) || !ports.Has(a.tx, w.TargetID) {
-			a.wrong("port forward %s is of floating address %s to port %s, one of which is not there", w.ID, w.FloatingID, w.TargetID)
+		f, held := floatings.PeekOne(a.tx, w.FloatingID)
+		p, there := ports.PeekOne(a.tx, w.TargetID)
+		if !held || !there || !slices.ContainsFunc(p.Fixed, func(x FixedAddress) bool { return x.Address == w.Fixed }) {
+			a.wrong("port forward %s is of floating address %s to %s of port %s, one of which is not there", w.ID, w.FloatingID, w.Fixed, w.TargetID)
+			continue
+		}
+		if r, ok := routers.PeekOne(a.tx, w.RouterID); !ok || r.Gateway == nil || r.Gateway.NetworkID != f.NetworkID {
+			a.wrong("port forward %s goes through router %s, which is not there or has no gateway", w.ID, w.RouterID)
 		}
 	}
 }

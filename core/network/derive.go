@@ -48,7 +48,8 @@ func segmentSubnet(tx *state.Tx, n *Network, s *Subnet) SegmentSubnet {
 		V6Mode: string(s.V6Mode), RAMode: string(s.RAMode), MetadataOn: !n.External && n.AdminUp}
 	for p := range ports.Peek(tx, "leg", state.Range{Prefix: state.KeyOf(s.ID)}) {
 		mine := slices.Contains(p.Fixed, FixedAddress{s.ID, s.Gateway})
-		if mine || s.CIDR.Addr().Is6() && out.RouterMAC == "" {
+		// Guests hear of no router that a stranger put there, though there be no other.
+		if mine || s.CIDR.Addr().Is6() && out.RouterMAC == "" && p.ProjectID == n.ProjectID {
 			out.RouterMAC = p.MAC
 		}
 	}

@@ -182,7 +182,7 @@ func aim(ctx context.Context, tx *state.Tx, f *FloatingAddress) error {
 	if err != nil {
 		return err
 	}
-	router, ok := routerTo(tx, f.NetworkID, fixed)
+	router, ok := routerTo(tx, f.NetworkID, fixed, f.ProjectID)
 	if !ok {
 		return fault.Errorf(fault.NotFound, "External network %s is not reachable from subnet %s. Therefore, cannot associate Port %s with a Floating IP.", f.NetworkID, fixed.SubnetID, p.ID).
 			WithCode("external-unreachable")
@@ -216,9 +216,9 @@ func targetAddress(p *Port, want netip.Addr) (FixedAddress, error) {
 	return v4[0], nil
 }
 
-// routerTo is the router that has a leg in the subnet and its gateway in the external network; of several
-// the one that is the subnet's gateway.
-func routerTo(tx *state.Tx, externalID resource.ID, fixed FixedAddress) (found resource.ID, ok bool) {
+// routerTo is the router by which a project's address leads to a subnet: it has a leg there and its gateway
+// in the external network, and it is not a stranger's; of several the one that is the subnet's gateway.
+func routerTo(tx *state.Tx, externalID resource.ID, fixed FixedAddress, projectID resource.ID) (found resource.ID, ok bool) {
 	s, there := subnets.PeekOne(tx, fixed.SubnetID)
 	if !there {
 		return found, false
@@ -229,7 +229,7 @@ func routerTo(tx *state.Tx, externalID resource.ID, fixed FixedAddress) (found r
 			continue
 		}
 		r, exists := routers.PeekOne(tx, id)
-		if !exists || r.Gateway == nil || r.Gateway.NetworkID != externalID {
+		if !exists || r.Gateway == nil || r.Gateway.NetworkID != externalID || !leads(r, p, s, projectID) {
 			continue
 		}
 		if slices.Contains(p.Fixed, FixedAddress{s.ID, s.Gateway}) {
@@ -290,7 +290,8 @@ func letGo(tx *state.Tx, portID resource.ID) error {
 	return nil
 }
 
-// keepFloating lets go of the floating addresses that lead to addresses which a port has no more.
+// keepFloating lets go of the floating addresses that lead to addresses which a port has no more, and of
+// the forwards: such an address may be another's next.
 func keepFloating(ctx context.Context, tx *state.Tx, p *Port) error {
 	for _, f := range FloatingOf(tx, p.ID) {
 		if slices.ContainsFunc(p.Fixed, func(fixed FixedAddress) bool { return fixed.Address == f.Fixed }) {
@@ -298,6 +299,15 @@ func keepFloating(ctx context.Context, tx *state.Tx, p *Port) error {
 		}
 		f.TargetID, f.Fixed, f.RouterID = resource.ID{}, netip.Addr{}, resource.ID{}
 		if err := floatings.Put(tx, f); err != nil {
+			return err
+		}
+	}
+	for _, id := range forwards.IDs(tx, "target", state.KeyOf(p.ID)) {
+		w, ok := forwards.PeekOne(tx, id)
+		if !ok || slices.ContainsFunc(p.Fixed, func(fixed FixedAddress) bool { return fixed.Address == w.Fixed }) {
+			continue
+		}
+		if err := removeForward(ctx, tx, w); err != nil {
 			return err
 		}
 	}
@@ -384,7 +394,7 @@ func putForward(ctx context.Context, tx *state.Tx, owner *FloatingAddress, f *Fo
 	if err != nil {
 		return err
 	}
-	router, ok := routerTo(tx, owner.NetworkID, fixed)
+	router, ok := routerTo(tx, owner.NetworkID, fixed, owner.ProjectID)
 	if !ok {
 		return fault.Errorf(fault.NotFound, "External network %s is not reachable from subnet %s. Therefore, cannot associate Port %s with a Floating IP.", owner.NetworkID, fixed.SubnetID, p.ID).
 			WithCode("external-unreachable")

@@ -366,9 +366,10 @@ func externalInUse(tx *state.Tx, id resource.ID) bool {
 	return false
 }
 
-// usable reports whether a project may put ports on the network.
+// usable reports whether a project may put ports on the network. To see an external network, and to have
+// gateways and floating addresses there, takes less.
 func usable(tx *state.Tx, n *Network, projectID resource.ID) bool {
-	return n.ProjectID == projectID || n.Shared || sharedWith(tx, n.ID, projectID)
+	return n.ProjectID == projectID || n.Shared || SharedTo(tx, n.ID, projectID)
 }
 
 // ZonesOf are the zones in which something is plugged into a network, in order.
@@ -419,7 +420,7 @@ func DefaultNetworks(tx *state.Tx, projectID resource.ID) []*Network {
 	spans := append(sharedSpans(tx, SharedNetwork, projectID), span{index: "by", key: facet(resource.ID{}, "shared", "true")})
 	var shared []*Network
 	for n := range networkNoun.each(tx, spans, false) {
-		if !n.External {
+		if !n.External && usable(tx, n, projectID) {
 			n, _ := networks.Find(tx, n.ID)
 			shared = append(shared, n)
 		}

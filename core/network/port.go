@@ -525,6 +525,9 @@ func chooseAddresses(ctx context.Context, tx *state.Tx, n *Network, p, was *Port
 			return err
 		}
 	}
+	if err := mayStandFor(ctx, n, all, p, was); err != nil {
+		return err
+	}
 	if p.Owner == OwnerRouter || p.Owner == OwnerGateway || p.Owner == OwnerFloating {
 		return nil
 	}
@@ -534,6 +537,18 @@ func chooseAddresses(ctx context.Context, tx *state.Tx, n *Network, p, was *Port
 			if err := addAuto(tx, p, s); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// mayStandFor refuses a subnet's gateway address, which everybody there sends to, to whoever does not rule
+// the network, on whatever way it was asked for.
+func mayStandFor(ctx context.Context, n *Network, all []*Subnet, p, was *Port) error {
+	for _, f := range p.Fixed {
+		gateway := slices.ContainsFunc(all, func(s *Subnet) bool { return s.ID == f.SubnetID && s.Gateway == f.Address })
+		if gateway && (was == nil || !slices.Contains(was.Fixed, f)) && !owns(ctx, n) {
+			return mayNotChoose("the gateway's address")
 		}
 	}
 	return nil

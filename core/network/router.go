@@ -255,14 +255,21 @@ func apart(tx *state.Tx, routerID resource.ID, s *Subnet) error {
 // unplugGateway takes the router's port in the external network away.
 func unplugGateway(tx *state.Tx, was, now *Router) error {
 	for f := range floatings.Peek(tx, "router", state.Range{Prefix: state.KeyOf(was.ID)}) {
-		return fault.Errorf(fault.Conflict, "Gateway cannot be updated for router %s, since a gateway to external network %s is required by floating address %s.", was.ID, was.Gateway.NetworkID, f.ID).
-			WithCode("gateway-needed")
+		return gatewayNeeded(was, f.ID)
+	}
+	for w := range forwards.Peek(tx, "router", state.Range{Prefix: state.KeyOf(was.ID)}) {
+		return gatewayNeeded(was, w.FloatingID)
 	}
 	if err := ports.Delete(tx, was.Gateway.PortID); err != nil {
 		return err
 	}
 	now.Gateway = nil
 	return nil
+}
+
+func gatewayNeeded(r *Router, floating resource.ID) error {
+	return fault.Errorf(fault.Conflict, "Gateway cannot be updated for router %s, since a gateway to external network %s is required by floating address %s.", r.ID, r.Gateway.NetworkID, floating).
+		WithCode("gateway-needed")
 }
 
 // moveGateway gives the gateway other addresses.
@@ -376,8 +383,7 @@ func connect(ctx context.Context, tx *state.Tx, r *Router, subnetID, portID reso
 	}
 }
 
-// makeInterface puts a port of the router in a subnet, at the address that the subnet's guests take for
-// their gateway.
+// makeInterface puts a port of the router in a subnet.
 func makeInterface(ctx context.Context, tx *state.Tx, r *Router, subnetID resource.ID) (*Port, error) {
 	s, err := visibleOne(ctx, tx, &subnetNoun, subnetID)
 	if err != nil {
@@ -407,13 +413,24 @@ func makeInterface(ctx context.Context, tx *state.Tx, r *Router, subnetID resour
 			}
 		}
 	}
-	address := s.Gateway
-	if address.IsLinkLocalUnicast() {
-		address = netip.Addr{}
-	}
 	p := &Port{Meta: resource.Meta{ID: tx.NewID(), ProjectID: r.ProjectID}, NetworkID: s.NetworkID, AdminUp: true,
-		Fixed: []FixedAddress{{s.ID, address}}, DeviceID: r.ID.String(), Owner: OwnerRouter, HostID: r.HostID, Groups: []resource.ID{}, VNIC: NormalVNIC}
+		Fixed: []FixedAddress{{s.ID, legAddress(ctx, n, s)}}, DeviceID: r.ID.String(), Owner: OwnerRouter, HostID: r.HostID, Groups: []resource.ID{}, VNIC: NormalVNIC}
 	return p, makePort(ctx, tx, n, p)
+}
+
+// legAddress is where a router stands in a subnet: at the address that the guests take for their gateway if
+// the one who rules the network asks, otherwise at a free one.
+func legAddress(ctx context.Context, n *Network, s *Subnet) netip.Addr {
+	if s.Gateway.IsLinkLocalUnicast() || !owns(ctx, n) {
+		return netip.Addr{}
+	}
+	return s.Gateway
+}
+
+// leads reports whether a router may stand between a subnet and the world for a project: it is the
+// project's, or of the owner of the network, or, by an address that only they give, the gateway.
+func leads(r *Router, leg *Port, s *Subnet, projectID resource.ID) bool {
+	return r.ProjectID == projectID || r.ProjectID == leg.NetworkOwner || slices.Contains(leg.Fixed, FixedAddress{s.ID, s.Gateway})
 }
 
 func widenInterface(ctx context.Context, tx *state.Tx, n *Network, p *Port, s *Subnet) (*Port, error) {
@@ -421,7 +438,7 @@ func widenInterface(ctx context.Context, tx *state.Tx, n *Network, p *Port, s *S
 	if err != nil {
 		return nil, err
 	}
-	p.Fixed = append(p.Fixed, FixedAddress{s.ID, s.Gateway})
+	p.Fixed = append(p.Fixed, FixedAddress{s.ID, legAddress(ctx, n, s)})
 	if err := chooseAddresses(ctx, tx, n, p, was); err != nil {
 		return nil, err
 	}
@@ -434,7 +451,12 @@ func adoptInterface(ctx context.Context, tx *state.Tx, r *Router, portID resourc
 	if err != nil {
 		return nil, err
 	}
+	if err := portNoun.allow(ctx, tx, "update", p); err != nil {
+		return nil, err
+	}
 	switch {
+	case p.ProjectID != r.ProjectID && !identity.ActorOf(ctx).Admin():
+		return nil, invalid("bad-interface", "Bad router request: port %s is of another project than the router.", p.ID)
 	case p.DeviceID == r.ID.String() && p.Owner == OwnerRouter:
 		return nil, invalid("bad-interface", "Bad router request: port %s is the router's already.", p.ID)
 	case p.DeviceID != "" || p.Owner != OwnerNone || !p.HostID.IsZero():
@@ -528,8 +550,13 @@ func interfaceNeeded(tx *state.Tx, r *Router, p *Port, subnetID resource.ID) err
 	for f := range floatings.Peek(tx, "router", state.Range{Prefix: state.KeyOf(r.ID)}) {
 		target, ok := ports.PeekOne(tx, f.TargetID)
 		if ok && slices.Contains(target.Fixed, FixedAddress{subnetID, f.Fixed}) {
-			return fault.Errorf(fault.Conflict, "Router interface for subnet %s on router %s cannot be deleted, as it is required by one or more floating IPs.", subnetID, r.ID).
-				WithCode("interface-in-use-floating")
+			return interfaceInUse(r.ID, subnetID)
+		}
+	}
+	for w := range forwards.Peek(tx, "router", state.Range{Prefix: state.KeyOf(r.ID)}) {
+		target, ok := ports.PeekOne(tx, w.TargetID)
+		if ok && slices.Contains(target.Fixed, FixedAddress{subnetID, w.Fixed}) {
+			return interfaceInUse(r.ID, subnetID)
 		}
 	}
 	s, ok := subnets.PeekOne(tx, subnetID)
@@ -538,6 +565,11 @@ func interfaceNeeded(tx *state.Tx, r *Router, p *Port, subnetID resource.ID) err
 			WithCode("interface-in-use-route")
 	}
 	return nil
+}
+
+func interfaceInUse(routerID, subnetID resource.ID) error {
+	return fault.Errorf(fault.Conflict, "Router interface for subnet %s on router %s cannot be deleted, as it is required by one or more floating IPs.", subnetID, routerID).
+		WithCode("interface-in-use-floating")
 }
 
 // AddRoutes and RemoveRoutes change some of a router's extra routes and leave the others.

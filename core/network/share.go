@@ -70,7 +70,7 @@ func init() { shareNoun.add, shareNoun.change, shareNoun.remove = addShare, chan
 // Shares gives other domains and the native API a look at every share.
 func Shares() *state.Table[Share] { return shares }
 
-// sharedWith reports whether a thing is shared with this very project.
+// sharedWith reports whether a thing is shared with this very project in whatever way, so that it sees it.
 func sharedWith(tx *state.Tx, object, projectID resource.ID) bool {
 	if projectID.IsZero() {
 		return false
@@ -82,7 +82,7 @@ func sharedWith(tx *state.Tx, object, projectID resource.ID) bool {
 	return ok
 }
 
-// SharedTo reports whether a thing is shared with a project by name.
+// SharedTo reports whether a thing is shared with a project by name, to be used like its owner does.
 func SharedTo(tx *state.Tx, object, projectID resource.ID) bool {
 	_, ok := shares.Lookup(tx, "same", state.KeyOf(object, string(ShareUse), projectID))
 	return ok && !projectID.IsZero()
@@ -196,7 +196,7 @@ func shareInUse(tx *state.Tx, s *Share) error {
 		return nil
 	}
 	for p := range ports.Peek(tx, "network", state.Range{Prefix: state.KeyOf(n.ID)}) {
-		if p.ProjectID != n.ProjectID && !p.ProjectID.IsZero() && (s.Target.IsZero() && !sharedWith(tx, n.ID, p.ProjectID) || p.ProjectID == s.Target && !n.Shared) {
+		if p.ProjectID != n.ProjectID && !p.ProjectID.IsZero() && (s.Target.IsZero() && !SharedTo(tx, n.ID, p.ProjectID) || p.ProjectID == s.Target && !n.Shared) {
 			return fault.Errorf(fault.Conflict, "The share of %s cannot be taken back: port %s depends on it.", s.ObjectID, p.ID).
 				WithCode("share-in-use")
 		}
@@ -207,7 +207,7 @@ func shareInUse(tx *state.Tx, s *Share) error {
 // unshareable refuses to take a network from projects that have ports on it.
 func unshareable(tx *state.Tx, networkID, owner resource.ID) error {
 	for p := range ports.Peek(tx, "network", state.Range{Prefix: state.KeyOf(networkID)}) {
-		if p.ProjectID != owner && !p.ProjectID.IsZero() && !sharedWith(tx, networkID, p.ProjectID) {
+		if p.ProjectID != owner && !p.ProjectID.IsZero() && !SharedTo(tx, networkID, p.ProjectID) {
 			return fault.Errorf(fault.Conflict, "Network %s cannot be taken back from others: several projects use it.", networkID).
 				WithCode("sharing")
 		}
