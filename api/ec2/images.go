@@ -28,7 +28,7 @@ type imageItem struct {
 	Tags           *tagSet `xml:"tagSet"`
 }
 
-// imageKinds are the prefixes of IDs and EC2's types, by format.
+// imageKind gives the prefix of an image's ID and EC2's type, by its format.
 func imageKind(i *image.Image) (prefix, kind string) {
 	switch i.Format {
 	case "aki":
@@ -49,7 +49,7 @@ func imageOf(i *image.Image) imageItem {
 	case image.Active:
 		item.State = "available"
 	case image.Deactivated:
-		item.State = "deregistered"
+		item.State = "disabled"
 	}
 	if !i.Boot.KernelID.IsZero() {
 		item.Kernel = idOf("aki", i.Boot.KernelID)
@@ -60,19 +60,18 @@ func imageOf(i *image.Image) imageItem {
 	return item
 }
 
-// image finds an image that the actor may use, by EC2's ID.
-func (s *Server) image(c *call, tx *state.Tx, id string) (*image.Image, error) {
-	if id == "" {
-		return nil, refuse("MissingParameter", "The request must contain the parameter ImageId")
-	}
-	for _, prefix := range []string{"ami", "aki", "ari"} {
+// image finds an image that the actor may use, by an ID with one of these prefixes.
+func (s *Server) image(c *call, tx *state.Tx, id string, prefixes ...string) (*image.Image, error) {
+	for _, prefix := range prefixes {
 		tail, ok := ownID(prefix, id)
 		if !ok {
 			continue
 		}
 		if i, ok := image.Table().Lookup(tx, "tail", state.KeyOf(tail)); ok {
-			if seen, err := s.Images.Get(c.ctx, i.ID); err == nil {
-				return seen, nil
+			if is, _ := imageKind(i); is == prefix {
+				if seen, err := s.Images.Get(c.ctx, i.ID); err == nil {
+					return seen, nil
+				}
 			}
 		}
 		return nil, refuse("InvalidAMIID.NotFound", "The image id '[%s]' does not exist", id)
@@ -80,20 +79,33 @@ func (s *Server) image(c *call, tx *state.Tx, id string) (*image.Image, error) {
 	return nil, refuse("InvalidAMIID.Malformed", "Invalid id: \"%s\" (expecting \"ami-...\")", printable(id))
 }
 
-var imageFilters = known("image-id", "name", "state", "is-public", "owner-id", "architecture", "image-type", "root-device-type", "virtualization-type", "kernel-id", "ramdisk-id", "description", "hypervisor", "creation-date")
+var imageFilters = known("architecture creation-date description hypervisor image-id image-type is-public kernel-id manifest-location" +
+	" name owner-id ramdisk-id root-device-name root-device-type state virtualization-type")
+
+func (i *imageItem) facts() facts {
+	return facts{"image-id": {i.ID}, "name": {i.Name}, "state": {i.State}, "is-public": truth(i.Public), "owner-id": {i.OwnerID},
+		"architecture": {i.Architecture}, "image-type": {i.Type}, "root-device-type": {i.RootType}, "root-device-name": {i.RootName},
+		"virtualization-type": {i.Virtualization}, "kernel-id": {i.Kernel}, "ramdisk-id": {i.Ramdisk}, "manifest-location": {i.Location},
+		"description": {i.Description}, "hypervisor": {i.Hypervisor}, "creation-date": {i.Created}}
+}
 
 func (s *Server) describeImages(c *call) (any, error) {
 	filters, err := c.filters(imageFilters)
 	if err != nil {
 		return nil, err
 	}
+	for _, name := range []string{"IncludeDeprecated", "IncludeDisabled"} { // nothing is left out for being so
+		if _, err := c.in.bool(name); err != nil {
+			return nil, err
+		}
+	}
 	tx, err := s.State.View(c.ctx)
 	if err != nil {
 		return nil, err
 	}
-	ids, owners := c.list("ImageId"), c.list("Owner")
+	ids, owners, users := c.in.texts("ImageId"), c.in.texts("Owner"), c.in.texts("ExecutableBy")
 	for _, id := range ids {
-		if _, err := s.image(c, tx, id); err != nil {
+		if _, err := s.image(c, tx, id, "ami", "aki", "ari"); err != nil {
 			return nil, err
 		}
 	}
@@ -105,45 +117,65 @@ func (s *Server) describeImages(c *call) (any, error) {
 	for _, i := range listed.Items {
 		item := imageOf(i)
 		own := i.ProjectID == c.actor.ProjectID
-		if len(ids) > 0 && !slices.Contains(ids, item.ID) ||
-			len(owners) > 0 && !slices.Contains(owners, item.OwnerID) && !(own && slices.Contains(owners, "self")) ||
-			item.State == "pending" && !own {
-			continue
-		}
-		public := "false"
-		if item.Public {
-			public = "true"
-		}
-		if keeps(filters, facts{"image-id": {item.ID}, "name": {item.Name}, "state": {item.State}, "is-public": {public},
-			"owner-id": {item.OwnerID}, "architecture": {item.Architecture}, "image-type": {item.Type}, "root-device-type": {item.RootType},
-			"virtualization-type": {item.Virtualization}, "kernel-id": {item.Kernel}, "ramdisk-id": {item.Ramdisk},
-			"description": {item.Description}, "hypervisor": {item.Hypervisor}, "creation-date": {item.Created}}, textTags(i.Tags)) {
+		if wanted(ids, item.ID) && ownedBy(owners, item.OwnerID, own) && launchedBy(users, item.Public, own) &&
+			(own || item.State != "pending") && keeps(filters, item.facts(), textTags(i.Tags)) {
 			items = append(items, item)
 		}
 	}
 	items, next, err := page(c, items, 1, 1000)
 	return struct {
-		Items     []imageItem `xml:"imagesSet>item"`
-		NextToken string      `xml:"nextToken,omitempty"`
-	}{items, next}, err
+		Images    set[imageItem] `xml:"imagesSet"`
+		NextToken string         `xml:"nextToken,omitempty"`
+	}{set[imageItem]{items}, next}, err
+}
+
+// ownedBy reports whether one of the owners that a request names is an image's.
+func ownedBy(owners []string, owner string, own bool) bool {
+	return wanted(owners, owner) || own && slices.Contains(owners, "self")
+}
+
+// launchedBy reports whether an image is for one of the users that a request names: all, or
+// the account itself, with which it is then shared.
+func launchedBy(users []string, public, own bool) bool {
+	return len(users) == 0 || public && slices.Contains(users, "all") || !public && !own && slices.Contains(users, "self")
 }
 
 type instanceType struct {
-	Name           string   `xml:"instanceType"`
-	Current        bool     `xml:"currentGeneration"`
-	BareMetal      bool     `xml:"bareMetal"`
-	Hypervisor     string   `xml:"hypervisor"`
-	Architectures  []string `xml:"processorInfo>supportedArchitectures>item"`
-	VCPUs          int      `xml:"vCpuInfo>defaultVCpus"`
-	MemoryMiB      int      `xml:"memoryInfo>sizeInMiB"`
-	StorageGiB     int      `xml:"instanceStorageInfo>totalSizeInGB"`
-	RootTypes      []string `xml:"supportedRootDeviceTypes>item"`
-	Virtualization []string `xml:"supportedVirtualizationTypes>item"`
-	Usage          []string `xml:"supportedUsageClasses>item"`
+	Name           string      `xml:"instanceType"`
+	Current        bool        `xml:"currentGeneration"`
+	FreeTier       bool        `xml:"freeTierEligible"`
+	BareMetal      bool        `xml:"bareMetal"`
+	Hypervisor     string      `xml:"hypervisor"`
+	Architectures  set[string] `xml:"processorInfo>supportedArchitectures"`
+	VCPUs          int         `xml:"vCpuInfo>defaultVCpus"`
+	MemoryMiB      int         `xml:"memoryInfo>sizeInMiB"`
+	Local          bool        `xml:"instanceStorageSupported"`
+	LocalGiB       int         `xml:"instanceStorageInfo>totalSizeInGB,omitempty"`
+	RootTypes      set[string] `xml:"supportedRootDeviceTypes"`
+	Virtualization set[string] `xml:"supportedVirtualizationTypes"`
+	Usage          set[string] `xml:"supportedUsageClasses"`
+}
+
+func typeOf(f *compute.Flavor) instanceType {
+	return instanceType{Name: f.Name, Current: true, Hypervisor: "xen", Architectures: set[string]{[]string{"x86_64"}},
+		VCPUs: f.VCPUs, MemoryMiB: f.MemoryMiB, Local: f.EphemeralGiB > 0, LocalGiB: f.EphemeralGiB, RootTypes: set[string]{[]string{"ebs"}},
+		Virtualization: set[string]{[]string{"hvm"}}, Usage: set[string]{[]string{"on-demand"}}}
+}
+
+var typeFilters = known("bare-metal current-generation free-tier-eligible hypervisor instance-storage-supported instance-type" +
+	" memory-info.size-in-mib processor-info.supported-architecture supported-root-device-type supported-usage-class" +
+	" supported-virtualization-type vcpu-info.default-vcpus")
+
+func (i *instanceType) facts() facts {
+	return facts{"instance-type": {i.Name}, "vcpu-info.default-vcpus": number(i.VCPUs), "memory-info.size-in-mib": number(i.MemoryMiB),
+		"current-generation": truth(i.Current), "bare-metal": truth(i.BareMetal), "free-tier-eligible": truth(i.FreeTier),
+		"hypervisor": {i.Hypervisor}, "instance-storage-supported": truth(i.Local),
+		"processor-info.supported-architecture": i.Architectures.Items, "supported-root-device-type": i.RootTypes.Items,
+		"supported-usage-class": i.Usage.Items, "supported-virtualization-type": i.Virtualization.Items}
 }
 
 func (s *Server) describeInstanceTypes(c *call) (any, error) {
-	filters, err := c.filters(known("instance-type", "vcpu-info.default-vcpus", "memory-info.size-in-mib", "current-generation", "bare-metal"))
+	filters, err := c.filters(typeFilters)
 	if err != nil {
 		return nil, err
 	}
@@ -151,39 +183,21 @@ func (s *Server) describeInstanceTypes(c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	want := c.list("InstanceType")
+	names := c.in.texts("InstanceType")
+	for _, name := range names {
+		if !slices.ContainsFunc(flavors.Items, func(f *compute.Flavor) bool { return f.Name == name }) {
+			return nil, refuse("InvalidInstanceType", "The following supplied instance types do not exist: [%s]", printable(name))
+		}
+	}
 	var items []instanceType
 	for _, f := range flavors.Items {
-		if len(want) > 0 && !slices.Contains(want, f.Name) || !keeps(filters, facts{"instance-type": {f.Name},
-			"vcpu-info.default-vcpus": {itoa(f.VCPUs)}, "memory-info.size-in-mib": {itoa(f.MemoryMiB)},
-			"current-generation": {"true"}, "bare-metal": {"false"}}, nil) {
-			continue
-		}
-		items = append(items, instanceType{Name: f.Name, Current: true, Hypervisor: "xen", Architectures: []string{"x86_64"},
-			VCPUs: f.VCPUs, MemoryMiB: f.MemoryMiB, StorageGiB: f.RootGiB + f.EphemeralGiB, RootTypes: []string{"ebs"},
-			Virtualization: []string{"hvm"}, Usage: []string{"on-demand"}})
-	}
-	for _, name := range want {
-		if !slices.ContainsFunc(items, func(i instanceType) bool { return i.Name == name }) {
-			return nil, refuse("InvalidInstanceType", "The following supplied instance types do not exist: [%s]", printable(name))
+		if item := typeOf(f); wanted(names, f.Name) && keeps(filters, item.facts(), nil) {
+			items = append(items, item)
 		}
 	}
 	items, next, err := page(c, items, 5, 100)
 	return struct {
-		Items     []instanceType `xml:"instanceTypeSet>item"`
-		NextToken string         `xml:"nextToken,omitempty"`
-	}{items, next}, err
-}
-
-// flavor is the reference of the instance type of this name; EC2's own default when it is "".
-func (s *Server) flavor(c *call, tx *state.Tx, name string) (string, error) {
-	if name == "" {
-		return "", refuse("MissingParameter", "The request must contain the parameter InstanceType")
-	}
-	if f, ok := compute.Flavors().Lookup(tx, "name", state.KeyOf(name)); ok {
-		if seen, err := s.Compute.Flavor(c.ctx, f.Ref); err == nil {
-			return seen.Ref, nil
-		}
-	}
-	return "", refuse("InvalidParameterValue", "Invalid value '%s' for InstanceType.", printable(name))
+		Types     set[instanceType] `xml:"instanceTypeSet"`
+		NextToken string            `xml:"nextToken,omitempty"`
+	}{set[instanceType]{items}, next}, err
 }

@@ -1,44 +1,117 @@
 package ec2
 
 import (
-	"encoding/base64"
-	"encoding/binary"
-	"fmt"
-	"path"
+	"maps"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 )
 
-// list reads "Name.1", "Name.2", …, in order.
-func (c *call) list(name string) []string {
-	var values []string
-	for n := 1; ; n++ {
-		v, ok := c.form[name+"."+strconv.Itoa(n)]
-		if !ok {
-			return values
-		}
-		values = append(values, v[0])
-	}
+// A param is a node of a request's parameters, which clients write flat: "Filter.1.Value.2=x" is
+// the value of the node Filter, 1, Value, 2. The nil param is one that was not given.
+type param struct {
+	value string
+	given bool // it has a value itself, maybe ""
+	parts map[string]*param
 }
 
-// pairs reads "Name.1.Key" and "Name.1.Value", ….
-func (c *call) pairs(name, key, value string) [][2]string {
-	var all [][2]string
-	for n := 1; ; n++ {
-		at := name + "." + strconv.Itoa(n) + "."
-		if !c.form.Has(at + key) {
-			return all
+const (
+	maxDepth = 8
+	maxIndex = 5 // digits of a number in a list
+)
+
+// parse reads a form. No parameter may be given twice.
+func parse(form url.Values) (*param, error) {
+	root := new(param)
+	for name, values := range form {
+		if len(values) > 1 {
+			return nil, refuse("InvalidParameterValue", "The parameter %s was given more than once.", printable(name))
 		}
-		all = append(all, [2]string{c.form.Get(at + key), c.form.Get(at + value)})
+		if strings.Count(name, ".") >= maxDepth {
+			return nil, unknownParameter(name)
+		}
+		p := root
+		for part := range strings.SplitSeq(name, ".") {
+			if p.parts == nil {
+				p.parts = map[string]*param{}
+			}
+			if p.parts[part] == nil {
+				p.parts[part] = new(param)
+			}
+			p = p.parts[part]
+		}
+		p.value, p.given = values[0], true
 	}
+	return root, nil
 }
 
-func (c *call) int(name string, otherwise int) (int, error) {
-	text := c.form.Get(name)
-	if text == "" {
+func unknownParameter(name string) error {
+	return refuse("UnknownParameter", "The parameter %s is not recognized", printable(name))
+}
+
+// at is the node of a dotted name below this one; nil if there is none.
+func (p *param) at(name string) *param {
+	for part := range strings.SplitSeq(name, ".") {
+		if p == nil {
+			return nil
+		}
+		p = p.parts[part]
+	}
+	return p
+}
+
+// text is a parameter's value; "" if it was not given.
+func (p *param) text(name string) string {
+	if p = p.at(name); p == nil {
+		return ""
+	}
+	return p.value
+}
+
+// has reports whether a parameter was given, be it empty.
+func (p *param) has(name string) bool {
+	p = p.at(name)
+	return p != nil && p.given
+}
+
+// list gives the members "name.1", "name.2", … in the order of their numbers, of which some may be
+// left out.
+func (p *param) list(name string) []*param {
+	if p = p.at(name); p == nil {
+		return nil
+	}
+	at := map[int]*param{}
+	for part, member := range p.parts {
+		if isIndex(part) {
+			n, err := strconv.Atoi(part)
+			if err == nil {
+				at[n] = member
+			}
+		}
+	}
+	var all []*param
+	for _, n := range slices.Sorted(maps.Keys(at)) {
+		all = append(all, at[n])
+	}
+	return all
+}
+
+// texts gives the values of a list.
+func (p *param) texts(name string) []string {
+	var all []string
+	for _, member := range p.list(name) {
+		all = append(all, member.value)
+	}
+	return all
+}
+
+// int is a number; otherwise if it was not given.
+func (p *param) int(name string, otherwise int) (int, error) {
+	if !p.has(name) {
 		return otherwise, nil
 	}
+	text := p.text(name)
 	n, err := strconv.Atoi(text)
 	if err != nil {
 		return 0, refuse("InvalidParameterValue", "Value (%s) for parameter %s is invalid. It must be an integer.", printable(text), name)
@@ -46,151 +119,79 @@ func (c *call) int(name string, otherwise int) (int, error) {
 	return n, nil
 }
 
-// A filter is one "Filter.N".
-type filter struct {
-	name   string
-	values []string
-}
-
-// filters reads the filters, of which only the known ones may be used.
-func (c *call) filters(known map[string]bool) ([]filter, error) {
-	var all []filter
-	for n := 1; ; n++ {
-		at := fmt.Sprintf("Filter.%d.", n)
-		if !c.form.Has(at + "Name") {
-			return all, nil
-		}
-		f := filter{c.form.Get(at + "Name"), c.list(at + "Value")}
-		if !known[f.name] && !strings.HasPrefix(f.name, "tag:") {
-			return nil, refuse("InvalidParameterValue", "The filter '%s' is invalid", printable(f.name))
-		}
-		all = append(all, f)
+// bool is false if it was not given.
+func (p *param) bool(name string) (bool, error) {
+	switch text := strings.ToLower(p.text(name)); text {
+	case "true":
+		return true, nil
+	case "", "false":
+		return false, nil
+	default:
+		return false, refuse("InvalidParameterValue", "Value (%s) for parameter %s is invalid. It must be true or false.", printable(text), name)
 	}
 }
 
-// matches reports whether one of the things's values is one of the filter's, whose values may have
-// wildcards (* and ?).
-func (f *filter) matches(values ...string) bool {
-	for _, pattern := range f.values {
-		for _, v := range values {
-			if ok, err := path.Match(strings.ReplaceAll(pattern, "[", "\\["), strings.ReplaceAll(v, "/", "\x00")); err == nil && ok ||
-				pattern == v {
-				return true
-			}
-		}
+// must is the value of a parameter that a request cannot do without.
+func (p *param) must(name string) (string, error) {
+	if v := p.text(name); v != "" {
+		return v, nil
 	}
-	return false
+	return "", refuse("MissingParameter", "The request must contain the parameter %s", name)
 }
 
-// A fact gives what a filter compares of a thing.
-type facts map[string][]string
-
-// keeps reports whether a thing with these facts and tags passes every filter.
-func keeps(filters []filter, have facts, tags map[string]string) bool {
-	for _, f := range filters {
-		if key, ok := strings.CutPrefix(f.name, "tag:"); ok {
-			if v, tagged := tags[key]; !tagged || !f.matches(v) {
-				return false
-			}
-			continue
-		}
-		if f.name == "tag-key" {
-			if !slices.ContainsFunc(mapKeys(tags), func(k string) bool { return f.matches(k) }) {
-				return false
-			}
-			continue
-		}
-		if !f.matches(have[f.name]...) {
+func isIndex(s string) bool {
+	if s == "" || len(s) > maxIndex || s[0] == '0' {
+		return false
+	}
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
 			return false
 		}
 	}
 	return true
 }
 
-func mapKeys(m map[string]string) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
-}
-
-func known(names ...string) map[string]bool {
-	m := map[string]bool{"tag-key": true}
-	for _, n := range names {
-		m[n] = true
-	}
-	return m
-}
-
-// page cuts a list to MaxResults, from where NextToken says. next is "" on the last page.
-func page[T any](c *call, items []T, least, most int) (part []T, next string, err error) {
-	limit, err := c.int("MaxResults", 0)
-	if err != nil {
-		return nil, "", err
-	}
-	if limit != 0 && (limit < least || limit > most) {
-		return nil, "", refuse("InvalidParameterValue", "Value ( %d ) for parameter maxResults is invalid. Expecting a value between %d and %d.", limit, least, most)
-	}
-	from := 0
-	if token := c.form.Get("NextToken"); token != "" {
-		raw, err := base64.RawURLEncoding.DecodeString(token)
-		if err != nil || len(raw) != 8 {
-			return nil, "", refuse("InvalidNextToken", "The token '%s' is invalid", printable(token))
+// patternOf is a parameter's name with N for each number: "Filter.N.Value.N".
+func patternOf(name string) string {
+	parts := strings.Split(name, ".")
+	for i, part := range parts {
+		if isIndex(part) {
+			parts[i] = "N"
 		}
-		from = int(min(binary.BigEndian.Uint64(raw), uint64(len(items))))
 	}
-	items = items[from:]
-	if limit > 0 && len(items) > limit {
-		return items[:limit], base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint64(nil, uint64(from+limit))), nil
-	}
-	return items, "", nil
+	return strings.Join(parts, ".")
 }
 
-// tagSet is how tags are shown.
-type tagSet struct {
-	Items []tag `xml:"item"`
-}
+// everywhere are the parameters that every action takes. Those of a signature in the query are SigV4's own.
+var everywhere = known("Action Version DryRun X-Amz-Algorithm X-Amz-Credential X-Amz-Date X-Amz-Expires X-Amz-SignedHeaders X-Amz-Signature")
 
-type tag struct {
-	Key   string `xml:"key"`
-	Value string `xml:"value"`
-}
-
-func tagsOf(tags map[string]string) *tagSet {
-	if len(tags) == 0 {
-		return nil
+// check refuses what an action does not take. What AWS takes and we cannot carry out is told apart
+// from what nobody knows: nothing that a client asks for is silently left out.
+func (a *action) check(form url.Values) error {
+	for _, name := range slices.Sorted(maps.Keys(form)) {
+		p := patternOf(name)
+		if everywhere[p] || a.takes[p] {
+			continue
+		}
+		if only, ok := a.only[p]; ok && strings.EqualFold(form.Get(name), only) {
+			continue
+		} else if ok {
+			return refuse("UnsupportedOperation", "The parameter %s is supported with the value '%s' only.", printable(name), only)
+		}
+		top, _, _ := strings.Cut(p, ".")
+		if a.lacks[p] || a.lacks[top+".*"] {
+			return refuse("UnsupportedOperation", "The parameter %s is not supported here.", printable(name))
+		}
+		return unknownParameter(name)
 	}
-	set := new(tagSet)
-	for _, k := range mapKeys(tags) {
-		set.Items = append(set.Items, tag{k, tags[k]})
+	return nil
+}
+
+// known is a set of names that are written one after the other.
+func known(names string) map[string]bool {
+	set := map[string]bool{}
+	for _, name := range strings.Fields(names) {
+		set[name] = true
 	}
 	return set
-}
-
-// textTags reads tags that are kept as "key=value".
-func textTags(texts []string) map[string]string {
-	tags := map[string]string{}
-	for _, t := range texts {
-		key, value, _ := strings.Cut(t, "=")
-		tags[key] = value
-	}
-	return tags
-}
-
-// specifications reads "TagSpecification.N" for one type of resource.
-func (c *call) specifications(kind string) map[string]string {
-	tags := map[string]string{}
-	for n := 1; ; n++ {
-		at := fmt.Sprintf("TagSpecification.%d.", n)
-		if !c.form.Has(at + "ResourceType") {
-			return tags
-		}
-		if c.form.Get(at+"ResourceType") == kind {
-			for _, p := range c.pairs(at+"Tag", "Key", "Value") {
-				tags[p[0]] = p[1]
-			}
-		}
-	}
 }

@@ -1,8 +1,10 @@
 // Package ec2 speaks the query protocol of Amazon EC2, version 2016-11-15: a form in, XML out,
 // requests signed with Signature Version 4.
 //
-// What EC2 calls a VPC is a network of ours, and its subnets are the network's. Tags of an
-// instance are its owner's key-value pairs; tags of a network's parts are written "key=value" there.
+// What EC2 calls a VPC is a network of ours, and its subnets are the network's. The account is the
+// project: an actor's other projects, and what others share with everybody but for networks and images, are
+// not there. Tags of an instance are its owner's key-value pairs, and Name is its name; tags of a
+// network's parts and of images are written "key=value" there.
 package ec2
 
 import (
@@ -11,9 +13,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/xml"
-	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/url"
 	"strings"
@@ -67,63 +67,169 @@ const (
 // A call is one request whose signature was verified.
 type call struct {
 	ctx   context.Context
-	form  url.Values
+	in    *param
 	actor *identity.Actor
 	base  string // the address that the client used
-	plan  *state.Plan
+	now   time.Time
+	past  bool // it asks about the past
 }
 
-// An action answers with what goes between the response's tags.
-type action func(s *Server, c *call) (any, error)
+// An action is one thing that can be asked for. run answers with what goes between the response's tags.
+type action struct {
+	run   func(s *Server, c *call) (any, error)
+	takes map[string]bool
+	only  map[string]string // parameters with the one value that says what is done anyway
+	lacks map[string]bool   // parameters of AWS that are not supported; "Name.*" for all below a name
+}
 
-// actions by name, sorted.
-var actions = map[string]action{
-	"AuthorizeSecurityGroupEgress":  authorize(false),
-	"AuthorizeSecurityGroupIngress": authorize(true),
-	"CreateKeyPair":                 (*Server).createKeyPair,
-	"CreateSecurityGroup":           (*Server).createSecurityGroup,
-	"CreateTags":                    (*Server).createTags,
-	"DeleteKeyPair":                 (*Server).deleteKeyPair,
-	"DeleteSecurityGroup":           (*Server).deleteSecurityGroup,
-	"DeleteTags":                    (*Server).deleteTags,
-	"DescribeAccountAttributes":     (*Server).describeAccountAttributes,
-	"DescribeAvailabilityZones":     (*Server).describeZones,
-	"DescribeImages":                (*Server).describeImages,
-	"DescribeInstanceStatus":        (*Server).describeInstanceStatus,
-	"DescribeInstanceTypes":         (*Server).describeInstanceTypes,
-	"DescribeInstances":             (*Server).describeInstances,
-	"DescribeKeyPairs":              (*Server).describeKeyPairs,
-	"DescribeRegions":               (*Server).describeRegions,
-	"DescribeSecurityGroups":        (*Server).describeSecurityGroups,
-	"DescribeSubnets":               (*Server).describeSubnets,
-	"DescribeTags":                  (*Server).describeTags,
-	"DescribeVpcs":                  (*Server).describeVpcs,
-	"GetConsoleOutput":              (*Server).getConsoleOutput,
-	"ImportKeyPair":                 (*Server).importKeyPair,
-	"RebootInstances":               (*Server).rebootInstances,
-	"RevokeSecurityGroupEgress":     revoke(false),
-	"RevokeSecurityGroupIngress":    revoke(true),
-	"RunInstances":                  (*Server).runInstances,
-	"StartInstances":                (*Server).startInstances,
-	"StopInstances":                 (*Server).stopInstances,
-	"TerminateInstances":            (*Server).terminateInstances,
+func takes(run func(*Server, *call) (any, error), params ...string) *action {
+	return &action{run: run, takes: known(strings.Join(params, " "))}
+}
+
+func (a *action) without(params string) *action {
+	a.lacks = known(params)
+	return a
+}
+
+// Parameters that several actions take.
+const (
+	filtered   = "Filter.N.Name Filter.N.Value.N"
+	paged      = filtered + " MaxResults NextToken"
+	tagged     = "TagSpecification.N.ResourceType TagSpecification.N.Tag.N.Key TagSpecification.N.Tag.N.Value"
+	permitting = "GroupId GroupName IpProtocol FromPort ToPort CidrIp SourceSecurityGroupName SourceSecurityGroupOwnerId" +
+		" IpPermissions.N.IpProtocol IpPermissions.N.FromPort IpPermissions.N.ToPort" +
+		" IpPermissions.N.IpRanges.N.CidrIp IpPermissions.N.IpRanges.N.Description" +
+		" IpPermissions.N.Ipv6Ranges.N.CidrIpv6 IpPermissions.N.Ipv6Ranges.N.Description" +
+		" IpPermissions.N.Groups.N.GroupId IpPermissions.N.Groups.N.GroupName IpPermissions.N.Groups.N.UserId IpPermissions.N.Groups.N.Description" +
+		" IpPermissions.N.UserIdGroupPairs.N.GroupId IpPermissions.N.UserIdGroupPairs.N.GroupName" +
+		" IpPermissions.N.UserIdGroupPairs.N.UserId IpPermissions.N.UserIdGroupPairs.N.Description"
+	notPermitting = "IpPermissions.* TagSpecification.* SecurityGroupRuleId.*"
+)
+
+// actions by name, sorted, with what each takes (API Reference, "Actions").
+var actions = map[string]*action{
+	"AuthorizeSecurityGroupEgress":  takes(authorize(false), permitting).without(notPermitting),
+	"AuthorizeSecurityGroupIngress": takes(authorize(true), permitting).without(notPermitting),
+	"CreateKeyPair":                 takes((*Server).createKeyPair, "KeyName KeyType KeyFormat").without("TagSpecification.*"),
+	"CreateSecurityGroup":           takes((*Server).createSecurityGroup, "GroupName GroupDescription VpcId", tagged),
+	"CreateTags":                    takes((*Server).createTags, "ResourceId.N Tag.N.Key Tag.N.Value"),
+	"DeleteKeyPair":                 takes((*Server).deleteKeyPair, "KeyName KeyPairId"),
+	"DeleteSecurityGroup":           takes((*Server).deleteSecurityGroup, "GroupId GroupName"),
+	"DeleteTags":                    takes((*Server).deleteTags, "ResourceId.N Tag.N.Key Tag.N.Value"),
+	"DescribeAccountAttributes":     takes((*Server).describeAccountAttributes, "AttributeName.N"),
+	"DescribeAvailabilityZones":     takes((*Server).describeZones, filtered, "ZoneName.N ZoneId.N AllAvailabilityZones"),
+	"DescribeImages":                takes((*Server).describeImages, paged, "ImageId.N Owner.N ExecutableBy.N IncludeDeprecated IncludeDisabled"),
+	"DescribeInstanceStatus":        takes((*Server).describeInstanceStatus, paged, "InstanceId.N IncludeAllInstances"),
+	"DescribeInstanceTypes":         takes((*Server).describeInstanceTypes, paged, "InstanceType.N"),
+	"DescribeInstances":             takes((*Server).describeInstances, paged, "InstanceId.N"),
+	"DescribeKeyPairs":              takes((*Server).describeKeyPairs, filtered, "KeyName.N KeyPairId.N IncludePublicKey"),
+	"DescribeRegions":               takes((*Server).describeRegions, filtered, "RegionName.N AllRegions"),
+	"DescribeSecurityGroups":        takes((*Server).describeSecurityGroups, paged, "GroupId.N GroupName.N"),
+	"DescribeSubnets":               takes((*Server).describeSubnets, paged, "SubnetId.N"),
+	"DescribeTags":                  takes((*Server).describeTags, paged),
+	"DescribeVpcs":                  takes((*Server).describeVpcs, paged, "VpcId.N"),
+	"GetConsoleOutput":              takes((*Server).getConsoleOutput, "InstanceId Latest"),
+	"ImportKeyPair":                 takes((*Server).importKeyPair, "KeyName PublicKeyMaterial").without("TagSpecification.*"),
+	"RebootInstances":               takes((*Server).rebootInstances, "InstanceId.N"),
+	"RevokeSecurityGroupEgress":     takes(revoke(false), permitting).without(notPermitting),
+	"RevokeSecurityGroupIngress":    takes(revoke(true), permitting).without(notPermitting),
+	"RunInstances":                  launching,
+	"StartInstances":                takes((*Server).startInstances, "InstanceId.N").without("AdditionalInfo"),
+	"StopInstances": {run: (*Server).stopInstances, takes: known("InstanceId.N Force"),
+		only: map[string]string{"Hibernate": "false"}},
+	"TerminateInstances": takes((*Server).terminateInstances, "InstanceId.N"),
 }
 
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	answer, name, err := s.serve(r)
-	if err != nil {
+	if err := s.serve(w, r); err != nil {
 		s.fail(w, r, err)
-		return
 	}
-	id := strings.TrimPrefix(wire.RequestID(r.Context()), "req-")
-	text, err := spell(name, id, answer)
+}
+
+// serve verifies a request, runs its action and answers.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) error {
+	form, body, err := read(r)
 	if err != nil {
-		s.fail(w, r, err)
-		return
+		return err
 	}
-	w.Header().Set("Content-Type", "text/xml;charset=UTF-8")
-	w.Header().Set("X-Amzn-Requestid", id)
-	w.Write(text)
+	actor, err := s.verify(r, body)
+	if err != nil {
+		return err
+	}
+	name := form.Get("Action")
+	if name == "" {
+		return refuse("MissingAction", "The request must contain the parameter Action")
+	}
+	do, ok := actions[name]
+	if !ok {
+		return refuse("InvalidAction", "The action %s is not valid for this web service.", printable(name))
+	}
+	if err := do.check(form); err != nil {
+		return err
+	}
+	in, err := parse(form)
+	if err != nil {
+		return err
+	}
+	ctx, plan, err := wire.Context(r.WithContext(identity.As(r.Context(), actor)), "ec2", actor.UserID, actor.ProjectID, body)
+	if err != nil {
+		return err
+	}
+	if ctx, err = once(ctx, form, actor); err != nil {
+		return err
+	}
+	dry, err := in.bool("DryRun")
+	if err != nil {
+		return err
+	}
+	if dry && plan == nil {
+		plan = new(state.Plan)
+		ctx = state.WithPlan(ctx, plan)
+	}
+	answer, err := do.run(s, &call{ctx: ctx, in: in, actor: actor, base: wire.BaseURL(r), now: s.Now(), past: r.Header.Get(wire.AsOfHeader) != ""})
+	switch {
+	case err != nil:
+		return err
+	case dry:
+		return &problem{http.StatusPreconditionFailed, "DryRunOperation", "Request would have succeeded, but DryRun flag is set."}
+	case plan != nil:
+		document, err := wire.PlanDocument(ctx, plan)
+		if err != nil {
+			return err
+		}
+		return wire.WriteJSON(w, http.StatusOK, document)
+	}
+	text, err := spell(name, requestID(r), answer)
+	if err != nil {
+		return fmt.Errorf("write the answer of %s: %w", name, err)
+	}
+	write(w, http.StatusOK, requestID(r), text)
+	return nil
+}
+
+// read takes a request's parameters from its query and its body.
+func read(r *http.Request) (form url.Values, body []byte, err error) {
+	if r.Method != http.MethodGet && r.Method != http.MethodPost {
+		return nil, nil, &problem{http.StatusMethodNotAllowed, "InvalidAction", "Requests are sent with GET or POST."}
+	}
+	if body, err = wire.Body(r, maxBody); err != nil {
+		return nil, nil, err
+	}
+	malformed := refuse("MalformedQueryString", "The query string contains a syntax error.")
+	if form, err = url.ParseQuery(r.URL.RawQuery); err != nil {
+		return nil, nil, malformed
+	}
+	if r.Method == http.MethodGet {
+		return form, body, nil
+	}
+	posted, err := url.ParseQuery(string(body))
+	if err != nil {
+		return nil, nil, malformed
+	}
+	for name, values := range posted {
+		form[name] = append(form[name], values...)
+	}
+	return form, body, nil
 }
 
 // spell puts what every answer has around an answer's own fields.
@@ -141,68 +247,26 @@ type done struct {
 	Value bool `xml:"return"`
 }
 
-// serve verifies a request and runs its action.
-func (s *Server) serve(r *http.Request) (answer any, name string, err error) {
-	if r.Method != http.MethodGet && r.Method != http.MethodPost {
-		return nil, "", refuse("InvalidAction", "The method %s is not known here.", r.Method)
-	}
-	body, err := wire.Body(r, maxBody)
-	if err != nil {
-		return nil, "", err
-	}
-	form := r.URL.Query()
-	if r.Method == http.MethodPost {
-		posted, err := url.ParseQuery(string(body))
-		if err != nil {
-			return nil, "", refuse("MalformedQueryString", "The request's form cannot be read.")
-		}
-		for key, values := range posted {
-			form[key] = values
-		}
-	}
-	actor, err := s.verify(r, body)
-	if err != nil {
-		return nil, "", err
-	}
-	name = form.Get("Action")
-	run, ok := actions[name]
-	if !ok {
-		return nil, "", refuse("InvalidAction", "The action %s is not valid for this web service.", printable(name))
-	}
-	ctx, plan, err := wire.Context(r.WithContext(identity.As(r.Context(), actor)), "ec2", actor.UserID, actor.ProjectID, body)
-	if err != nil {
-		return nil, "", err
-	}
-	c := &call{ctx: once(ctx, form, actor), form: form, actor: actor, base: wire.BaseURL(r), plan: plan}
-	if form.Get("DryRun") == "true" {
-		if c.plan == nil {
-			c.plan = new(state.Plan)
-			c.ctx = state.WithPlan(c.ctx, c.plan)
-		}
-		if _, err := run(s, c); err != nil {
-			return nil, "", err
-		}
-		return nil, "", &problem{status: http.StatusPreconditionFailed, code: "DryRunOperation",
-			message: "Request would have succeeded, but DryRun flag is set."}
-	}
-	answer, err = run(s, c)
-	return answer, name, err
-}
+// maxClientToken is how long a client token may be.
+const maxClientToken = 64
 
 // once binds a client token to its request (EC2 API Reference, "Ensuring idempotency").
-func once(ctx context.Context, form url.Values, actor *identity.Actor) context.Context {
+func once(ctx context.Context, form url.Values, actor *identity.Actor) (context.Context, error) {
 	token := form.Get("ClientToken")
 	if token == "" {
-		return ctx
+		return ctx, nil
+	}
+	if len(token) > maxClientToken || printable(token) != token {
+		return nil, refuse("InvalidParameterValue", "ClientToken must be at most %d ASCII characters.", maxClientToken)
 	}
 	same := url.Values{}
 	for key, values := range form {
-		if !strings.HasPrefix(key, "X-Amz-") {
+		if !everywhere[key] || key == "Action" {
 			same[key] = values
 		}
 	}
 	sum := sha256.Sum256([]byte(same.Encode()))
-	return state.WithOnce(ctx, &state.Once{Scope: "ec2/" + actor.ProjectID.String(), Key: token, Hash: hex.EncodeToString(sum[:])})
+	return state.WithOnce(ctx, &state.Once{Scope: "ec2/" + actor.ProjectID.String(), Key: token, Hash: hex.EncodeToString(sum[:])}), nil
 }
 
 // verify answers who signed the request.
@@ -214,7 +278,7 @@ func (s *Server) verify(r *http.Request, body []byte) (*identity.Actor, error) {
 	secret, actor, err := s.Keys.EC2Secret(r.Context(), signature.AccessKey)
 	if err != nil {
 		if fault.Is(err, fault.Unauthorized) {
-			return nil, &problem{status: http.StatusUnauthorized, code: "AuthFailure", message: "AWS was not able to validate the provided access credentials"}
+			return nil, unauthenticated()
 		}
 		return nil, err
 	}
@@ -226,136 +290,21 @@ func (s *Server) verify(r *http.Request, body []byte) (*identity.Actor, error) {
 	return actor, nil
 }
 
-// signatureProblem: EC2 API Reference, "Error codes", "Common client errors".
-func signatureProblem(err error) error {
-	switch {
-	case errors.Is(err, sigv4.ErrMissing):
-		return &problem{http.StatusForbidden, "MissingAuthenticationToken", "Request is missing Authentication Token"}
-	case errors.Is(err, sigv4.ErrExpired):
-		return &problem{http.StatusForbidden, "RequestExpired", "Request has expired. Timestamp date is too far from the time of the server."}
-	case errors.Is(err, sigv4.ErrMalformed):
-		return &problem{http.StatusForbidden, "IncompleteSignature", "The request signature does not conform to AWS standards."}
-	}
-	return &problem{http.StatusUnauthorized, "AuthFailure", "AWS was not able to validate the provided access credentials"}
-}
-
-// A problem is an error in EC2's own words.
-type problem struct {
-	status  int
-	code    string
-	message string
-}
-
-func (p *problem) Error() string { return p.message }
-
-func refuse(code, format string, args ...any) error {
-	return &problem{http.StatusBadRequest, code, fault.Errorf(fault.Invalid, format, args...).Message}
-}
-
-// codes are EC2's words for faults that carry a code of the core, and then for kinds.
-var codes = map[string]string{
-	"idempotency-mismatch":           "IdempotentParameterMismatch",
-	"keypair-not-found":              "InvalidKeyPair.NotFound",
-	"keypair-exists":                 "InvalidKeyPair.Duplicate",
-	"server-not-found":               "InvalidInstanceID.NotFound",
-	"image-not-found":                "InvalidAMIID.NotFound",
-	"flavor-not-found":               "InvalidParameterValue",
-	"network-not-found":              "InvalidVpcID.NotFound",
-	"subnet-not-found":               "InvalidSubnetID.NotFound",
-	"security-group-not-found":       "InvalidGroup.NotFound",
-	"security-group-in-use":          "DependencyViolation",
-	"security-group-rule-exists":     "InvalidPermission.Duplicate",
-	"security-group-rule-same-taken": "InvalidPermission.Duplicate",
-	"zone-not-found":                 "InvalidParameterValue",
-	"no-host":                        "InsufficientInstanceCapacity",
-}
-
-var kinds = map[fault.Kind]struct {
-	status int
-	code   string
-}{
-	fault.Invalid:      {http.StatusBadRequest, "InvalidParameterValue"},
-	fault.Unauthorized: {http.StatusUnauthorized, "AuthFailure"},
-	fault.Forbidden:    {http.StatusForbidden, "UnauthorizedOperation"},
-	fault.NotFound:     {http.StatusBadRequest, "InvalidParameterValue"},
-	fault.Conflict:     {http.StatusBadRequest, "IncorrectState"},
-	fault.Exists:       {http.StatusBadRequest, "InvalidParameterValue"},
-	fault.Exhausted:    {http.StatusInternalServerError, "InsufficientInstanceCapacity"},
-	fault.OverQuota:    {http.StatusBadRequest, "ResourceCountExceeded"},
-	fault.TooLarge:     {http.StatusRequestEntityTooLarge, "RequestEntityTooLarge"},
-	fault.Unsupported:  {http.StatusBadRequest, "UnsupportedOperation"},
-	fault.Precondition: {http.StatusBadRequest, "InvalidParameterValue"},
-	fault.Unavailable:  {http.StatusServiceUnavailable, "Unavailable"},
-	fault.Gone:         {http.StatusBadRequest, "InvalidParameterValue"},
-	fault.Internal:     {http.StatusInternalServerError, "InternalError"},
-}
-
-// problemOf spells any error as EC2 does.
-func problemOf(err error) *problem {
-	var p *problem
-	if errors.As(err, &p) {
-		return p
-	}
-	f := fault.From(err)
-	if f == nil {
-		return &problem{http.StatusInternalServerError, "InternalError", "An internal error has occurred"}
-	}
-	k := kinds[f.Kind]
-	if code := codes[f.Code]; code != "" {
-		k.code = code
-	}
-	if f.Kind == fault.OverQuota && f.Details["quota"] == compute.QuotaServers {
-		k.code = "InstanceLimitExceeded"
-	}
-	return &problem{k.status, k.code, f.Message}
-}
-
-// errorResponse is EC2's shape of an error.
-type errorResponse struct {
-	XMLName   xml.Name `xml:"Response"`
-	Code      string   `xml:"Errors>Error>Code"`
-	Message   string   `xml:"Errors>Error>Message"`
-	RequestID string   `xml:"RequestID"`
-}
-
-func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
-	p := problemOf(err)
-	if p.status == http.StatusInternalServerError && fault.From(err) == nil {
-		slog.ErrorContext(r.Context(), "request failed", "request", wire.RequestID(r.Context()), "service", "ec2", "err", err)
-	}
-	text, err := xml.Marshal(errorResponse{Code: p.code, Message: p.message, RequestID: strings.TrimPrefix(wire.RequestID(r.Context()), "req-")})
-	if err != nil {
-		http.Error(w, "internal error", http.StatusInternalServerError)
-		return
-	}
-	w.Header().Set("Content-Type", "text/xml;charset=UTF-8")
-	w.WriteHeader(p.status)
-	w.Write(append([]byte(xml.Header), text...))
-}
-
-// printable bounds what of a client's words goes back into a message.
-func printable(s string) string {
-	if len(s) > 64 {
-		s = s[:64]
-	}
-	return strings.Map(func(c rune) rune {
-		if c < ' ' || c > '~' {
-			return '?'
-		}
-		return c
-	}, s)
+// together runs several changes as one transaction: all of them happen or none. What it answers is
+// what the same request gets that comes again with its idempotency key.
+func together[T any](s *Server, c *call, do func(*call, *state.Tx) (T, error)) (T, error) {
+	return state.Do(c.ctx, s.State, func(tx *state.Tx) (T, error) {
+		inside := *c
+		inside.ctx = state.Join(c.ctx, tx)
+		return do(&inside, tx)
+	})
 }
 
 // ownID reads one of EC2's IDs, such as "i-0123456789abcdef0".
 func ownID(prefix, s string) (tail string, ok bool) {
 	tail, ok = strings.CutPrefix(s, prefix+"-")
-	if !ok || len(tail) != 17 {
+	if !ok || len(tail) != 17 || strings.Trim(tail, "0123456789abcdef") != "" {
 		return "", false
-	}
-	for i := range len(tail) {
-		if !strings.ContainsRune("0123456789abcdef", rune(tail[i])) {
-			return "", false
-		}
 	}
 	return tail, true
 }

@@ -125,8 +125,13 @@ func defOf(kind string) *tableDef {
 }
 
 // View is a read-only transaction on the newest published snapshot; or on what the
-// context asks for with WithPlan, WithAsOf or WithAsOfTime.
+// context asks for with WithPlan, WithAsOf, WithAsOfTime or Join.
 func (s *State) View(ctx context.Context) (*Tx, error) {
+	if tx := joined(ctx); tx != nil {
+		view := *tx
+		view.writable, view.changes = false, nil
+		return &view, nil
+	}
 	if p := planOf(ctx); p != nil {
 		return p.view(s), nil
 	}
@@ -159,12 +164,15 @@ type answer struct {
 
 // Update runs fn as one transaction and returns when its effect is durable and visible, or
 // with fn's error and no effect. fn must be pure but for the Tx; it runs once. Update
-// must not be called from inside fn.
+// must not be called from inside fn, but in a context from Join.
 //
 // Callers that come together share one commit of the engine: the first becomes the
 // writer, runs what has queued up, and hands over. A cancelled context stops a transaction
 // only before it has begun.
 func (s *State) Update(ctx context.Context, fn func(*Tx) error) error {
+	if tx := joined(ctx); tx != nil {
+		return tx.Try(func() error { return fn(tx) })
+	}
 	if p := planOf(ctx); p != nil {
 		return p.update(s, ctx, fn)
 	}

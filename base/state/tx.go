@@ -1,6 +1,7 @@
 package state
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"time"
@@ -122,4 +123,18 @@ func (tx *Tx) Try(part func() error) error {
 		tx.undo(n)
 	}
 	return err
+}
+
+type joinKey struct{}
+
+// Join returns a context in which Updates and Views are parts of a transaction, for a request that
+// asks for several changes which happen all or not at all. It, and Views in it, end with the function that tx was given to. An
+// idempotency key counts for the transaction as a whole: use Do for it.
+func Join(ctx context.Context, tx *Tx) context.Context {
+	return WithOnce(context.WithValue(ctx, joinKey{}, tx), nil)
+}
+
+func joined(ctx context.Context) *Tx {
+	tx, _ := ctx.Value(joinKey{}).(*Tx)
+	return tx
 }

@@ -48,12 +48,15 @@ type Launch struct {
 	Groups    []string // security groups of new ports, by name or ID; nil for the default one
 
 	Min, Max      int    // how many; 0 is 1. As many of them as quota allows, but at least Min
+	SameName      bool   // several have the same name, and no number behind it
 	ReservationID string // "" for a new one
+	RequestKey    string // see Server
 }
 
 // A NICWanted is one network device of a new server: a port that there is, or a new one on a network.
 type NICWanted struct {
 	NetworkID resource.ID
+	SubnetID  resource.ID // of the network; zero for any
 	PortID    resource.ID
 	Address   netip.Addr // on the network; invalid for any
 	Tag       string
@@ -382,12 +385,12 @@ func (b *builder) server(n int) *Server {
 		UserData: b.UserData, Files: b.Files, AdminPassword: b.AdminPassword, ConfigDrive: b.ConfigDrive,
 		Zone: b.Zone, GroupID: b.GroupID, Trusted: b.Trusted, Hints: b.Hints, LaunchIndex: n, ReservationID: b.ReservationID,
 		Description: b.Description, Hostname: b.Hostname, Metadata: b.Metadata, Tags: b.Tags,
-		AccessIPv4: b.AccessIPv4, AccessIPv6: b.AccessIPv6, ManualDisk: b.ManualDisk, Power: On,
+		AccessIPv4: b.AccessIPv4, AccessIPv6: b.AccessIPv6, ManualDisk: b.ManualDisk, Power: On, RequestKey: b.RequestKey,
 	}
 	if b.Stopped {
 		srv.Power = Off
 	}
-	if b.Max > 1 {
+	if b.Max > 1 && !b.SameName {
 		srv.Name = fmt.Sprintf("%s-%d", b.Name, n+1)
 		if srv.Hostname != "" {
 			srv.Hostname = fmt.Sprintf("%s-%d", b.Hostname, n+1)

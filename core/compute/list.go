@@ -35,6 +35,7 @@ type Query struct {
 	Locked       bool          // only those that are
 	Unplaced     bool          // only those that are on no host
 	ChangedSince time.Time
+	Past         bool                   // the marker only says from where on; its server may be gone
 	Keep         func(*Server) bool     // what else is asked
 	Order        func(a, b *Server) int // nil: the newest first, or the oldest if Reverse
 }
@@ -76,7 +77,7 @@ func (s *Service) List(ctx context.Context, q Query) (View, error) {
 	} else if err := identity.Allow(ctx, "server.list", resource.Meta{ProjectID: project}); err != nil {
 		return View{}, err
 	}
-	if !q.Marker.IsZero() {
+	if !q.Marker.IsZero() && !q.Past {
 		if m, ok := servers.PeekOne(tx, q.Marker); !ok || !project.IsZero() && m.ProjectID != project {
 			return View{}, fault.Errorf(fault.Invalid, "marker [%s] not found", q.Marker).WithCode("marker")
 		}

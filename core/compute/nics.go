@@ -75,7 +75,7 @@ func (b *builder) plug(srv *Server) error {
 
 func addPort(ctx context.Context, tx *state.Tx, srv *Server, s socket) (*network.Port, error) {
 	p, err := network.AddPort(ctx, tx, network.PortWanted{
-		ProjectID: srv.ProjectID, NetworkID: s.NetworkID, Address: s.Address, PortID: s.PortID, Groups: s.groups,
+		ProjectID: srv.ProjectID, NetworkID: s.NetworkID, SubnetID: s.SubnetID, Address: s.Address, PortID: s.PortID, Groups: s.groups,
 		DeviceID: srv.ID, Owner: network.OwnerServer, Label: zoneLabel(tx, srv), HostID: srv.HostID,
 	})
 	if err != nil {

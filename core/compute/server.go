@@ -31,6 +31,7 @@ type Server struct {
 	Hints         map[string]string `json:",omitempty"`
 	LaunchIndex   int               `json:",omitempty"` // among those of the same request
 	ReservationID string            // of the request
+	RequestKey    string            `json:",omitempty"` // by which the owner made the request safe to repeat
 
 	// Asked for by the owner, and changed at will.
 	Description string            `json:",omitempty"`

@@ -35,6 +35,7 @@ var groupFields = common(fields[Group]{
 
 var groups = state.NewTable[Group]("security-group",
 	facets(groupFields),
+	state.Index("tail", func(g *Group) state.Key { return state.KeyOf(g.ID.Tail()) }),
 	state.Unique("default", func(g *Group) state.Key {
 		if !g.Default {
 			return ""

@@ -76,6 +76,7 @@ var networkFields = common(fields[Network]{
 
 var networks = state.NewTable[Network]("network",
 	facets(networkFields),
+	state.Index("tail", func(n *Network) state.Key { return state.KeyOf(n.ID.Tail()) }),
 	state.Index("vni", func(n *Network) state.Key {
 		if n.Kind != Overlay {
 			return ""

@@ -81,6 +81,7 @@ var subnetFields = common(fields[Subnet]{
 
 var subnets = state.NewTable[Subnet]("subnet",
 	facets(subnetFields),
+	state.Index("tail", func(s *Subnet) state.Key { return state.KeyOf(s.ID.Tail()) }),
 	state.Index("network", func(s *Subnet) state.Key { return state.KeyOf(s.NetworkID) }),
 	state.Index("pool", func(s *Subnet) state.Key {
 		if s.PoolID.IsZero() {
