@@ -82,7 +82,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix) (c *clou
 	if err != nil {
 		return nil, fmt.Errorf("open the images: %w", err)
 	}
-	c.identity = identity.New(c.state, identity.Config{})
+	c.identity = identity.New(c.state, identity.Config{Now: c.state.Now})
 	c.image = image.New(c.state, blobs, image.Config{InUse: compute.UsesImage})
 	c.network = network.New(c.state)
 	c.compute = compute.New(c.state, compute.Config{Hosts: c})
@@ -96,7 +96,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix) (c *clou
 	c.hosts = &hostlink.Server{Hub: c.hub, Authority: c.authority, Now: time.Now, Image: c.openImage}
 	expirers := c.compute.Expirers()
 	expirers[image.Table().Kind()] = c.image.Expire
-	c.reaper = &operation.Reaper{State: c.state, Now: time.Now, Expirers: expirers}
+	c.reaper = &operation.Reaper{State: c.state, Now: c.state.Now, Expirers: expirers}
 	c.work = reconcile.New(c.state, time.Now(), c.tasks()...)
 	return c, nil
 }
@@ -181,8 +181,10 @@ func (c *cloud) sweep(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		ctx := identity.Internal(ctx)
-		_, err := state.Forget(ctx, c.state, time.Now().Add(-24*time.Hour), 1000)
-		err = errors.Join(err, c.reaper.Forget(ctx, 1000), c.identity.Sweep(ctx))
+		err := errors.Join(
+			untilDone(func() (int, error) { return state.Forget(ctx, c.state, c.state.Now().Add(-24*time.Hour), sweepAtOnce) }),
+			untilDone(func() (int, error) { return c.reaper.Forget(ctx, sweepAtOnce) }),
+			c.identity.Sweep(ctx))
 		_, err2 := c.image.Sweep(ctx)
 		if err = errors.Join(err, err2); err != nil && ctx.Err() == nil {
 			slog.Warn("a sweep failed", "err", err)
@@ -191,6 +193,18 @@ func (c *cloud) sweep(ctx context.Context) {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
+		}
+	}
+}
+
+// sweepAtOnce is what one transaction of a sweep takes away: others are to get in between.
+const sweepAtOnce = 1000
+
+// untilDone sweeps until less than a broom's width was left.
+func untilDone(sweep func() (int, error)) error {
+	for {
+		if n, err := sweep(); err != nil || n < sweepAtOnce {
+			return err
 		}
 	}
 }

@@ -102,6 +102,25 @@ var operations = state.NewTable[Operation]("operation",
 		}
 		return state.KeyOf(o.EndedAt)
 	}),
+	state.Index("past", func(o *Operation) state.Key { // what a project may have forgotten, the oldest first
+		if o.Outcome == Running {
+			return ""
+		}
+		return state.KeyOf(o.ProjectID, o.EndedAt)
+	}),
+	state.Tally("past-count", func(o *Operation) (state.Key, state.Amounts) {
+		if o.Outcome == Running {
+			return "", state.Amounts{}
+		}
+		return state.KeyOf(o.ProjectID), state.Amounts{}
+	}),
+)
+
+// What is kept of the past at most, for a target and for a project: nobody is to fill the state by rebooting
+// a server for days, or by making and deleting many.
+const (
+	keepOfTarget  = 100
+	keepOfProject = 200_000
 )
 
 // Table gives the native API and the auditor a look at every operation.
@@ -117,7 +136,24 @@ func Begin(tx *state.Tx, verb, targetKind string, target *resource.Meta, actor *
 		UserID: actor.UserID, AsProject: actor.ProjectID, RequestID: cause.RequestID, Via: cause.Via,
 		Outcome: Running, Deadline: tx.Now().Add(within),
 	}
+	if err := forgetOldest(tx, target.ID); err != nil {
+		return nil, err
+	}
 	return o, operations.Put(tx, o)
+}
+
+// forgetOldest drops the oldest ended operation of a target that has its fill of them.
+func forgetOldest(tx *state.Tx, target resource.ID) error {
+	all := operations.IDs(tx, "target", state.KeyOf(target))
+	if len(all) < keepOfTarget {
+		return nil
+	}
+	for _, id := range all {
+		if o, ok := operations.PeekOne(tx, id); ok && o.Outcome != Running {
+			return operations.Delete(tx, id)
+		}
+	}
+	return nil
 }
 
 // Active gives the operation that is under way on a target, the newest if there are
@@ -195,7 +231,15 @@ func End(tx *state.Tx, o *Operation, outcome Outcome, message string) error {
 	if outcome == Succeeded {
 		o.Percent = 100
 	}
-	return operations.Put(tx, o)
+	if err := operations.Put(tx, o); err != nil {
+		return err
+	}
+	if past, _ := operations.Sum(tx, "past-count", state.KeyOf(o.ProjectID)); past > keepOfProject {
+		for oldest := range operations.Peek(tx, "past", state.Range{Prefix: state.KeyOf(o.ProjectID)}) {
+			return operations.Delete(tx, oldest.ID)
+		}
+	}
+	return nil
 }
 
 // EndAll settles everything under way on a target, as when it is deleted.

@@ -209,7 +209,7 @@ func TestForget(t *testing.T) {
 	running := r.begin("build", 1000*time.Hour)
 	left := func(want int) {
 		t.Helper()
-		if err := reaper.Forget(r.ctx, 2); err != nil {
+		if _, err := reaper.Forget(r.ctx, 2); err != nil {
 			t.Fatal(err)
 		}
 		n := 0

@@ -64,13 +64,14 @@ func (r *Reaper) step(ctx context.Context, id resource.ID) (reconcile.Next, erro
 	return reconcile.Next{After: time.Second}, err
 }
 
-// Forget drops ended operations that are older than Keep, at most max of them.
-func (r *Reaper) Forget(ctx context.Context, max int) error {
+// Forget drops ended operations that are older than Keep, at most max of them, and says how many.
+func (r *Reaper) Forget(ctx context.Context, max int) (int, error) {
 	keep := r.Keep
 	if keep == 0 {
 		keep = 30 * 24 * time.Hour
 	}
-	return r.State.Update(ctx, func(tx *state.Tx) error {
+	n := 0
+	err := r.State.Update(ctx, func(tx *state.Tx) error {
 		var old []resource.ID
 		for o := range operations.Each(tx, "ended", "") {
 			if tx.Now().Sub(o.EndedAt) < keep || len(old) == max {
@@ -78,6 +79,7 @@ func (r *Reaper) Forget(ctx context.Context, max int) error {
 			}
 			old = append(old, o.ID)
 		}
+		n = len(old)
 		for _, id := range old {
 			if err := operations.Delete(tx, id); err != nil {
 				return err
@@ -85,4 +87,5 @@ func (r *Reaper) Forget(ctx context.Context, max int) error {
 		}
 		return nil
 	})
+	return n, err
 }
