@@ -49,7 +49,7 @@ func (s *Server) For(port resource.ID) http.Handler {
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, g *compute.Guest) {
 	path := strings.FieldsFunc(r.URL.Path, func(c rune) bool { return c == '/' })
 	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
-	if len(path) == 3 && path[1] == "api" && path[2] == "token" {
+	if len(path) == 3 && path[1] == "api" && path[2] == "token" && slices.Contains(ec2Versions, path[0]) {
 		s.token(w, r, g)
 		return
 	}
@@ -66,7 +66,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, g *compute.Guest)
 		http.Error(w, "the token is not valid", http.StatusUnauthorized)
 		return
 	}
-	ec2(w, g, path, strings.HasSuffix(r.URL.Path, "/"))
+	ec2(w, g, path)
 }
 
 // openstack answers below /openstack.
@@ -114,7 +114,7 @@ var ec2Versions = []string{"1.0", "2007-01-19", "2007-03-01", "2007-08-29", "200
 	"2008-09-01", "2009-04-04", "2021-03-23", "latest"}
 
 // ec2 answers EC2's tree.
-func ec2(w http.ResponseWriter, g *compute.Guest, path []string, slash bool) {
+func ec2(w http.ResponseWriter, g *compute.Guest, path []string) {
 	if len(path) == 0 {
 		list(w, append(slices.Clone(ec2Versions), "openstack"))
 		return
