@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"strings"
 
 	"github.com/unkai-cloud/unkai/api/wire"
@@ -78,6 +79,9 @@ func (s *Service) serve(w http.ResponseWriter, r *http.Request, h Handler, auth 
 		}
 	}
 	ctx := identity.As(r.Context(), actor)
+	if from, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		ctx = identity.WithSource(ctx, from.Addr())
+	}
 	body, err := s.buffer(r)
 	if err != nil {
 		return err

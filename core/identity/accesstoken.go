@@ -71,7 +71,7 @@ func (s *Service) RequestAccess(ctx context.Context, consumer, project resource.
 	if !ok || !signed(c.Secret, "") {
 		return nil, nothingSigned
 	}
-	secret := hex.EncodeToString(s.random(16))
+	secret, now := hex.EncodeToString(s.random(16)), s.now()
 	return create(ctx, s, requestTokens, func(tx *state.Tx) (*RequestToken, error) {
 		switch {
 		case !consumers.Has(tx, consumer):
@@ -82,7 +82,7 @@ func (s *Service) RequestAccess(ctx context.Context, consumer, project resource.
 			return nil, fault.Errorf(fault.Conflict, "Too many requests of this consumer wait for a user.")
 		}
 		return &RequestToken{Meta: resource.Meta{ID: tx.NewID()}, ConsumerID: consumer, InProjectID: project,
-			Secret: secret, ExpiresAt: tx.Now().Add(requestTokenLife)}, nil
+			Secret: secret, ExpiresAt: now.Add(requestTokenLife)}, nil
 	})
 }
 
@@ -95,11 +95,11 @@ func (s *Service) AuthorizeAccess(ctx context.Context, request resource.ID, want
 	if len(want) == 0 {
 		return nil, fault.InvalidField("roles", "must name at least one role")
 	}
-	verifier := hex.EncodeToString(s.random(8))
+	verifier, now := hex.EncodeToString(s.random(8)), s.now()
 	var after *RequestToken
 	err := s.State.Update(ctx, func(tx *state.Tx) error {
 		t, ok := requestTokens.Find(tx, request)
-		if !ok || !tx.Now().Before(t.ExpiresAt) || !t.UserID.IsZero() {
+		if !ok || !lives(now, t.ExpiresAt, requestTokenLife) || !t.UserID.IsZero() {
 			return notFound("request token", request.Hex())
 		}
 		if !users.Has(tx, a.UserID) {
@@ -128,17 +128,17 @@ func (s *Service) CreateAccessToken(ctx context.Context, consumer, request resou
 	if !ok || !there || t.ConsumerID != consumer || !signed(c.Secret, t.Secret) {
 		return nil, nothingSigned
 	}
-	secret := hex.EncodeToString(s.random(16))
+	secret, now := hex.EncodeToString(s.random(16)), s.now()
 	return create(ctx, s, accessTokens, func(tx *state.Tx) (*AccessToken, error) {
 		t, ok := requestTokens.Find(tx, request)
-		if !ok || !tx.Now().Before(t.ExpiresAt) || t.Verifier == "" || !equal(t.Verifier, verifier) {
+		if !ok || !lives(now, t.ExpiresAt, requestTokenLife) || t.Verifier == "" || !equal(t.Verifier, verifier) {
 			return nil, nothingSigned
 		}
 		if err := requestTokens.Delete(tx, request); err != nil {
 			return nil, err
 		}
 		return &AccessToken{Meta: resource.Meta{ID: tx.NewID()}, ConsumerID: consumer, UserID: t.UserID,
-			InProjectID: t.InProjectID, RoleIDs: t.RoleIDs, Secret: secret, ExpiresAt: tx.Now().Add(accessTokenLife)}, nil
+			InProjectID: t.InProjectID, RoleIDs: t.RoleIDs, Secret: secret, ExpiresAt: now.Add(accessTokenLife)}, nil
 	})
 }
 
@@ -146,7 +146,7 @@ func (s *Service) CreateAccessToken(ctx context.Context, consumer, request resou
 func (s *Service) proveAccess(p Proof, c *Claim) (*User, error) {
 	tx := s.State.Latest()
 	t, ok := accessTokens.PeekOne(tx, p.AccessTokenID)
-	if !ok || t.ConsumerID != p.ConsumerID || !c.IssuedAt.Before(t.ExpiresAt) || p.Signed == nil {
+	if !ok || t.ConsumerID != p.ConsumerID || !lives(c.IssuedAt, t.ExpiresAt, accessTokenLife) || p.Signed == nil {
 		return nil, nothingSigned
 	}
 	consumer, ok := consumers.PeekOne(tx, t.ConsumerID)

@@ -165,7 +165,10 @@ func (r RoleRef) find(tx *state.Tx) (*Role, bool) {
 	return nil, false
 }
 
-const mostRules = 64
+const (
+	mostRules   = 64
+	secretLeast = 8 // characters that a chosen secret has
+)
 
 func (c *NewApplicationCredential) check(now time.Time) error {
 	if err := checkName(c.Name, 255); err != nil {
@@ -205,6 +208,9 @@ func (s *Service) CreateApplicationCredential(ctx context.Context, user resource
 		secret = base64.RawURLEncoding.EncodeToString(s.random(64))
 		hash = fastHash(secret)
 	} else {
+		if least := max(secretLeast, s.config.Password.MinLength); len([]rune(secret)) < least {
+			return nil, "", fault.InvalidField("secret", "must have at least %d characters", least)
+		}
 		if len(secret) > s.config.Password.MaxLength {
 			return nil, "", fault.InvalidField("secret", "must have at most %d bytes", s.config.Password.MaxLength)
 		}

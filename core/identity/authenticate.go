@@ -124,54 +124,21 @@ func (s *Service) provePassword(ctx context.Context, ref UserRef, password strin
 			return nil, err
 		}
 	}
-	if !ok || u.locked(s.config.Lockout, s.now()) {
+	if !ok || !s.judge(ctx, u, good) {
 		return nil, unauthorized
-	}
-	if !good {
-		return nil, s.countFailure(ctx, u)
 	}
 	if domain, ok := projects.PeekOne(tx, u.DomainID); !u.Enabled || !ok || !domain.Enabled {
 		return nil, unauthorized
 	}
-	if u.Failures > 0 {
-		if err := s.clearFailures(ctx, u.ID); err != nil {
-			return nil, err
-		}
-	}
 	return u, nil
 }
 
-func (s *Service) countFailure(ctx context.Context, u *User) error {
-	if s.config.Lockout.After <= 0 || u.PasswordHash == "" || isTrue(u.Options.IgnoreLockout) {
-		return unauthorized
+// judge is the guard's of what a user has shown.
+func (s *Service) judge(ctx context.Context, u *User, good bool) bool {
+	if isTrue(u.Options.IgnoreLockout) {
+		return good
 	}
-	err := s.State.Update(ctx, func(tx *state.Tx) error {
-		now, ok := users.Find(tx, u.ID)
-		if !ok {
-			return nil
-		}
-		if now.Failures >= s.config.Lockout.After {
-			now.Failures = 0 // a lock that has run out: count anew
-		}
-		now.Failures++
-		now.FailedAt = tx.Now()
-		return users.Put(tx, now)
-	})
-	if err != nil {
-		return err
-	}
-	return unauthorized
-}
-
-func (s *Service) clearFailures(ctx context.Context, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
-		u, ok := users.Find(tx, id)
-		if !ok || u.Failures == 0 {
-			return nil
-		}
-		u.Failures, u.FailedAt = 0, time.Time{}
-		return users.Put(tx, u)
-	})
+	return s.guard.judge(ctx, u.ID, good, s.now())
 }
 
 // Authenticate checks a proof and makes a token.
@@ -229,6 +196,9 @@ func (s *Service) prove(ctx context.Context, p Proof) (*Claim, error) {
 	if u, ok := users.PeekOne(s.State.Latest(), c.UserID); !ok || !u.Options.satisfied(c.Methods) {
 		return nil, unauthorized
 	}
+	if c.Methods&(ByPassword|ByTOTP) != 0 {
+		s.guard.succeeded(ctx, c.UserID, now)
+	}
 	return c, nil
 }
 
@@ -283,6 +253,9 @@ func (s *Service) proveSecret(ctx context.Context, p Proof, c *Claim) (*User, er
 	if err != nil {
 		return nil, err
 	}
+	if ok && !strings.HasPrefix(ac.SecretHash, fastPrefix) {
+		good = s.guard.judge(ctx, ac.ID, good, s.now()) // somebody has thought of it, and others may guess it
+	}
 	if !ok || !good || ac.expired(s.now()) {
 		return nil, unauthorized
 	}
@@ -301,30 +274,47 @@ func (s *Service) proveSecret(ctx context.Context, p Proof, c *Claim) (*User, er
 }
 
 // provePasscode checks a one-time passcode (RFC 6238: SHA-1, 30 seconds, six digits) against the user's
-// secrets, for this interval and the one before. A passcode works once.
+// secrets, for this interval and the one before. A passcode works once. Wrong ones count like wrong passwords.
 func (s *Service) provePasscode(ctx context.Context, ref UserRef, passcode string) (*User, error) {
 	tx := s.State.Latest()
 	u, ok := ref.find(tx)
-	if !ok || u.locked(s.config.Lockout, s.now()) {
+	if !ok {
 		return nil, unauthorized
 	}
-	step := s.now().Unix() / 30
+	cred, at := u.passcode(tx, s.now().Unix()/30, passcode)
+	if !s.judge(ctx, u, cred != nil) {
+		return nil, unauthorized
+	}
+	return u, s.usePasscode(ctx, cred.ID, at)
+}
+
+// mostPasscodes is how many of a user's secrets for passcodes are tried.
+const mostPasscodes = 8
+
+// passcode finds the user's secret that makes a passcode at a step of the clock or the one before, and at which.
+func (u *User) passcode(tx *state.Tx, step int64, passcode string) (*Credential, int64) {
+	tried := 0
 	for cred := range credentials.Peek(tx, "user", state.Range{Prefix: state.KeyOf(u.ID)}) {
-		if cred.Type != "totp" {
+		if cred.Type != "totp" || tried == mostPasscodes {
 			continue
 		}
+		tried++
 		secret, err := base32.StdEncoding.WithPadding(base32.NoPadding).DecodeString(strings.TrimRight(strings.ToUpper(cred.Blob), "="))
 		if err != nil {
 			continue
 		}
 		for _, at := range []int64{step, step - 1} {
-			if at > cred.UsedStep && equal(totp(secret, at), passcode) {
-				return u, s.usePasscode(ctx, cred.ID, at)
+			if cred.fresh(at, step) && equal(totp(secret, at), passcode) {
+				return cred, at
 			}
 		}
 	}
-	return nil, s.countFailure(ctx, u)
+	return nil, 0
 }
+
+// fresh reports whether the passcode of a step has not been used yet. A use in what is the future by now was
+// a wrong clock's, and would refuse every passcode until then.
+func (c *Credential) fresh(at, step int64) bool { return at > c.UsedStep || c.UsedStep > step+1 }
 
 func totp(secret []byte, step int64) string {
 	h := hmac.New(sha1.New, secret)
@@ -334,13 +324,14 @@ func totp(secret []byte, step int64) string {
 	return fmt.Sprintf("%06d", binary.BigEndian.Uint32(sum[at:])&0x7fffffff%1000000)
 }
 
-func (s *Service) usePasscode(ctx context.Context, id resource.ID, step int64) error {
+func (s *Service) usePasscode(ctx context.Context, id resource.ID, at int64) error {
+	now := s.now().Unix() / 30
 	return s.State.Update(ctx, func(tx *state.Tx) error {
 		cred, ok := credentials.Find(tx, id)
-		if !ok || cred.UsedStep >= step {
+		if !ok || !cred.fresh(at, now) {
 			return unauthorized
 		}
-		cred.UsedStep = step
+		cred.UsedStep = at
 		return credentials.Put(tx, cred)
 	})
 }
@@ -351,6 +342,7 @@ func (s *Service) issue(ctx context.Context, c *Claim, p Proof) (string, *Sessio
 	if err != nil {
 		return "", nil, err
 	}
+	c.Serial = key.Serial
 	tx := s.State.Latest()
 	if c.Via == ViaUser {
 		if err := s.aim(ctx, tx, c, p.Scope); err != nil {

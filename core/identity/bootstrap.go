@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
@@ -41,7 +42,7 @@ func Bootstrap(ctx context.Context, st *state.State, o BootstrapOptions) error {
 	}
 	ctx = Internal(ctx)
 	s := New(st, o.Config)
-	b := &bootstrap{s: s, o: o, hashes: map[string]string{}}
+	b := &bootstrap{s: s, o: o, now: s.now(), hashes: map[string]string{}}
 	tx, err := st.View(ctx)
 	if err != nil {
 		return err
@@ -63,6 +64,7 @@ func Bootstrap(ctx context.Context, st *state.State, o BootstrapOptions) error {
 type bootstrap struct {
 	s      *Service
 	o      BootstrapOptions
+	now    time.Time
 	hashes map[string]string // of the users that are to be made
 	roles  map[string]resource.ID
 }
@@ -130,7 +132,7 @@ func (b *bootstrap) makeProject(tx *state.Tx, name string) error {
 		return nil
 	}
 	u := &User{Meta: resource.Meta{ID: tx.NewID(), Name: name}, DomainID: DefaultDomain, Enabled: true}
-	u.setPassword(hash, b.s.config.Password, tx.Now())
+	u.setPassword(hash, b.s.config.Password, b.now)
 	if err := users.Put(tx, u); err != nil {
 		return err
 	}

@@ -219,6 +219,127 @@ func TestSweepForgetsOldKeys(t *testing.T) {
 	w.login("demo", inProject("demo"))
 }
 
+// A key signs for a day, and is gone when its tokens are.
+func TestSweepChangesTheKey(t *testing.T) {
+	w := newWorld(t, Config{})
+	for hour, want := range []int{23: 1, 24: 2, 25: 2, 26: 2, 47: 2, 48: 3} {
+		if want == 0 {
+			continue
+		}
+		w.now = time.Date(2030, 1, 1, hour, 0, 1, 0, time.UTC)
+		w.must(w.Sweep(w.root()))
+		token := w.login("demo", inProject("demo"))
+		if serial := newestKey(w.State.Latest()).Serial; serial != want {
+			t.Errorf("after %d hours key %d signs, want %d", hour, serial, want)
+		}
+		w.now = w.now.Add(time.Hour - time.Second)
+		w.must(w.Sweep(w.root()))
+		w.as(token)
+	}
+	w.now = w.now.Add(24 * time.Hour)
+	w.must(w.Sweep(w.root()))
+	w.now = w.now.Add(2 * time.Hour)
+	w.must(w.Sweep(w.root()))
+	if keys := tokenKeys.Len(w.State.Latest()); keys != 1 {
+		t.Errorf("%d keys are kept, want 1", keys)
+	}
+}
+
+func TestSweepForgetsAsManyAsThereAre(t *testing.T) {
+	w := newWorld(t, Config{})
+	for range 3 {
+		w.must(w.State.Update(t.Context(), func(tx *state.Tx) error {
+			for range sweepAtOnce {
+				if err := revocations.Put(tx, &Revocation{Meta: resource.Meta{ID: tx.NewID()}, Serial: 1, ExpiresAt: w.now}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}))
+	}
+	w.must(w.RotateKeys(w.root()))
+	w.now = w.now.Add(2 * time.Hour)
+	w.must(w.Sweep(w.root()))
+	if n := revocations.Len(w.State.Latest()); n != 0 {
+		t.Errorf("%d revocations are left", n)
+	}
+}
+
+// However wrong the clock was, or is: a revoked token is never good again, and nothing lasts for years.
+func TestWrongClock(t *testing.T) {
+	far := 9 * 365 * 24 * time.Hour
+	revoke := func(w *world) string {
+		token := w.login("demo", inProject("demo"))
+		n, err := w.Session(t.Context(), token)
+		w.must(err)
+		w.must(w.RevokeToken(w.as(token), n))
+		return token
+	}
+	change := func(w *world) {
+		w.must(second(w.UpdateUser(w.root(), w.user("alt").ID, func(u *User) error { u.Description += "x"; return nil }, nil)))
+	}
+	t.Run("it was in the future before the token was made", func(t *testing.T) {
+		w := newWorld(t, Config{})
+		w.now = w.now.Add(far)
+		change(w)
+		w.now = w.now.Add(-far)
+		token := revoke(w)
+		w.must(w.Sweep(w.root()))
+		w.refused(token, "a sweep")
+	})
+	t.Run("it is in the future for a while", func(t *testing.T) {
+		w := newWorld(t, Config{})
+		token := revoke(w)
+		w.now = w.now.Add(far)
+		for range 3 {
+			w.must(w.Sweep(w.root()))
+			w.now = w.now.Add(2 * time.Hour)
+		}
+		w.now = w.now.Add(-far - 6*time.Hour)
+		w.refused(token, "sweeps under another clock")
+		for range 3 {
+			w.must(w.Sweep(w.root()))
+			w.refused(token, "the clock was set right")
+			w.as(w.login("demo", inProject("demo")))
+			w.now = w.now.Add(2 * time.Hour)
+		}
+		if keys, revoked := tokenKeys.Len(w.State.Latest()), revocations.Len(w.State.Latest()); keys > 2 || revoked > 0 {
+			t.Errorf("%d keys and %d revocations are kept", keys, revoked)
+		}
+	})
+	t.Run("what was made in the future ends", func(t *testing.T) {
+		w := newWorld(t, Config{})
+		w.now = w.now.Add(far)
+		token := w.login("demo", inProject("demo"))
+		c, err := w.CreateConsumer(w.root(), &Consumer{})
+		w.must(err)
+		_, err = w.RequestAccess(t.Context(), c.ID, w.project("demo").ID, signed)
+		w.must(err)
+		_, err = w.CreateCredential(w.root(), &Credential{Type: "totp", UserID: w.user("demo").ID, Blob: "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"})
+		w.must(err)
+		passcode := func() error {
+			p := Proof{Methods: []string{"totp"}, User: UserRef{ID: w.user("demo").ID}, Passcode: totp([]byte("12345678901234567890"), w.now.Unix()/30)}
+			return third(w.Authenticate(t.Context(), p))
+		}
+		w.must(passcode())
+		for range 10 {
+			w.Authenticate(t.Context(), password("alt", "wrong", ScopeRef{}))
+		}
+		w.now = w.now.Add(-far)
+		w.refused(token, "the clock was set right")
+		w.must(passcode())
+		if err := passcode(); !fault.Is(err, fault.Unauthorized) {
+			t.Errorf("the same passcode twice: %v", err)
+		}
+		w.now = w.now.Add(time.Hour)
+		w.login("alt", inProject("alt"))
+		w.must(w.Sweep(w.root()))
+		if n := requestTokens.Len(w.State.Latest()); n != 0 {
+			t.Errorf("%d request tokens of the future are kept", n)
+		}
+	})
+}
+
 func TestForgedTokens(t *testing.T) {
 	w := newWorld(t, Config{})
 	token := w.login("demo", inProject("demo"))
@@ -255,7 +376,7 @@ func TestClaim(t *testing.T) {
 	for _, scope := range []Scope{{}, {ProjectID: id()}, {DomainID: id()}, {System: true}} {
 		for via := ViaUser; via <= ViaAccessKey; via++ {
 			for _, parent := range []resource.ID{{}, id()} {
-				c := Claim{UserID: id(), Epoch: 3, Scope: scope, Via: via, AuditID: id(), ParentID: parent,
+				c := Claim{Serial: 7, UserID: id(), Epoch: 3, Scope: scope, Via: via, AuditID: id(), ParentID: parent,
 					Methods: ByPassword | ByToken, IssuedAt: at, ExpiresAt: at.Add(time.Hour)}
 				if via != ViaUser {
 					c.ViaID = id()
@@ -298,30 +419,6 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
-}
-
-func TestLockout(t *testing.T) {
-	w := newWorld(t, Config{Lockout: Lockout{After: 3, For: time.Minute}})
-	try := func(pass string) error {
-		_, _, err := w.Authenticate(t.Context(), password("demo", pass, inProject("demo")))
-		return err
-	}
-	for range 3 {
-		if err := try("wrong"); !fault.Is(err, fault.Unauthorized) {
-			t.Fatal(err)
-		}
-	}
-	if err := try("demo-password"); !fault.Is(err, fault.Unauthorized) {
-		t.Errorf("a locked user got in: %v", err)
-	}
-	if n := w.user("demo").Failures; n != 3 {
-		t.Errorf("%d failures are counted; a locked user's count must stay at 3, or the log would grow with each guess", n)
-	}
-	w.now = w.now.Add(time.Minute)
-	w.must(try("demo-password"))
-	if n := w.user("demo").Failures; n != 0 {
-		t.Errorf("%d failures are left after a success", n)
-	}
 }
 
 func TestLockoutSparesWhoIsExempt(t *testing.T) {

@@ -44,10 +44,10 @@ func (r PasswordRules) check(password string) error {
 	return nil
 }
 
-// Lockout says when a user's passwords are refused unseen. It always ends by itself, so
-// that nobody can lock an admin out for good.
+// Lockout says when what a user shows is refused unseen. It always ends by itself, so that nobody can
+// lock an admin out for good; see guard for whom it meets.
 type Lockout struct {
-	After int           // failures in a row; 10 when 0, negative: never
+	After int           // failures in a row from one address; 10 when 0, negative: never
 	For   time.Duration // a minute when 0
 }
 

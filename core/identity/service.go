@@ -32,6 +32,7 @@ type Service struct {
 	State  *state.State
 	config Config
 	hasher *hasher
+	guard  *guard
 }
 
 // New makes the service on a state. Bootstrap fills an empty one.
@@ -50,7 +51,7 @@ func New(s *state.State, c Config) *Service {
 	}
 	c.Password = c.Password.withDefaults()
 	c.Lockout = c.Lockout.withDefaults()
-	return &Service{State: s, config: c, hasher: newHasher(c.Hash, c.Random)}
+	return &Service{State: s, config: c, hasher: newHasher(c.Hash, c.Random), guard: newGuard(c.Lockout)}
 }
 
 func (s *Service) now() time.Time { return s.config.Now().UTC() }

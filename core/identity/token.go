@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -8,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +25,7 @@ import (
 
 // A Claim is what a token says.
 type Claim struct {
+	Serial    int // of the key that signed it
 	UserID    resource.ID
 	Epoch     uint32 // the user's, when the token was made
 	Other     uint32 // of a trust: the epoch of its other party, the trustee if the user is the trustor
@@ -63,22 +66,34 @@ const (
 // a token of theirs can live.
 type TokenKey struct {
 	resource.Meta
-	Serial int    // stands in the tokens
-	Secret []byte `secret:"true"`
+	Serial int       // stands in the tokens
+	Secret []byte    `secret:"true"`
+	From   time.Time // by the clock that tokens are checked with; it signs until the next one does
+}
+
+// from is when the key began to sign.
+func (k *TokenKey) from() time.Time {
+	if k.From.IsZero() {
+		return k.CreatedAt
+	}
+	return k.From
 }
 
 var tokenKeys = state.NewTable("token-key",
 	state.Unique("serial", func(k *TokenKey) state.Key { return state.KeyOf(k.Serial) }),
 )
 
-// A Revocation ends one token before its time. Its ID is the token's audit ID.
+// A Revocation ends one token before its time. Its ID is the token's audit ID. It is kept until the key
+// that signed the token is gone, and with the key all its tokens for good: no clock, however wrong, makes
+// a revoked token a good one again.
 type Revocation struct {
 	resource.Meta
-	ExpiresAt time.Time // the token's: then the revocation can be forgotten
+	Serial    int // the key's
+	ExpiresAt time.Time
 }
 
 var revocations = state.NewTable("revocation",
-	state.Index("expiry", func(r *Revocation) state.Key { return state.KeyOf(r.ExpiresAt) }),
+	state.Index("serial", func(r *Revocation) state.Key { return state.KeyOf(r.Serial) }),
 )
 
 // The layout of a token: a version, the key's serial, what follows, then the MAC of all before it.
@@ -193,7 +208,7 @@ func parse(b []byte) (*Claim, error) {
 		rest = rest[len(id):]
 		return id
 	}
-	c := &Claim{Methods: Methods(b[6]), UserID: next()}
+	c := &Claim{Serial: int(binary.BigEndian.Uint32(b[1:])), Methods: Methods(b[6]), UserID: next()}
 	c.Epoch, rest = binary.BigEndian.Uint32(rest), rest[4:]
 	c.AuditID = next()
 	c.IssuedAt, rest = time.UnixMilli(int64(binary.BigEndian.Uint64(rest))).UTC(), rest[8:]
@@ -256,7 +271,7 @@ func (s *Service) signingKey(ctx context.Context) (*TokenKey, error) {
 	if k := newestKey(s.State.Latest()); k != nil {
 		return k, nil
 	}
-	if err := s.addKey(ctx, true); err != nil {
+	if err := s.addKey(ctx, 0); err != nil {
 		return nil, err
 	}
 	tx, err := s.State.View(ctx)
@@ -269,64 +284,128 @@ func (s *Service) signingKey(ctx context.Context) (*TokenKey, error) {
 	return nil, fmt.Errorf("there is no key to sign tokens with")
 }
 
-func (s *Service) addKey(ctx context.Context, first bool) error {
-	secret := s.random(tokenKeyBytes)
+// addKey makes the key after the one of a serial number, unless somebody else has.
+func (s *Service) addKey(ctx context.Context, after int) error {
+	secret, now := s.random(tokenKeyBytes), s.now()
 	return s.State.Update(ctx, func(tx *state.Tx) error {
-		newest, serial := newestKey(tx), 1
-		if newest != nil {
-			if first {
-				return nil
-			}
-			serial = newest.Serial + 1
+		if newest := newestKey(tx); newest != nil && newest.Serial != after {
+			return nil
 		}
-		return tokenKeys.Put(tx, &TokenKey{Meta: resource.Meta{ID: tx.NewID()}, Serial: serial, Secret: secret})
+		return tokenKeys.Put(tx, &TokenKey{Meta: resource.Meta{ID: tx.NewID()}, Serial: after + 1, Secret: secret, From: now})
 	})
 }
 
 // RotateKeys makes a new key to sign tokens with. Tokens of the older keys stay good for their
 // time; Sweep forgets the keys after that.
-func (s *Service) RotateKeys(ctx context.Context) error { return s.addKey(ctx, false) }
-
-// Sweep forgets what time has made useless: revocations of expired tokens, request and access tokens
-// that have expired themselves, and keys whose tokens have all expired. It may run at any time.
-func (s *Service) Sweep(ctx context.Context) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
-		if err := forget(tx, revocations, func(r *Revocation) time.Time { return r.ExpiresAt }); err != nil {
-			return err
-		}
-		if err := forget(tx, requestTokens, func(t *RequestToken) time.Time { return t.ExpiresAt }); err != nil {
-			return err
-		}
-		if err := forget(tx, accessTokens, func(t *AccessToken) time.Time { return t.ExpiresAt }); err != nil {
-			return err
-		}
-		keys := collect(tokenKeys.Each(tx, "serial", ""), nil)
-		for i := 0; i+1 < len(keys); i++ {
-			// A key signs until the next one is made.
-			if keys[i+1].CreatedAt.Add(s.config.TokenLife).Before(tx.Now()) {
-				if err := tokenKeys.Delete(tx, keys[i].ID); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	})
+func (s *Service) RotateKeys(ctx context.Context) error {
+	newest, err := s.signingKey(ctx)
+	if err != nil {
+		return err
+	}
+	return s.addKey(ctx, newest.Serial)
 }
 
-// forget deletes what has expired, by the table's index "expiry", up to a number that one transaction bears.
-func forget[T any](tx *state.Tx, table *state.Table[T], expiry func(*T) time.Time) error {
+const (
+	keyLife = 24 * time.Hour // a key signs for so long
+	// mostRevocations of one key's tokens: then another key signs, so that they can be forgotten.
+	mostRevocations = 100_000
+	sweepAtOnce     = 1000 // objects in one transaction
+)
+
+// keyDue reports whether the newest key has signed for long enough. One that began in the future was
+// made while the clock was wrong; what it signed then is refused by now.
+func (s *Service) keyDue(tx *state.Tx, now time.Time) bool {
+	k := newestKey(tx)
+	if k == nil {
+		return false
+	}
+	age := now.Sub(k.from())
+	return age >= keyLife || age < -clockSlack || age >= s.config.TokenLife && revocations.Len(tx) >= mostRevocations
+}
+
+// Sweep forgets what time has made useless: keys whose tokens have all expired, revocations of their tokens,
+// request and access tokens that have expired themselves. And it changes the key, once a day. It may run at
+// any time.
+func (s *Service) Sweep(ctx context.Context) error {
+	now := s.now()
+	if s.keyDue(s.State.Latest(), now) {
+		if err := s.RotateKeys(ctx); err != nil {
+			return err
+		}
+	}
+	for left := 0; left == 0; {
+		err := s.State.Update(ctx, func(tx *state.Tx) error {
+			left = sweepAtOnce
+			return s.sweep(tx, now, &left)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweep forgets up to a number of objects, and counts that down.
+func (s *Service) sweep(tx *state.Tx, now time.Time, left *int) error {
+	if err := forget(tx, requestTokens, now, requestTokenLife, func(t *RequestToken) time.Time { return t.ExpiresAt }, left); err != nil {
+		return err
+	}
+	if err := forget(tx, accessTokens, now, accessTokenLife, func(t *AccessToken) time.Time { return t.ExpiresAt }, left); err != nil {
+		return err
+	}
+	keys := collect(tokenKeys.Each(tx, "serial", ""), nil)
+	for i, k := range keys {
+		// Its tokens are of before any later key began, and live for so long.
+		if slices.ContainsFunc(keys[i+1:], func(later *TokenKey) bool { return now.After(later.from().Add(s.config.TokenLife)) }) {
+			if err := tokenKeys.Delete(tx, k.ID); err != nil {
+				return err
+			}
+		}
+	}
 	var old []resource.ID
-	for obj := range table.Peek(tx, "expiry", state.Range{}) {
-		if expiry(obj).After(tx.Now()) || len(old) == 1000 {
+	for r := range revocations.Peek(tx, "serial", state.Range{}) {
+		if findKey(tx)(r.Serial) != nil || len(old) == *left {
 			break
 		}
-		old = append(old, any(obj).(resource.Object).GetMeta().ID)
+		if r.Serial > 0 || !now.Before(r.ExpiresAt) { // none in what an earlier release wrote
+			old = append(old, r.ID)
+		}
 	}
-	for _, id := range old {
+	return drop(tx, revocations, old, left)
+}
+
+// forget deletes what has expired, by the table's index "expiry", and what only a wrong clock can have made:
+// that lasts for longer than such a thing does.
+func forget[T any](tx *state.Tx, table *state.Table[T], now time.Time, life time.Duration, expiry func(*T) time.Time, left *int) error {
+	var old []resource.ID
+	for _, reverse := range []bool{false, true} {
+		for obj := range table.Peek(tx, "expiry", state.Range{Reverse: reverse}) {
+			if lives(now, expiry(obj), life) || len(old) == *left {
+				break
+			}
+			old = append(old, any(obj).(resource.Object).GetMeta().ID)
+		}
+	}
+	slices.SortFunc(old, func(a, b resource.ID) int { return bytes.Compare(a[:], b[:]) })
+	return drop(tx, table, slices.Compact(old), left)
+}
+
+// clockSlack is how far the clock may be set back without ending what was made before.
+const clockSlack = time.Hour
+
+// lives reports whether a thing that lasts for some time at the most has not expired. One that would last for
+// longer was made under a clock that was wrong.
+func lives(now, expires time.Time, life time.Duration) bool {
+	return now.Before(expires) && !expires.After(now.Add(life+clockSlack))
+}
+
+func drop[T any](tx *state.Tx, table *state.Table[T], ids []resource.ID, left *int) error {
+	for _, id := range ids {
 		if err := table.Delete(tx, id); err != nil {
 			return err
 		}
 	}
+	*left -= len(ids)
 	return nil
 }
 
@@ -391,7 +470,7 @@ func (s *Service) Session(ctx context.Context, token string) (*Session, error) {
 		return nil, unauthorized
 	}
 	now := s.now()
-	if !now.Before(c.ExpiresAt) || revocations.Has(tx, c.AuditID) {
+	if !lives(now, c.ExpiresAt, s.config.TokenLife) || revocations.Has(tx, c.AuditID) {
 		return nil, unauthorized
 	}
 	return open(tx, c, now)
@@ -515,7 +594,7 @@ func (s *Service) RevokeToken(ctx context.Context, n *Session) error {
 		if revocations.Has(tx, n.AuditID) {
 			return nil
 		}
-		return revocations.Put(tx, &Revocation{Meta: resource.Meta{ID: n.AuditID}, ExpiresAt: n.ExpiresAt})
+		return revocations.Put(tx, &Revocation{Meta: resource.Meta{ID: n.AuditID}, Serial: n.Serial, ExpiresAt: n.ExpiresAt})
 	})
 }
 

@@ -27,8 +27,6 @@ type User struct {
 	PasswordPast      []string  `secret:"true"` // the hashes before it, newest first
 	PasswordSetAt     time.Time // zero when there is none
 	PasswordExpiresAt time.Time // zero: never
-	Failures          int       // wrong passwords in a row
-	FailedAt          time.Time // the last of them
 	Epoch             uint32    // counts up when all tokens of the user must end
 }
 
@@ -69,11 +67,6 @@ func (u *User) check(tx *state.Tx) error {
 	return u.Extra.check()
 }
 
-// locked reports whether the user's passwords are refused at this moment.
-func (u *User) locked(l Lockout, now time.Time) bool {
-	return l.After > 0 && u.Failures >= l.After && !isTrue(u.Options.IgnoreLockout) && now.Before(u.FailedAt.Add(l.For))
-}
-
 func (u *User) expired(now time.Time) bool {
 	return !u.PasswordExpiresAt.IsZero() && !isTrue(u.Options.IgnorePasswordExpiry) && !now.Before(u.PasswordExpiresAt)
 }
@@ -91,7 +84,6 @@ func (u *User) setPassword(hash string, rules PasswordRules, now time.Time) {
 	if rules.ExpireDays > 0 {
 		u.PasswordExpiresAt = now.Add(time.Duration(rules.ExpireDays) * 24 * time.Hour)
 	}
-	u.Failures, u.FailedAt = 0, time.Time{}
 	u.Epoch++
 }
 
@@ -107,11 +99,12 @@ func (s *Service) CreateUser(ctx context.Context, u *User, password string) (*Us
 	if err != nil {
 		return nil, err
 	}
+	now := s.now()
 	return create(ctx, s, users, func(tx *state.Tx) (*User, error) {
 		made := *u
 		made.ID = tx.NewID()
 		if hash != "" {
-			made.setPassword(hash, s.config.Password, tx.Now())
+			made.setPassword(hash, s.config.Password, now)
 		}
 		if d, ok := projects.PeekOne(tx, made.DomainID); !ok || !d.IsDomain() {
 			return nil, notFound("domain", made.DomainID.Hex())
@@ -198,7 +191,8 @@ func (s *Service) UpdateUser(ctx context.Context, id resource.ID, change func(*U
 			return nil, err
 		}
 	}
-	return edit(ctx, s, users, id, func(tx *state.Tx, u *User) error {
+	now, forgiven := s.now(), false
+	u, err := edit(ctx, s, users, id, func(tx *state.Tx, u *User) error {
 		if err := s.manageUser(ctx, tx, id, "user.update"); err != nil {
 			return err
 		}
@@ -212,14 +206,16 @@ func (s *Service) UpdateUser(ctx context.Context, id resource.ID, change func(*U
 		if was.Enabled && !u.Enabled {
 			u.Epoch++
 		}
-		if u.Enabled && !was.Enabled {
-			u.Failures, u.FailedAt = 0, time.Time{}
-		}
+		forgiven = u.Enabled && !was.Enabled || password != nil
 		if password != nil {
-			u.setPassword(hash, s.config.Password, tx.Now())
+			u.setPassword(hash, s.config.Password, now)
 		}
 		return u.check(tx)
 	})
+	if err == nil && forgiven && !state.Planning(ctx) {
+		s.guard.forgive(id)
+	}
+	return u, err
 }
 
 func (s *Service) manageUser(ctx context.Context, tx *state.Tx, id resource.ID, action string) error {
@@ -259,11 +255,12 @@ func (s *Service) ChangePassword(ctx context.Context, id resource.ID, present, n
 	if err != nil {
 		return err
 	}
-	_, err = edit(ctx, s, users, id, func(tx *state.Tx, now *User) error {
-		if now.PasswordHash != u.PasswordHash {
+	now := s.now()
+	_, err = edit(ctx, s, users, id, func(tx *state.Tx, present *User) error {
+		if present.PasswordHash != u.PasswordHash {
 			return fault.Errorf(fault.Conflict, "The password was changed in the meantime.")
 		}
-		now.setPassword(hash, s.config.Password, tx.Now())
+		present.setPassword(hash, s.config.Password, now)
 		return nil
 	})
 	return err
