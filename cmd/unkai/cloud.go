@@ -184,6 +184,7 @@ func (c *cloud) sweep(ctx context.Context) {
 		err := errors.Join(
 			untilDone(func() (int, error) { return state.Forget(ctx, c.state, c.state.Now().Add(-24*time.Hour), sweepAtOnce) }),
 			untilDone(func() (int, error) { return c.reaper.Forget(ctx, sweepAtOnce) }),
+			untilDone(func() (int, error) { return c.compute.Forget(ctx, sweepAtOnce) }),
 			c.identity.Sweep(ctx))
 		_, err2 := c.image.Sweep(ctx)
 		if err = errors.Join(err, err2); err != nil && ctx.Err() == nil {

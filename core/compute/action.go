@@ -220,6 +220,9 @@ func (s *Service) bury(tx *state.Tx, srv *Server, message string) error {
 	if err := settle(tx, srv, operation.Succeeded, message); err != nil {
 		return err
 	}
+	if err := remember(tx, srv); err != nil {
+		return err
+	}
 	return servers.Delete(tx, srv.ID)
 }
 

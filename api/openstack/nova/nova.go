@@ -113,6 +113,8 @@ func (s *server) routes() map[string]openstack.Handler {
 		"GET /v2.1/os-server-groups":                            s.listGroups,
 		"GET /v2.1/os-server-groups/{id}":                       s.showGroup,
 		"GET /v2.1/os-services":                                 s.listServices,
+		"GET /v2.1/os-simple-tenant-usage":                      s.listUsage,
+		"GET /v2.1/os-simple-tenant-usage/{id}":                 s.showUsage,
 		"GET /v2.1/servers":                                     s.listServers,
 		"GET /v2.1/servers/detail":                              s.listServersDetail,
 		"GET /v2.1/servers/{id}":                                s.showServer,

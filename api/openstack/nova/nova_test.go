@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -51,7 +52,7 @@ func serve(t testing.TB, hosts int) (*httptest.Server, *cloudtest.Cloud) {
 // TestConversations replays testdata/*.txt. A line "> WHO METHOD PATH [MINOR]" begins a request in microversion
 // 2.MINOR, its body follows; "< STATUS" begins the answer: JSON in which what stands there must be found, or text
 // that must. "$name" in an answer binds a word that later lines may use, "*" is anything, "absent" must not be
-// there. "! settle" lets the hosts work; "! trouble WORDS" makes them fail, "! lazy" idle, "! well" neither.
+// there. "! settle" lets the hosts work; "! trouble WORDS" makes them fail, "! lazy" idle, "! well" neither; "! wait 2h" lets time pass.
 func TestConversations(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -91,8 +92,13 @@ func command(c *cloudtest.Cloud, words string) {
 			c.Lose(h)
 		}
 	}
-	if verb == "settle" {
+	switch verb {
+	case "settle":
 		c.Settle()
+	case "wait":
+		d, err := time.ParseDuration(rest)
+		c.Must(err)
+		c.Clock = c.Clock.Add(d)
 	}
 }
 

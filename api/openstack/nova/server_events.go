@@ -224,7 +224,7 @@ func (s *server) showDiagnostics(w http.ResponseWriter, r *http.Request) error {
 	}
 	var up any
 	if at := srv.Seen.StartedAt; !at.IsZero() && srv.Seen.Power == compute.On {
-		up = int(tx.Now().Sub(at).Seconds())
+		up = int(s.compute.State.Now().Sub(at).Seconds())
 	}
 	nics := []map[string]any{}
 	for _, p := range compute.Ports(tx, srv) {
@@ -331,7 +331,7 @@ func (s *server) revertResize(w http.ResponseWriter, r *http.Request, id resourc
 
 // showAuditLog answers that no usage audit runs: what a server cost is told elsewhere.
 func (s *server) listAuditLog(w http.ResponseWriter, r *http.Request) error {
-	return s.auditLog(w, r, time.Now())
+	return s.auditLog(w, r, s.compute.State.Now())
 }
 
 func (s *server) showAuditLog(w http.ResponseWriter, r *http.Request) error {
