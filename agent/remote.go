@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -34,47 +35,46 @@ type Identity struct {
 	Certificate []byte // DER
 	Key         []byte // PKCS #8
 	Authority   []byte // PEM
+
+	dir string // where it is kept
 }
 
-const identityFile = "identity.json"
+// IdentityFile is the file, in an agent's directory, that the identity is kept in.
+const IdentityFile = "identity.json"
 
 // LoadIdentity reads the identity kept in a directory; fs.ErrNotExist if the machine
 // has not joined.
 func LoadIdentity(dir string) (*Identity, error) {
-	text, err := os.ReadFile(filepath.Join(dir, identityFile))
+	text, err := os.ReadFile(filepath.Join(dir, IdentityFile))
 	if err != nil {
 		return nil, err
 	}
-	id := new(Identity)
+	id := &Identity{dir: dir}
 	if err := json.Unmarshal(text, id); err != nil {
 		return nil, fmt.Errorf("read the host's identity: %w", err)
 	}
 	return id, nil
 }
 
-func (id *Identity) save(dir string) error {
+func (id *Identity) save() error {
 	text, err := json.Marshal(id)
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(id.dir, 0o711); err != nil { // guests' own users pass through it
 		return err
 	}
-	temp := filepath.Join(dir, identityFile+".new")
+	temp := filepath.Join(id.dir, IdentityFile+".new")
 	if err := os.WriteFile(temp, text, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(temp, filepath.Join(dir, identityFile))
+	return os.Rename(temp, filepath.Join(id.dir, IdentityFile))
 }
 
 // Join makes this machine a host of the cloud at url with a one-time token, and keeps its
 // identity in dir. The token says which authority to trust, so the first contact is safe too.
 func Join(ctx context.Context, url, token, dir string) (*Identity, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	private, csr, err := newKey()
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +85,7 @@ func Join(ctx context.Context, url, token, dir string) (*Identity, error) {
 		VerifyConnection: func(c tls.ConnectionState) error {
 			for _, cert := range c.PeerCertificates[1:] {
 				if host.TokenTrusts(token, cert.Raw) {
-					return c.PeerCertificates[0].CheckSignatureFrom(cert)
+					return isController(c.PeerCertificates[0], cert)
 				}
 			}
 			return errors.New("the controller is not the one that the token is from")
@@ -109,12 +109,30 @@ func Join(ctx context.Context, url, token, dir string) (*Identity, error) {
 	if err := decodeAnswer(res, &answer); err != nil {
 		return nil, fmt.Errorf("join the cloud at %s: %w", url, err)
 	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
+	id := &Identity{Host: answer.Host, Certificate: answer.Certificate, Key: private, Authority: answer.Authority, dir: dir}
+	return id, id.save()
+}
+
+// newKey makes a key (PKCS #8), and a request for a certificate of it (DER).
+func newKey() (private, csr []byte, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	id := &Identity{Host: answer.Host, Certificate: answer.Certificate, Key: private, Authority: answer.Authority}
-	return id, id.save(dir)
+	if private, err = x509.MarshalPKCS8PrivateKey(key); err != nil {
+		return nil, nil, err
+	}
+	csr, err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	return private, csr, err
+}
+
+// isController reports why a certificate is not one that the authority gave to a controller: a host's
+// is signed by it too.
+func isController(cert, authority *x509.Certificate) error {
+	pool := x509.NewCertPool()
+	pool.AddCert(authority)
+	_, err := cert.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	return err
 }
 
 func decodeAnswer(res *http.Response, v any) error {
@@ -138,25 +156,94 @@ type Remote struct {
 
 	tls    *tls.Config
 	client *http.Client
+
+	mu   sync.Mutex
+	cert *tls.Certificate // guarded by mu
 }
 
 // NewRemote makes a link for a host that has joined.
 func NewRemote(url string, id *Identity, hello func(context.Context) (host.Hello, error), consoles compute.Consoler) (*Remote, error) {
-	key, err := x509.ParsePKCS8PrivateKey(id.Key)
+	cert, err := id.certificate()
 	if err != nil {
-		return nil, fmt.Errorf("read the host's key: %w", err)
+		return nil, err
 	}
 	pool := x509.NewCertPool()
 	block, _ := pem.Decode(id.Authority)
 	if block == nil || !pool.AppendCertsFromPEM(id.Authority) {
 		return nil, errors.New("the authority's certificate is damaged")
 	}
-	r := &Remote{URL: strings.TrimSuffix(url, "/"), Identity: id, Hello: hello, Consoles: consoles}
+	r := &Remote{URL: strings.TrimSuffix(url, "/"), Identity: id, Hello: hello, Consoles: consoles, cert: cert}
 	r.tls = &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool,
-		Certificates: []tls.Certificate{{Certificate: [][]byte{id.Certificate}, PrivateKey: key}}}
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			return r.cert, nil
+		}}
 	r.client = &http.Client{Transport: &http.Transport{TLSClientConfig: r.tls, MaxIdleConnsPerHost: 8,
 		DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext, TLSHandshakeTimeout: 5 * time.Second}}
 	return r, nil
+}
+
+func (id *Identity) certificate() (*tls.Certificate, error) {
+	key, err := x509.ParsePKCS8PrivateKey(id.Key)
+	if err != nil {
+		return nil, fmt.Errorf("read the host's key: %w", err)
+	}
+	leaf, err := x509.ParseCertificate(id.Certificate)
+	if err != nil {
+		return nil, fmt.Errorf("read the host's certificate: %w", err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{id.Certificate}, PrivateKey: key, Leaf: leaf}, nil
+}
+
+// KeepCertificate renews the host's certificate in the last third of its life, until ctx ends.
+func (r *Remote) KeepCertificate(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := r.Renew(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			slog.WarnContext(ctx, "could not renew the host's certificate", "err", err)
+		}
+		sleep(ctx, time.Hour)
+	}
+}
+
+// Renew gets the host's next certificate, with a new key, if the present one is in the last third of its life.
+func (r *Remote) Renew(ctx context.Context, now time.Time) error {
+	r.mu.Lock()
+	leaf := r.cert.Leaf
+	r.mu.Unlock()
+	if leaf.NotAfter.Sub(now) > leaf.NotAfter.Sub(leaf.NotBefore)/3 {
+		return nil
+	}
+	private, csr, err := newKey()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	res, err := r.do(ctx, http.MethodPost, "renew", host.RenewRequest{Request: csr})
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	var answer host.JoinAnswer
+	if err := decodeAnswer(res, &answer); err != nil {
+		return err
+	}
+	next := *r.Identity
+	next.Certificate, next.Key = answer.Certificate, private
+	cert, err := next.certificate()
+	if err != nil {
+		return err
+	}
+	if err := next.save(); err != nil {
+		return fmt.Errorf("keep the next certificate: %w", err)
+	}
+	r.mu.Lock()
+	*r.Identity, r.cert = next, cert
+	r.mu.Unlock()
+	r.client.CloseIdleConnections() // what comes next is done with the new one
+	slog.InfoContext(ctx, "the host's certificate was renewed", "until", cert.Leaf.NotAfter)
+	return nil
 }
 
 func (r *Remote) do(ctx context.Context, method, path string, v any) (*http.Response, error) {

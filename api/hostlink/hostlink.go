@@ -3,6 +3,7 @@
 // for each delivery, and posts what it sees.
 //
 //	POST /host/v1/join           {"token", "request"} -> {"host", "certificate", "authority"}, no client certificate
+//	POST /host/v1/renew          host.RenewRequest -> host.JoinAnswer with the next certificate
 //	POST /host/v1/session        host.Hello -> lines of Message, for as long as it lasts
 //	POST /host/v1/observations   [host.Observation, …]
 //	GET  /host/v1/images/{id}    the bytes of an image
@@ -12,6 +13,7 @@ package hostlink
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,10 +49,17 @@ const (
 	maxBody   = 32 << 20
 )
 
-// ServeHTTP answers a host. The listener must ask for client certificates and verify those given.
+// TLS is how the hosts' listener speaks: hosts show certificates of the authority, whoever joins has none yet.
+func TLS(a *host.Authority, cert tls.Certificate) *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},
+		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: a.Pool(), NextProtos: []string{"http/1.1"}}
+}
+
+// ServeHTTP answers a host. The listener must speak as TLS says.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.once.Do(func() {
 		s.mux.HandleFunc("POST /host/v1/join", s.answer(s.join))
+		s.mux.HandleFunc("POST /host/v1/renew", s.answer(s.known(s.renew)))
 		s.mux.HandleFunc("POST /host/v1/session", s.answer(s.known(s.session)))
 		s.mux.HandleFunc("POST /host/v1/observations", s.answer(s.known(s.observations)))
 		s.mux.HandleFunc("GET /host/v1/images/{id}", s.answer(s.known(s.image)))
@@ -89,13 +98,13 @@ func (s *Server) answer(h func(http.ResponseWriter, *http.Request) error) http.H
 
 type hostHandler func(w http.ResponseWriter, r *http.Request, id resource.ID) error
 
-// known lets only hosts with a verified certificate through.
+// known lets only hosts through: those with a verified certificate that have not been removed.
 func (s *Server) known(h hostHandler) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
 			return fault.Errorf(fault.Unauthorized, "A host's certificate is needed. Join first.")
 		}
-		id, err := host.HostOf(r.TLS.VerifiedChains[0][0])
+		id, err := s.Authority.Check(r.TLS.VerifiedChains[0][0], s.Now())
 		if err != nil {
 			return err
 		}
@@ -120,6 +129,22 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 	return wire.WriteJSON(w, http.StatusOK, host.JoinAnswer{Host: id, Certificate: cert, Authority: s.Authority.PEM()})
 }
 
+func (s *Server) renew(w http.ResponseWriter, r *http.Request, id resource.ID) error {
+	body, err := wire.Body(r, 64<<10)
+	if err != nil {
+		return err
+	}
+	var req host.RenewRequest
+	if err := json.Unmarshal(body, &req); err != nil {
+		return fault.Errorf(fault.Invalid, "The request is not valid JSON.")
+	}
+	cert, err := s.Authority.Renew(id, req.Request, s.Now())
+	if err != nil {
+		return err
+	}
+	return wire.WriteJSON(w, http.StatusOK, host.JoinAnswer{Host: id, Certificate: cert, Authority: s.Authority.PEM()})
+}
+
 func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID) error {
 	var hello host.Hello
 	body, err := wire.Body(r, 64<<10)
@@ -130,11 +155,15 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 		return fault.Errorf(fault.Invalid, "The greeting is not valid JSON.")
 	}
 	ctx := identity.Internal(r.Context())
-	if err := host.Arrive(ctx, s.Hub.State, id, hello); err != nil {
+	if err := s.Authority.Arrive(ctx, id, hello); err != nil {
 		return err
 	}
 	session := s.Hub.Connect(id)
 	defer session.Close()
+	// Removed before the session could be cut off for it?
+	if _, err := s.Authority.Check(r.TLS.VerifiedChains[0][0], s.Now()); err != nil {
+		return err
+	}
 	calls := s.calls.open(id)
 	defer s.calls.close(id, calls)
 	slog.InfoContext(ctx, "a host connected", "host", id, "name", hello.Name)

@@ -17,10 +17,12 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/api/wire"
+	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/audit"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
 	"github.com/unkai-cloud/unkai/core/image"
 	"github.com/unkai-cloud/unkai/core/network"
 	"github.com/unkai-cloud/unkai/core/operation"
@@ -90,17 +92,38 @@ func (c *cloud) serveControl(ctx context.Context, at clientsAt) error {
 		wire.WriteJSON(w, http.StatusOK, found)
 	})
 	mux.HandleFunc("POST /token", func(w http.ResponseWriter, r *http.Request) {
-		token, err := c.authority.Token(r.Context(), time.Hour)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+		valid, err := time.ParseDuration(r.FormValue("valid"))
+		if err != nil || valid <= 0 {
+			http.Error(w, "a token is valid for some time, such as 1h", http.StatusBadRequest)
 			return
 		}
-		wire.WriteJSON(w, http.StatusOK, token)
+		token, err := c.authority.Token(r.Context(), valid)
+		answerControl(w, token, err)
+	})
+	mux.HandleFunc("DELETE /hosts/{name}", func(w http.ResponseWriter, r *http.Request) {
+		h, ok := host.ByName(c.state.Latest(), r.PathValue("name"))
+		if !ok {
+			http.Error(w, "no host has this name", http.StatusNotFound)
+			return
+		}
+		answerControl(w, h.ID, c.compute.DismissHost(identity.Internal(r.Context()), h.ID))
 	})
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return serve(ctx, l, mux)
+}
+
+func answerControl(w http.ResponseWriter, v any, err error) {
+	if err != nil {
+		text := err.Error()
+		if f := fault.From(err); f != nil {
+			text = f.Message
+		}
+		http.Error(w, text, http.StatusInternalServerError)
+		return
+	}
+	wire.WriteJSON(w, http.StatusOK, v)
 }
 
 func (c *cloud) health() health {
@@ -189,6 +212,9 @@ func (h *health) print(w io.Writer) error {
 		}
 	}
 	fmt.Fprintf(w, "unkai %s  %s  up %v  revision %d\n", h.Version, h.At.URL, time.Duration(h.Seconds*float64(time.Second)).Round(time.Second), h.Revision)
+	if h.At.HostsURL != "" {
+		fmt.Fprintf(w, "agents join at %s\n", h.At.HostsURL)
+	}
 	fmt.Fprintf(w, "hosts   %d up, %d lost\nservers", up, down)
 	total := 0
 	for stage, n := range h.Servers {

@@ -4,10 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"github.com/unkai-cloud/unkai/agent"
+	"github.com/unkai-cloud/unkai/base/resource"
 )
 
 type downCommand struct {
@@ -16,17 +22,44 @@ type downCommand struct {
 	Purge bool `help:"Remove the data directory too: state, images, disks, credentials. There is no way back."`
 }
 
-// Run removes what a cloud left in this machine's kernel and processes. The state stays, so that the
-// next start brings everything back, unless it is purged.
+// Run removes what a cloud, or an agent, left in this machine's kernel and processes. The state stays, so
+// that the next start brings everything back, unless it is purged.
 func (d *downCommand) Run(ctx context.Context) error {
-	var h health
-	if err := ask(ctx, d.Data, "GET", "/status", &h); err == nil {
-		return fmt.Errorf("a controller still runs for %s: end it first", d.Data)
+	if _, err := os.Stat(d.Data); err != nil {
+		return fmt.Errorf("there is nothing to take down: %w", err)
 	}
-	dir := filepath.Join(d.Data, "host")
-	if _, err := os.Stat(dir); err != nil && !d.Purge {
-		return fmt.Errorf("%s holds no host: %w", d.Data, err)
+	whose := slices.IndexFunc([]string{secretsFile, agent.IdentityFile}, func(name string) bool {
+		_, err := os.Stat(filepath.Join(d.Data, name))
+		return err == nil
+	})
+	if whose < 0 {
+		return fmt.Errorf("%s is no data directory of unkai", d.Data)
 	}
+	lock, err := lockDir(d.Data)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	dir := d.Data // an agent's own
+	if whose == 0 {
+		dir = filepath.Join(d.Data, "host")
+	}
+	if _, err := os.Stat(dir); err == nil {
+		if err := d.clear(ctx, dir); err != nil {
+			return err
+		}
+	} else {
+		fmt.Println("this machine was no host of it")
+	}
+	if !d.Purge {
+		fmt.Printf("the state is kept in %s\n", d.Data)
+		return nil
+	}
+	return os.RemoveAll(d.Data)
+}
+
+// clear ends the guests, and removes the networks.
+func (d *downCommand) clear(ctx context.Context, dir string) error {
 	guests, err := openQEMU(d.machineOptions, dir)
 	if err != nil {
 		return err
@@ -40,7 +73,7 @@ func (d *downCommand) Run(ctx context.Context) error {
 			return fmt.Errorf("remove guest %s: %w", id, err)
 		}
 	}
-	networks, err := openNetwork(d.machineOptions, dir, nil)
+	networks, err := openNetwork(d.machineOptions, nil)
 	if err != nil {
 		return err
 	}
@@ -48,19 +81,13 @@ func (d *downCommand) Run(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("removed %d guests and the networks named %s-*\n", len(ids), d.Prefix)
-	if !d.Purge {
-		fmt.Printf("the state is kept in %s\n", d.Data)
-		return nil
-	}
-	if _, err := os.Stat(filepath.Join(d.Data, secretsFile)); err != nil {
-		return fmt.Errorf("%s is no data directory of unkai: not purged", d.Data)
-	}
-	return os.RemoveAll(d.Data)
+	return nil
 }
 
 type controllerCommand struct {
-	Run   controllerRun   `cmd:"" default:"withargs" help:"Run a controller in the foreground."`
-	Token controllerToken `cmd:"" help:"Print a one-time token with which one machine joins as a host, valid for an hour."`
+	Run    controllerRun    `cmd:"" default:"withargs" help:"Run a controller in the foreground."`
+	Token  controllerToken  `cmd:"" help:"Print a one-time token with which one machine joins as a host."`
+	Remove controllerRemove `cmd:"" help:"Take a host out of the cloud. It is refused from then on, and can only join anew."`
 }
 
 type controllerRun struct {
@@ -76,15 +103,33 @@ func (r *controllerRun) Run(ctx context.Context) error {
 	return u.Run(ctx)
 }
 
-type controllerToken struct{ dataOption }
+type controllerToken struct {
+	dataOption
+	Valid time.Duration `default:"1h" help:"For how long it can be used."`
+}
 
 // Run prints the token, alone on the last line.
 func (t *controllerToken) Run(ctx context.Context) error {
 	var token string
-	if err := ask(ctx, t.Data, "POST", "/token", &token); err != nil {
+	if err := ask(ctx, t.Data, "POST", "/token?valid="+url.QueryEscape(t.Valid.String()), &token); err != nil {
 		return err
 	}
 	fmt.Println(token)
+	return nil
+}
+
+type controllerRemove struct {
+	dataOption
+	Name string `arg:"" help:"The host's name."`
+}
+
+// Run removes a host.
+func (c *controllerRemove) Run(ctx context.Context) error {
+	var id resource.ID
+	if err := ask(ctx, c.Data, "DELETE", "/hosts/"+url.PathEscape(c.Name), &id); err != nil {
+		return err
+	}
+	fmt.Printf("removed host %s (%s)\n", c.Name, id)
 	return nil
 }
 
@@ -100,6 +145,20 @@ func (a *agentCommand) Run(ctx context.Context) error {
 	if os.Geteuid() != 0 {
 		return errors.New("a host needs root (see `unkai doctor`)")
 	}
+	join, err := url.Parse(a.Join)
+	if err != nil || join.Scheme != "https" || join.Host == "" {
+		return fmt.Errorf("--join %s: want an address such as https://controller:8702", a.Join)
+	}
+	if a.Address == "" {
+		if a.Address, err = addressTowards(ctx, join); err != nil {
+			return err
+		}
+	}
+	lock, err := lockDir(a.Data)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	id, err := agent.LoadIdentity(a.Data)
 	if errors.Is(err, os.ErrNotExist) {
 		if a.Token == "" {
@@ -116,4 +175,24 @@ func (a *agentCommand) Run(ctx context.Context) error {
 	}
 	fmt.Println("ready " + id.Host.String())
 	return errors.Join(m.run(ctx, a.Join, id), m.close())
+}
+
+// addressTowards is this machine's address on the way to a controller: other hosts can most likely reach it
+// there too. "" when the controller is on this machine.
+func addressTowards(ctx context.Context, controller *url.URL) (string, error) {
+	port := controller.Port()
+	if port == "" {
+		port = "443"
+	}
+	// UDP: nothing is sent.
+	conn, err := new(net.Dialer).DialContext(ctx, "udp", net.JoinHostPort(controller.Hostname(), port))
+	if err != nil {
+		return "", fmt.Errorf("find this machine's address towards %s: %w", controller.Host, err)
+	}
+	defer conn.Close()
+	at, err := netip.ParseAddrPort(conn.LocalAddr().String())
+	if err != nil || at.Addr().IsLoopback() {
+		return "", err
+	}
+	return at.Addr().WithZone("").Unmap().String(), nil
 }

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/unkai-cloud/unkai/api/hostlink"
 	"github.com/unkai-cloud/unkai/core/host"
 )
 
@@ -79,15 +80,13 @@ func serverNames(address string) []string {
 	return names
 }
 
-// hostTLS is how the hosts' listener speaks: hosts show certificates of the authority,
-// whoever joins has none yet.
+// hostTLS is how the listener for hosts at an address speaks.
 func hostTLS(a *host.Authority, address string) (*tls.Config, error) {
 	cert, err := a.ServerCertificate(time.Now(), serverNames(address)...)
 	if err != nil {
 		return nil, fmt.Errorf("make the controller's certificate: %w", err)
 	}
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},
-		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: a.Pool(), NextProtos: []string{"http/1.1"}}, nil
+	return hostlink.TLS(a, cert), nil
 }
 
 // serveTLS is serve behind TLS.

@@ -23,10 +23,11 @@ import (
 
 // machineOptions say how this machine is used as a host.
 type machineOptions struct {
-	Prefix string `default:"unkai" help:"Begins the names of everything made in the kernel, so that two clouds on one machine do not meet. At most six letters."`
-	Pool   string `default:"172.24.4.0/24" help:"The external network on this machine: floating addresses come from it, and the machine itself has its first address."`
-	Name   string `help:"The host's name; the machine's own when empty."`
-	Zone   string `help:"The availability zone that a new host is in."`
+	Prefix  string `default:"unkai" help:"Begins the names of everything made in the kernel, so that two clouds on one machine do not meet. At most six letters."`
+	Pool    string `default:"172.24.4.0/24" help:"The external network on this machine: floating addresses come from it, and the machine itself has its first address."`
+	Name    string `help:"The host's name; the machine's own when empty."`
+	Zone    string `help:"The availability zone that a new host is in."`
+	Address string `help:"This machine's address for the tunnels between hosts. An agent takes the one on its way to the controller; a cloud on one machine needs none."`
 }
 
 // pool is the external network's prefix and the machine's own address in it.
@@ -51,13 +52,29 @@ type machine struct {
 // smbios is what guests' cloud-init looks for to know what cloud it is in.
 var smbios = qemu.SMBIOS{Manufacturer: "Unkai", Product: "OpenStack Nova", Version: version, Family: "Virtual Machine"}
 
-func openNetwork(o machineOptions, dir string, md func(resource.ID) http.Handler) (*linuxnet.Driver, error) {
+// address is the machine's for tunnels; invalid if it has none.
+func (o machineOptions) address() (netip.Addr, error) {
+	if o.Address == "" {
+		return netip.Addr{}, nil
+	}
+	a, err := netip.ParseAddr(o.Address)
+	if err != nil {
+		return a, fmt.Errorf("--address %s: want an IP address", o.Address)
+	}
+	return a, nil
+}
+
+func openNetwork(o machineOptions, md func(resource.ID) http.Handler) (*linuxnet.Driver, error) {
 	_, own, err := o.pool()
 	if err != nil {
 		return nil, err
 	}
+	tunnel, err := o.address()
+	if err != nil {
+		return nil, err
+	}
 	return linuxnet.New(linuxnet.Options{
-		Prefix: o.Prefix, Metadata: md,
+		Prefix: o.Prefix, Metadata: md, TunnelAddress: tunnel,
 		Physical: map[string]linuxnet.Physical{"public": {Bridge: o.Prefix + "-public", HostAddresses: []netip.Prefix{own}, Masquerade: true}},
 	})
 }
@@ -78,7 +95,7 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 		return nil, err
 	}
 	answers := metadata.New(func(port resource.ID) (compute.Guest, bool) { return m.agent.GuestOf(port) })
-	if m.network, err = openNetwork(o, dir, answers.For); err != nil {
+	if m.network, err = openNetwork(o, answers.For); err != nil {
 		return nil, fmt.Errorf("open the network driver: %w", err)
 	}
 	if m.qemu, err = openQEMU(o, dir); err != nil {
@@ -114,7 +131,8 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 			return host.Hello{}, err
 		}
 	}
-	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Capacity: capacityOf(c)}, nil
+	address, err := m.options.address()
+	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Address: address, Capacity: capacityOf(c)}, err
 }
 
 func capacityOf(c compute.Capabilities) host.Capacity {
@@ -133,6 +151,7 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	m.guests.Images.Get = func(ctx context.Context, id resource.ID) (io.ReadCloser, error) { return link.Image(ctx, id) }
 	var wg sync.WaitGroup
 	wg.Go(func() { m.guests.Follow(ctx, m.agent) })
+	wg.Go(func() { link.KeepCertificate(ctx) })
 	wg.Go(func() { m.guests.Images.Run(ctx) })
 	wg.Go(func() {
 		tick := time.NewTicker(time.Hour)

@@ -36,6 +36,11 @@ func (u *upCommand) Run(ctx context.Context) error {
 	if u.Sim == 0 && u.hosts == "" && os.Geteuid() != 0 {
 		return errors.New("a host needs root (see `unkai doctor`); try --sim 2, which does not")
 	}
+	lock, err := lockDir(u.Data)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	c, err := openCloud(ctx, u.Data, pool, own)
 	if err != nil {
 		return err
@@ -63,7 +68,8 @@ func (u *upCommand) Run(ctx context.Context) error {
 	}
 	start("control", func(ctx context.Context) error { c.run(ctx); return nil })
 	start("bound memory", func(ctx context.Context) error { boundMemory(ctx); return nil })
-	if err := u.startHosts(ctx, c, start); err != nil {
+	hosts, err := u.startHosts(ctx, c, start)
+	if err != nil {
 		return err
 	}
 	authority, err := u.clientFiles(c, url, secure)
@@ -71,7 +77,7 @@ func (u *upCommand) Run(ctx context.Context) error {
 		return err
 	}
 	start("serve clients", func(ctx context.Context) error { return serve(ctx, l, c.handler()) })
-	start("serve the control socket", func(ctx context.Context) error { return c.serveControl(ctx, clientsAt{URL: url}) })
+	start("serve the control socket", func(ctx context.Context) error { return c.serveControl(ctx, clientsAt{URL: url, HostsURL: hosts}) })
 	fmt.Println("ready " + url)
 	fmt.Fprintf(os.Stderr, "credentials are in %s: clouds.yaml, openrc, aws.env\n", u.Data)
 	if u.Demo {
@@ -106,13 +112,14 @@ func (u *upCommand) clientFiles(c *cloud, url string, secure bool) (authority st
 	return authority, writeClients(u.Data, url, s3, authority, c.secrets)
 }
 
-// startHosts begins the work of this machine as a host, or of simulated ones.
-func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string, func(context.Context) error)) error {
+// startHosts begins the work of this machine as a host, or of simulated ones. It answers where
+// hosts elsewhere reach this controller; "" if they cannot.
+func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string, func(context.Context) error)) (string, error) {
 	if u.Sim > 0 {
 		if err := seedImages(ctx, c); err != nil {
-			return fmt.Errorf("make the simulated cloud's images: %w", err)
+			return "", fmt.Errorf("make the simulated cloud's images: %w", err)
 		}
-		return c.startSimulated(ctx, u.Sim, start)
+		return "", c.startSimulated(ctx, u.Sim, start)
 	}
 	address := "127.0.0.1:0"
 	if u.hosts != "" {
@@ -120,17 +127,17 @@ func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string,
 	}
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		return err
+		return "", err
 	}
 	config, err := hostTLS(c.authority, l.Addr().String())
 	if err != nil {
-		return err
+		return "", err
 	}
 	start("serve hosts", func(ctx context.Context) error { return serveTLS(ctx, l, config, c.hosts) })
+	url := urlOf(l, true)
 	if u.hosts != "" {
-		return nil
+		return url, nil
 	}
-	url := "https://" + l.Addr().String()
 	dir := filepath.Join(u.Data, "host")
 	id, err := agent.LoadIdentity(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -140,12 +147,12 @@ func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string,
 		}
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
 	m, err := openMachine(u.machineOptions, dir)
 	if err != nil {
-		return err
+		return "", err
 	}
 	start("this host", func(ctx context.Context) error { return errors.Join(m.run(ctx, url, id), m.close()) })
-	return nil
+	return "", nil
 }

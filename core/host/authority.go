@@ -196,6 +196,9 @@ func (a *Authority) Join(ctx context.Context, token string, request []byte, now 
 			return fault.Errorf(fault.Unauthorized, "The join token is not known, was used, or has expired. Make a new one.")
 		}
 		id = tx.NewID()
+		if err := newcomers.Put(tx, &newcomer{resource.Meta{ID: id}}); err != nil {
+			return err
+		}
 		return joinTokens.Delete(tx, t.ID)
 	})
 	if err != nil {

@@ -141,24 +141,26 @@ type Hello struct {
 }
 
 // Arrive records that a host with this ID is here and can be heard. A host that is
-// new is added, in the zone it names.
+// new is added, in the zone it names. It is for hosts within this process; see Authority.Arrive.
 func Arrive(ctx context.Context, s *state.State, id resource.ID, hello Hello) error {
-	return s.Update(ctx, func(tx *state.Tx) error {
-		h, ok := hosts.Find(tx, id)
-		if !ok {
-			if _, taken := ByName(tx, hello.Name); taken {
-				return fault.Errorf(fault.Exists, "Another host is named %s.", hello.Name)
-			}
-			h = &Host{Meta: resource.Meta{ID: id, Name: hello.Name}, Zone: hello.Zone, Joined: tx.Now()}
-			if h.Zone == "" {
-				h.Zone = DefaultZone
-			}
-		} else if h.Up() && h.Capacity == hello.Capacity && h.Address == hello.Address && h.Version == hello.Version {
-			return nil
+	return s.Update(ctx, func(tx *state.Tx) error { return arrive(tx, id, hello) })
+}
+
+func arrive(tx *state.Tx, id resource.ID, hello Hello) error {
+	h, ok := hosts.Find(tx, id)
+	if !ok {
+		if _, taken := ByName(tx, hello.Name); taken {
+			return fault.Errorf(fault.Exists, "Another host is named %s.", hello.Name)
 		}
-		h.Capacity, h.Address, h.Version, h.Lost = hello.Capacity, hello.Address, hello.Version, time.Time{}
-		return hosts.Put(tx, h)
-	})
+		h = &Host{Meta: resource.Meta{ID: id, Name: hello.Name}, Zone: hello.Zone, Joined: tx.Now()}
+		if h.Zone == "" {
+			h.Zone = DefaultZone
+		}
+	} else if h.Up() && h.Capacity == hello.Capacity && h.Address == hello.Address && h.Version == hello.Version {
+		return nil
+	}
+	h.Capacity, h.Address, h.Version, h.Lost = hello.Capacity, hello.Address, hello.Version, time.Time{}
+	return hosts.Put(tx, h)
 }
 
 // Lose records that a host cannot be heard any more. What runs on it is unknown from then

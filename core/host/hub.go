@@ -96,7 +96,7 @@ type Session struct {
 	marked map[Key]bool  // those in dirty; guarded by mu
 	later  map[Key]bool  // put off by their pace; guarded by mu
 	wake   chan struct{} // holds one element when there is something to send
-	over   chan struct{} // closed when another session of the host has begun
+	over   chan struct{} // closed when another session of the host has begun, or the host was removed
 	ended  bool          // guarded by mu
 
 	// What the host was last sent, and when, of things with a pace. Only Poll, which one
@@ -182,7 +182,10 @@ func (h *Hub) resync() {
 	h.watch = h.State.Watch(h.State.Latest().Revision())
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, s := range h.sessions {
+	for id, s := range h.sessions {
+		if !hosts.Has(h.State.Latest(), id) {
+			s.end()
+		}
 		s.mu.Lock()
 		s.full = true
 		s.mu.Unlock()
@@ -195,6 +198,9 @@ func (h *Hub) mark(events []state.Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, e := range events {
+		if s := h.sessions[e.ID]; s != nil && e.Kind == hosts.Kind() && e.After == nil {
+			s.end() // the host was removed
+		}
 		for _, source := range h.Sources {
 			for _, ref := range source.Touched(tx, e) {
 				key := Key{source.Kind, ref.ID}
@@ -370,7 +376,7 @@ func (source *Source) body(tx *state.Tx, host, id resource.ID) ([]byte, error) {
 }
 
 // Next is Poll that waits until there is something. io.EOF-like: the error of ctx, or
-// ErrOver when another session of the host has begun.
+// ErrOver when it has ended.
 func (s *Session) Next(ctx context.Context) (*Delivery, error) {
 	for {
 		select {
@@ -386,8 +392,8 @@ func (s *Session) Next(ctx context.Context) (*Delivery, error) {
 	}
 }
 
-// ErrOver ends a session that another one of the same host has replaced.
-var ErrOver = errors.New("another session of this host has begun")
+// ErrOver ends a session that another one of the same host has replaced, or whose host was removed.
+var ErrOver = errors.New("another session of this host has begun, or the host was removed")
 
 // Observe takes in what a host saw, all of it in one transaction. What a source refuses is
 // logged and left out: one bad report does not hold up the others.

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 )
@@ -227,5 +228,25 @@ func TestWhatIsToBeTakenAwayIsSoOnTheOtherSide(t *testing.T) {
 	}
 	if body := read.Delivery.Items[0].Body; body != nil {
 		t.Errorf("%s became %q", text, body)
+	}
+}
+
+func TestARemovedHostIsCutOff(t *testing.T) {
+	h, _, id := rig(t, 0)
+	s := h.Connect(id)
+	expect(t, s, "full")
+	if err := h.State.Update(t.Context(), func(tx *state.Tx) error { return Remove(tx, id) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Pump(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-s.Over():
+	default:
+		t.Error("its session goes on")
+	}
+	if err := h.State.Update(t.Context(), func(tx *state.Tx) error { return Remove(tx, id) }); !fault.Is(err, fault.NotFound) {
+		t.Errorf("removed twice: %v", err)
 	}
 }

@@ -162,12 +162,24 @@ func (s *server) updateOldService(w http.ResponseWriter, r *http.Request) error 
 	return answer(w, http.StatusOK, map[string]any{"service": view})
 }
 
-// deleteService is for hosts that are gone for good; a host here is forgotten by other means.
+// deleteService takes a host out of the cloud.
 func (s *server) deleteService(w http.ResponseWriter, r *http.Request) error {
-	if err := identity.Allow(r.Context(), "host.update", resource.Meta{}); err != nil {
+	if err := identity.Allow(r.Context(), "host.delete", resource.Meta{}); err != nil {
 		return err
 	}
-	return fault.Errorf(fault.Conflict, "Unable to delete compute service: its host belongs to the cloud until it is removed from it.")
+	id, err := pathID(r, "id", "Service")
+	if err != nil {
+		return err
+	}
+	err = s.compute.DismissHost(r.Context(), id)
+	switch {
+	case fault.Is(err, fault.NotFound):
+		return fault.Errorf(fault.NotFound, "Service %s could not be found.", id)
+	case err != nil:
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 // hypervisorView is a host as a microversion shows it.

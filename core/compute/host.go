@@ -1,0 +1,39 @@
+package compute
+
+import (
+	"context"
+	"slices"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+// DismissHost takes a machine out of the cloud: from then on it is refused, and can only join anew. One
+// that still has servers stays; of a machine that is lost for good they have to be force-deleted first.
+func (s *Service) DismissHost(ctx context.Context, id resource.ID) error {
+	return s.State.Update(ctx, func(tx *state.Tx) error {
+		h, ok := host.Find(tx, id)
+		if !ok {
+			return fault.Missing("host", id)
+		}
+		if err := identity.Allow(ctx, "host.delete", h.Meta); err != nil {
+			return err
+		}
+		if n, _ := servers.Sum(tx, "load", state.KeyOf(id)); n > 0 {
+			return fault.Errorf(fault.Conflict, "Host %s still has %d servers. Delete them first.", h.Name, n).WithCode("host-in-use")
+		}
+		for _, a := range slices.Collect(aggregates.Each(tx, "number", "")) {
+			if !slices.Contains(a.Hosts, id) {
+				continue
+			}
+			a.Hosts = slices.DeleteFunc(a.Hosts, func(other resource.ID) bool { return other == id })
+			if err := aggregates.Put(tx, a); err != nil {
+				return err
+			}
+		}
+		return host.Remove(tx, id)
+	})
+}
