@@ -9,7 +9,7 @@ SEEDS   ?= 1-300
 export CGO_ENABLED := 0
 GO      := go
 
-.PHONY: build up down test check unit sim cloud smoke tempest bench guest packages
+.PHONY: build up down test check unit sim cloud apart smoke tempest bench guest packages
 
 build: bin/unkai
 
@@ -34,7 +34,7 @@ down: build
 # What a contributor runs before every commit that matters, and .ci/run runs too.
 test:
 	@scripts/packages.sh test
-	@$(MAKE) --no-print-directory build check unit sim guest cloud smoke
+	@$(MAKE) --no-print-directory build check unit sim guest apart cloud smoke
 
 check:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -59,6 +59,10 @@ smoke: build
 
 tempest: build
 	@test/tempest.sh all
+
+# Controller and agent apart, on real QEMU.
+apart: build
+	test/apart.sh
 
 bench: build
 	$(GO) run ./bench
