@@ -20,6 +20,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/identity"
 )
 
 // Headers of ours that work in every dialect.
@@ -126,7 +127,8 @@ func tooLarge(max int64) error {
 }
 
 // Context puts who caused the request, and our own headers, into its context. body is
-// what the idempotency key must always come with; nil for a streamed one.
+// what the idempotency key must always come with; nil for a streamed one. Keys are remembered for those who
+// have proved who they are: of nobody, one could get the answer that was another's.
 func Context(r *http.Request, via string, userID, projectID resource.ID, body []byte) (context.Context, *state.Plan, error) {
 	ctx := state.WithCause(r.Context(), state.Cause{UserID: userID, ProjectID: projectID, RequestID: RequestID(r.Context()), Via: via})
 	if at := r.Header.Get(AsOfHeader); at != "" {
@@ -135,14 +137,15 @@ func Context(r *http.Request, via string, userID, projectID resource.ID, body []
 			return nil, nil, err
 		}
 	}
-	if key := r.Header.Get(OnceHeader); key != "" && r.Method != http.MethodGet && r.Method != http.MethodHead {
+	who := identity.ActorOf(ctx).Standing()
+	if key := r.Header.Get(OnceHeader); key != "" && who != "" && r.Method != http.MethodGet && r.Method != http.MethodHead {
 		if len(key) > 255 {
 			return nil, nil, fault.InvalidField(OnceHeader, "must be at most 255 characters")
 		}
 		sum := sha256.New()
 		io.WriteString(sum, r.Method+" "+r.URL.RequestURI()+"\n")
 		sum.Write(body)
-		ctx = state.WithOnce(ctx, &state.Once{Scope: projectID.String() + "/" + userID.String(), Key: key, Hash: hex.EncodeToString(sum.Sum(nil))})
+		ctx = state.WithOnce(ctx, &state.Once{Scope: who, Key: key, Hash: hex.EncodeToString(sum.Sum(nil))})
 	}
 	if want, _ := strconv.ParseBool(r.Header.Get(PlanHeader)); want && r.Method != http.MethodGet && r.Method != http.MethodHead {
 		plan := new(state.Plan)

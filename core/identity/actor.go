@@ -3,6 +3,7 @@ package identity
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -37,6 +38,28 @@ func (a *Actor) Has(role string) bool { return slices.Contains(a.Roles, role) }
 // Admin reports whether the actor may act on everybody's things: it holds the admin role in
 // a project or over the whole system. An admin of a domain is no Admin.
 func (a *Actor) Admin() bool { return a.Has("admin") && a.DomainID.IsZero() }
+
+// Standing spells who the actor is and on whose behalf, scope and delegation told apart: what one of a user's
+// sessions has asked for is not answered to another one with less power. "" for nobody.
+func (a *Actor) Standing() string {
+	if a.UserID.IsZero() {
+		return ""
+	}
+	parts := []string{a.ProjectID.String(), a.UserID.String()}
+	if a.System {
+		parts = append(parts, "system")
+	}
+	for _, of := range []struct {
+		kind string
+		id   resource.ID
+	}{{"domain", a.DomainID}, {"trust", a.TrustID}, {"access-token", a.AccessTokenID}, {"access-key", a.AccessKeyID},
+		{"application-credential", a.ApplicationCredentialID}} {
+		if !of.id.IsZero() {
+			parts = append(parts, of.kind, of.id.String())
+		}
+	}
+	return strings.Join(parts, "/")
+}
 
 type actorKey struct{}
 

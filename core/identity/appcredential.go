@@ -101,39 +101,79 @@ func (n *Session) permits(ctx context.Context) error {
 	return fault.Errorf(fault.Unauthorized, "The access rules of the application credential do not allow this request.")
 }
 
-// matchPath matches a path with a rule's pattern.
-func matchPath(pattern, path string) bool {
+// pathMost is the length of the longest path that a rule can allow.
+const pathMost = 4096
+
+// What a part of a rule's pattern matches, unless it is the byte that it is.
+const (
+	segment  = -1 - iota // *, {name}: something between slashes
+	anything             // **: whatever it is, also nothing
+)
+
+// parsePath cuts a rule's pattern into bytes, segment and anything.
+func parsePath(pattern string) []int {
+	var parts []int
 	for pattern != "" {
-		switch {
+		switch name := strings.IndexByte(pattern, '}'); {
 		case strings.HasPrefix(pattern, "**"):
-			rest := strings.TrimLeft(pattern, "*")
-			for i := 0; i <= len(path); i++ {
-				if matchPath(rest, path[i:]) {
-					return true
-				}
-			}
-			return false
-		case pattern[0] == '*' || pattern[0] == '{' && strings.Contains(pattern, "}"):
-			rest := pattern[1:]
-			if pattern[0] == '{' {
-				_, rest, _ = strings.Cut(pattern, "}")
-			}
-			end := strings.IndexByte(path, '/')
-			if end < 0 {
-				end = len(path)
-			}
-			for i := end; i > 0; i-- {
-				if matchPath(rest, path[i:]) {
-					return true
-				}
-			}
-			return false
-		case path == "" || path[0] != pattern[0]:
-			return false
+			parts = append(parts, anything)
+			pattern = strings.TrimLeft(pattern, "*")
+			continue
+		case pattern[0] == '*':
+			parts = append(parts, segment)
+		case pattern[0] == '{' && name > 0:
+			parts = append(parts, segment)
+			pattern = pattern[name:]
+		default:
+			parts = append(parts, int(pattern[0]))
 		}
-		pattern, path = pattern[1:], path[1:]
+		pattern = pattern[1:]
 	}
-	return path == ""
+	return parts
+}
+
+// matchPath matches a path with a rule's pattern. Both come from whoever likes to: it keeps the set of places
+// in the pattern that what was read so far may have led to, and so takes no more than
+// the product of the two lengths.
+func matchPath(pattern, path string) bool {
+	if len(path) > pathMost {
+		return false
+	}
+	parts := parsePath(pattern)
+	at, next := make([]bool, len(parts)+1), make([]bool, len(parts)+1)
+	at[0] = true
+	for i := range len(path) + 1 {
+		alive := false
+		clear(next)
+		for p, here := range at {
+			if !here {
+				continue
+			}
+			alive = true
+			if p == len(parts) {
+				continue
+			}
+			if parts[p] == anything {
+				at[p+1] = true // it may end here; seen later in this round
+			}
+			if i == len(path) {
+				continue
+			}
+			switch c := path[i]; {
+			case parts[p] == anything:
+				next[p] = true
+			case parts[p] == segment && c != '/':
+				next[p], next[p+1] = true, true
+			case parts[p] == int(c):
+				next[p+1] = true
+			}
+		}
+		if i == len(path) || !alive {
+			break
+		}
+		at, next = next, at
+	}
+	return at[len(parts)]
 }
 
 // A NewApplicationCredential is what is asked for. The project is that of the actor's token.
@@ -181,7 +221,7 @@ func (c *NewApplicationCredential) check(now time.Time) error {
 		return fault.InvalidField("access_rules", "must be at most %d", mostRules)
 	}
 	for _, r := range c.Rules {
-		if r.Service == "" || !strings.HasPrefix(r.Path, "/") || len(r.Path) > 128 || strings.Count(r.Path, "*") > 8 || !slices.Contains(httpMethods, r.Method) {
+		if r.Service == "" || !strings.HasPrefix(r.Path, "/") || len(r.Path) > 128 || strings.Count(r.Path, "*")+strings.Count(r.Path, "{") > 8 || !slices.Contains(httpMethods, r.Method) {
 			return fault.InvalidField("access_rules", "must each have a service, a method, and a path of at most 128 characters that begins with a slash")
 		}
 	}

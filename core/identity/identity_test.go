@@ -5,10 +5,13 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -898,6 +901,55 @@ func TestMatchPath(t *testing.T) {
 		if got := matchPath(test.pattern, test.path); got != test.want {
 			t.Errorf("matchPath(%q, %q) = %v", test.pattern, test.path, got)
 		}
+	}
+}
+
+// Whatever the pattern, a match means what it means as a regular expression.
+func TestMatchPathLikeAnExpression(t *testing.T) {
+	word := regexp.MustCompile(`\*{2,}|\*|\{[^}]*\}`)
+	rapid.Check(t, func(r *rapid.T) {
+		pattern := rapid.StringOfN(rapid.SampledFrom([]rune("ab/*{}")), 0, 12, -1).Draw(r, "pattern")
+		path := rapid.StringOfN(rapid.SampledFrom([]rune("ab/{}")), 0, 12, -1).Draw(r, "path")
+		var b strings.Builder
+		rest := pattern
+		for rest != "" {
+			at := word.FindStringIndex(rest)
+			if at == nil {
+				at = []int{len(rest), len(rest)}
+			}
+			b.WriteString(regexp.QuoteMeta(rest[:at[0]]))
+			switch found := rest[at[0]:at[1]]; {
+			case strings.HasPrefix(found, "**"):
+				b.WriteString("(?s:.*)")
+			case found != "":
+				b.WriteString("[^/]+")
+			}
+			rest = rest[at[1]:]
+		}
+		if got, want := matchPath(pattern, path), regexp.MustCompile(`\A`+b.String()+`\z`).MatchString(path); got != want {
+			r.Errorf("matchPath(%q, %q) = %v, want %v", pattern, path, got, want)
+		}
+	})
+}
+
+// The worst that a tenant can think of costs next to nothing.
+func TestMatchPathIsQuick(t *testing.T) {
+	for _, wild := range []string{"{}a", "**a", "*a", "{}{}{}a"} {
+		pattern := "/" + strings.Repeat(wild, 30) + "b"
+		start := time.Now()
+		if matchPath(pattern, "/"+strings.Repeat("a", pathMost-1)) {
+			t.Errorf("%.10s… matches", pattern)
+		}
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("%.10s… took %v", pattern, took)
+		}
+	}
+	if matchPath("/**", "/"+strings.Repeat("a", pathMost)) {
+		t.Error("a path that is too long matches")
+	}
+	c := NewApplicationCredential{Name: "x", Rules: []AccessRule{{Service: "compute", Method: "GET", Path: "/" + strings.Repeat("{}", 9)}}}
+	if err := c.check(time.Now()); !fault.Is(err, fault.Invalid) {
+		t.Errorf("nine parts in one pattern: %v", err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/state"
@@ -437,6 +438,30 @@ func BenchmarkCheck(b *testing.B) {
 	for b.Loop() {
 		if r := c.do("GET", "/v3/auth/tokens?nocatalog", "", "X-Auth-Token", token, "X-Subject-Token", token); r.status != 200 {
 			b.Fatal(r.text)
+		}
+	}
+}
+
+func TestParseTime(t *testing.T) {
+	for text, want := range map[string]string{
+		"2030-01-31T12:00:00Z":        "2030-01-31T12:00:00Z",
+		"2030-01-31T12:00:00.5":       "2030-01-31T12:00:00.5Z",
+		"2030-01-31T12:00:00+02:00":   "2030-01-31T10:00:00Z",
+		"2030-01-31T12:00:00+0200":    "2030-01-31T10:00:00Z",
+		"9999-12-31T23:59:59Z":        "9999-12-31T23:59:59Z",
+		"9999-12-31T23:59:59-12:00":   "",
+		"0001-01-01T00:00:00+01:00":   "",
+		"0000-01-01T00:00:00Z":        "",
+		"0001-01-01T00:00:00Z":        "",
+		"10000-01-01T00:00:00Z":       "",
+		"2030-02-30T00:00:00Z":        "",
+		"soon":                        "",
+		"2030-01-31T12:00:00+99:99":   "",
+		"2030-01-31T12:00:00Z and on": "",
+	} {
+		at, ok := parseTime(text)
+		if ok != (want != "") || ok && at.Format(time.RFC3339Nano) != want {
+			t.Errorf("%q is %v, %v", text, at, ok)
 		}
 	}
 }

@@ -110,3 +110,22 @@ func TestConsumerActsForAUser(t *testing.T) {
 	c.do("DELETE", "/v3/users/"+user+"/OS-OAUTH1/access_tokens/"+keys[1], "", demo...).want(204)
 	c.do("GET", "/v3/projects/"+project, "", app...).want(401)
 }
+
+// A consumer is never given what another one asked for, whatever key it comes with.
+func TestConsumersShareNoAnswers(t *testing.T) {
+	c := newCloud(t)
+	admin := c.login("admin")
+	project := c.do("GET", "/v3/projects?name=demo", "", admin...).want(200).word("projects.0.id")
+	seen := map[string]bool{}
+	for range 2 {
+		made := c.do("POST", "/v3/OS-OAUTH1/consumers", `{"consumer":{}}`, admin...).want(201)
+		id, secret := made.word("consumer.id"), made.word("consumer.secret")
+		const path = "/v3/OS-OAUTH1/request_token"
+		headers := append(signed("POST", path, [2]string{id}, [2]string{secret}), "Requested-Project-Id", project, "Idempotency-Key", "1")
+		token := form(c.do("POST", path, "", headers...).want(201)).Get("oauth_token")
+		if seen[token] {
+			t.Error("two consumers have one request token")
+		}
+		seen[token] = true
+	}
+}

@@ -77,11 +77,13 @@ func stampOrNull(t time.Time) any {
 	return stamp(t)
 }
 
-// parseTime reads a time with or without a zone; without, it is UTC.
+// parseTime reads a time with or without a zone; without, it is UTC. One that has no four digits for its
+// year in UTC cannot be written again.
 func parseTime(s string) (time.Time, bool) {
 	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02T15:04:05-0700"} {
 		if t, err := time.Parse(layout, s); err == nil {
-			return t.UTC(), true
+			t = t.UTC()
+			return t, t.After(time.Time{}) && t.Year() <= 9999 // the zero time means that there is none
 		}
 	}
 	return time.Time{}, false
