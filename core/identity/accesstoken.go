@@ -134,6 +134,9 @@ func (s *Service) CreateAccessToken(ctx context.Context, consumer, request resou
 		if !ok || !lives(now, t.ExpiresAt, requestTokenLife) || t.Verifier == "" || !equal(t.Verifier, verifier) {
 			return nil, nothingSigned
 		}
+		if err := room(len(accessTokens.IDs(tx, "user", state.KeyOf(t.UserID))), s.config.Quota.AccessTokens, "access tokens"); err != nil {
+			return nil, err
+		}
 		if err := requestTokens.Delete(tx, request); err != nil {
 			return nil, err
 		}

@@ -217,11 +217,14 @@ func (c *NewApplicationCredential) check(now time.Time) error {
 	if !c.ExpiresAt.IsZero() && !c.ExpiresAt.After(now) {
 		return fault.InvalidField("expires_at", "must be in the future")
 	}
+	if err := checkTexts(text{"description", c.Description}); err != nil {
+		return err
+	}
 	if len(c.Rules)+len(c.RuleIDs) > mostRules {
 		return fault.InvalidField("access_rules", "must be at most %d", mostRules)
 	}
 	for _, r := range c.Rules {
-		if r.Service == "" || !strings.HasPrefix(r.Path, "/") || len(r.Path) > 128 || strings.Count(r.Path, "*")+strings.Count(r.Path, "{") > 8 || !slices.Contains(httpMethods, r.Method) {
+		if r.Service == "" || len(r.Service) > wordMost || !strings.HasPrefix(r.Path, "/") || len(r.Path) > 128 || strings.Count(r.Path, "*")+strings.Count(r.Path, "{") > 8 || !slices.Contains(httpMethods, r.Method) {
 			return fault.InvalidField("access_rules", "must each have a service, a method, and a path of at most 128 characters that begins with a slash")
 		}
 	}
@@ -274,6 +277,12 @@ func (s *Service) CreateApplicationCredential(ctx context.Context, user resource
 			return err
 		}
 		if made.RuleIDs, err = want.rules(tx, user); err != nil {
+			return err
+		}
+		if err := room(len(accessRules.IDs(tx, "user", state.KeyOf(user)))-1, s.config.Quota.AccessRules, "access rules"); err != nil {
+			return err
+		}
+		if err := room(len(appCredentials.IDs(tx, "user", state.KeyOf(user))), s.config.Quota.ApplicationCredentials, "application credentials"); err != nil {
 			return err
 		}
 		if parent, ok := appCredentials.PeekOne(tx, a.ApplicationCredentialID); ok && !made.within(parent) {

@@ -70,6 +70,9 @@ func (r *Region) check(tx *state.Tx) error {
 		}
 		at = parent.Parent
 	}
+	if err := checkTexts(text{"description", r.Description}); err != nil {
+		return err
+	}
 	return r.Extra.check()
 }
 
@@ -175,6 +178,9 @@ func (o *Offer) check() error {
 	}
 	if len(o.Name) > 255 {
 		return fault.InvalidField("name", "must be at most 255 characters")
+	}
+	if err := checkTexts(text{"description", o.Description}); err != nil {
+		return err
 	}
 	return o.Extra.check()
 }

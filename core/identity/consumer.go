@@ -19,16 +19,26 @@ type Consumer struct {
 
 var consumers = state.NewTable[Consumer]("consumer")
 
+func (c *Consumer) check() error {
+	if err := checkTexts(text{"description", c.Description}); err != nil {
+		return err
+	}
+	return c.Extra.check()
+}
+
 // CreateConsumer registers a program and makes its secret.
 func (s *Service) CreateConsumer(ctx context.Context, c *Consumer) (*Consumer, error) {
 	if err := mayManage(ctx, "consumer.create", resource.ID{}); err != nil {
 		return nil, err
 	}
-	if err := c.Extra.check(); err != nil {
+	if err := c.check(); err != nil {
 		return nil, err
 	}
 	secret := hex.EncodeToString(s.random(16))
 	return create(ctx, s, consumers, func(tx *state.Tx) (*Consumer, error) {
+		if err := room(consumers.Len(tx), s.config.Quota.Consumers, "consumers"); err != nil {
+			return nil, err
+		}
 		made := *c
 		made.ID, made.Secret = tx.NewID(), secret
 		return &made, nil
@@ -68,7 +78,7 @@ func (s *Service) UpdateConsumer(ctx context.Context, id resource.ID, change fun
 		if err := change(c); err != nil {
 			return err
 		}
-		return c.Extra.check()
+		return c.check()
 	})
 }
 

@@ -107,6 +107,9 @@ func (s *Service) CreateCredential(ctx context.Context, c *Credential) (*Credent
 		if !users.Has(tx, c.UserID) {
 			return nil, notFound("user", c.UserID.Hex())
 		}
+		if err := room(len(credentials.IDs(tx, "user", state.KeyOf(c.UserID))), s.config.Quota.Credentials, "credentials"); err != nil {
+			return nil, err
+		}
 		made := kept
 		made.ID = tx.NewID()
 		return &made, made.place(ctx, tx)
@@ -230,6 +233,7 @@ func (s *Service) UpdateCredential(ctx context.Context, id resource.ID, change f
 		if err := c.mayChange(ActorOf(ctx), "credential.update"); err != nil {
 			return err
 		}
+		owner := c.UserID
 		if err := change(c); err != nil {
 			return err
 		}
@@ -238,6 +242,14 @@ func (s *Service) UpdateCredential(ctx context.Context, id resource.ID, change f
 		}
 		if err := c.check(); err != nil {
 			return err
+		}
+		if c.UserID != owner {
+			if !users.Has(tx, c.UserID) {
+				return notFound("user", c.UserID.Hex())
+			}
+			if err := room(len(credentials.IDs(tx, "user", state.KeyOf(c.UserID))), s.config.Quota.Credentials, "credentials"); err != nil {
+				return err
+			}
 		}
 		if err := c.place(ctx, tx); err != nil {
 			return err

@@ -70,6 +70,15 @@ func (g *EndpointGroup) holds(e *Endpoint) bool {
 
 // read takes the filters apart.
 func (g *EndpointGroup) read() error {
+	if err := checkWords(text{"name", g.Name}); err != nil {
+		return err
+	}
+	if err := checkTexts(text{"description", g.Description}); err != nil {
+		return err
+	}
+	if err := g.Filters.check(); err != nil {
+		return err
+	}
 	g.OfferID, g.Interface, g.Region, g.Enabled = resource.ID{}, "", "", nil
 	for name, raw := range g.Filters {
 		var err error

@@ -37,6 +37,9 @@ func (g *Group) check() error {
 	if err := checkName(g.Name, 64); err != nil {
 		return err
 	}
+	if err := checkTexts(text{"description", g.Description}); err != nil {
+		return err
+	}
 	return g.Extra.check()
 }
 

@@ -47,6 +47,9 @@ func (l *DefaultLimit) check(tx *state.Tx) error {
 	if l.Resource == "" || len(l.Resource) > 255 {
 		return fault.InvalidField("resource_name", "must have 1 to 255 characters")
 	}
+	if err := checkTexts(text{"description", l.Description}); err != nil {
+		return err
+	}
 	if l.Default < -1 {
 		return fault.InvalidField("default_limit", "must be at least -1")
 	}
@@ -128,6 +131,13 @@ func (s *Service) DeleteDefaultLimit(ctx context.Context, id resource.ID) error 
 	})
 }
 
+func (l *Limit) check() error {
+	if l.Most < -1 {
+		return fault.InvalidField("resource_limit", "must be at least -1")
+	}
+	return checkTexts(text{"description", l.Description})
+}
+
 // CreateLimits gives projects or domains limits of their own, all or none.
 func (s *Service) CreateLimits(ctx context.Context, want []*Limit) ([]*Limit, error) {
 	if err := mayManage(ctx, "limit.create", resource.ID{}); err != nil {
@@ -144,8 +154,8 @@ func (s *Service) CreateLimits(ctx context.Context, want []*Limit) ([]*Limit, er
 			if !ok {
 				return fault.Errorf(fault.Forbidden, "There is no registered limit for %s of service %s.", l.Resource, l.OfferID.Hex())
 			}
-			if l.Most < -1 {
-				return fault.InvalidField("resource_limit", "must be at least -1")
+			if err := l.check(); err != nil {
+				return err
 			}
 			l.DefaultID = d.ID
 			if err := limits.Put(tx, l); err != nil {
@@ -197,10 +207,7 @@ func (s *Service) UpdateLimit(ctx context.Context, id resource.ID, change func(*
 		if err := change(l); err != nil {
 			return err
 		}
-		if l.Most < -1 {
-			return fault.InvalidField("resource_limit", "must be at least -1")
-		}
-		return nil
+		return l.check()
 	})
 }
 

@@ -74,6 +74,9 @@ func (p *Project) check() error {
 		}
 		seen[tag] = true
 	}
+	if err := checkTexts(text{"description", p.Description}); err != nil {
+		return err
+	}
 	return p.Extra.check()
 }
 
@@ -247,7 +250,19 @@ func (f ProjectFilter) keep(p *Project) bool {
 		(f.ParentID.IsZero() || p.ParentID == f.ParentID) && (f.Name == "" || p.Name == f.Name)
 }
 
-// Family gives a project's ancestors, nearest first, and all below it.
+// Shown gives those of some projects that the actor may see: it holds a role there, or reads their domain.
+func (s *Service) Shown(ctx context.Context, all []*Project) ([]*Project, error) {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	a := ActorOf(ctx)
+	return slices.DeleteFunc(slices.Clone(all), func(p *Project) bool {
+		return a.ProjectID != p.ID && !a.reads(p.Domain()) && !hasAny(tx, a.UserID, p.ID)
+	}), nil
+}
+
+// Family gives a project's ancestors, nearest first, and all below it, whoever asks: see Shown.
 func (s *Service) Family(ctx context.Context, id resource.ID) (above, below []*Project, err error) {
 	tx, err := s.State.View(ctx)
 	if err != nil {

@@ -39,6 +39,9 @@ func (r *Role) check() error {
 	if err := checkName(r.Name, 255); err != nil {
 		return err
 	}
+	if err := checkTexts(text{"description", r.Description}); err != nil {
+		return err
+	}
 	return r.Extra.check()
 }
 

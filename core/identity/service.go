@@ -21,9 +21,40 @@ type Config struct {
 	Lockout   Lockout
 	Hash      HashCost
 	MaxDepth  int // of a project tree, its domain counted; 5 when 0
+	Quota     Quota
 
 	Now    func() time.Time // the clock for expiry; time.Now when nil
 	Random io.Reader        // for secrets, from many goroutines at once; crypto/rand when nil
+}
+
+// A Quota is how much one user may keep with us, so that a few of them cannot fill the state.
+type Quota struct {
+	Credentials            int // 256 when 0
+	ApplicationCredentials int // 256 when 0
+	AccessRules            int // 1024 when 0
+	Trusts                 int // as a trustor; 4096 when 0: orchestration makes one for each stack
+	AccessTokens           int // 256 when 0
+	Consumers              int // of the whole cloud; 4096 when 0
+}
+
+func (q Quota) withDefaults() Quota {
+	for _, of := range []struct {
+		most  *int
+		usual int
+	}{{&q.Credentials, 256}, {&q.ApplicationCredentials, 256}, {&q.AccessRules, 1024}, {&q.Trusts, 4096}, {&q.AccessTokens, 256}, {&q.Consumers, 4096}} {
+		if *of.most == 0 {
+			*of.most = of.usual
+		}
+	}
+	return q
+}
+
+// room asks whether one more fits.
+func room(have, most int, nouns string) error {
+	if have < most {
+		return nil
+	}
+	return fault.Errorf(fault.OverQuota, "Unable to create additional %s: there are %d, and no more may be kept.", nouns, most)
 }
 
 // A Service answers who asks, and keeps those who may. Its methods may be called from
@@ -51,6 +82,7 @@ func New(s *state.State, c Config) *Service {
 	}
 	c.Password = c.Password.withDefaults()
 	c.Lockout = c.Lockout.withDefaults()
+	c.Quota = c.Quota.withDefaults()
 	return &Service{State: s, config: c, hasher: newHasher(c.Hash, c.Random), guard: newGuard(c.Lockout)}
 }
 
@@ -128,6 +160,30 @@ func checkName(name string, most int) error {
 		return fault.InvalidField("name", "must not be empty")
 	case len([]rune(name)) > most:
 		return fault.InvalidField("name", "must be at most %d characters", most)
+	}
+	return nil
+}
+
+// Lengths in bytes of what is kept and means nothing to us.
+const (
+	wordMost = 255
+	textMost = 64<<10 - 1
+)
+
+// A text is one that somebody has written, under the name that it has in a request.
+type text struct{ field, is string }
+
+// checkTexts refuses descriptions that are too long.
+func checkTexts(all ...text) error { return within(textMost, all) }
+
+// checkWords refuses other words that are too long.
+func checkWords(all ...text) error { return within(wordMost, all) }
+
+func within(most int, all []text) error {
+	for _, t := range all {
+		if len(t.is) > most {
+			return fault.InvalidField(t.field, "must be at most %d bytes", most)
+		}
 	}
 	return nil
 }

@@ -129,6 +129,9 @@ func (s *Service) CreateTrust(ctx context.Context, t *Trust, want []RoleRef) (*T
 		if p, ok := projects.PeekOne(tx, t.InProjectID); !ok || p.IsDomain() {
 			return nil, notFound("project", t.InProjectID.Hex())
 		}
+		if err := room(len(trusts.IDs(tx, "trustor", state.KeyOf(t.TrustorID))), s.config.Quota.Trusts, "trusts"); err != nil {
+			return nil, err
+		}
 		have, err := made.handOn(tx, a)
 		if err != nil {
 			return nil, err

@@ -52,17 +52,36 @@ var users = state.NewTable("user",
 	}),
 )
 
+const mostFactorRules = 32
+
 func (u *User) check(tx *state.Tx) error {
 	if err := checkName(u.Name, 255); err != nil {
 		return err
 	}
+	if len(u.Options.MultiFactorRules) > mostFactorRules {
+		return fault.InvalidField("multi_factor_auth_rules", "must be at most %d rules", mostFactorRules)
+	}
 	for _, rule := range u.Options.MultiFactorRules {
-		if len(rule) == 0 {
+		switch {
+		case len(rule) == 0:
 			return fault.InvalidField("multi_factor_auth_rules", "must not have an empty rule")
+		case len(rule) > mostFactorRules:
+			return fault.InvalidField("multi_factor_auth_rules", "must be of at most %d methods each", mostFactorRules)
+		}
+		for _, method := range rule {
+			if err := checkWords(text{"multi_factor_auth_rules", method}); err != nil {
+				return err
+			}
 		}
 	}
 	if p, ok := projects.PeekOne(tx, u.DefaultProjectID); ok && p.IsDomain() {
 		return fault.InvalidField("default_project_id", "must not be a domain")
+	}
+	if err := checkTexts(text{"description", u.Description}); err != nil {
+		return err
+	}
+	if err := checkWords(text{"email", u.Email}); err != nil {
+		return err
 	}
 	return u.Extra.check()
 }

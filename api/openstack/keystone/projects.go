@@ -182,28 +182,35 @@ func (s *server) showProject(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	wrap := func(family []*identity.Project) []shape {
-		items := []shape{}
-		for _, p := range family {
-			if !p.IsDomain() {
-				items = append(items, shape{"project": s.projectShape(r, p)})
-			}
-		}
-		return items
-	}
 	switch {
 	case query.Has("parents_as_list"):
-		out["parents"] = wrap(above)
+		if out["parents"], err = s.familyShape(r, above); err != nil {
+			return err
+		}
 	case query.Has("parents_as_ids"):
 		out["parents"] = parentIDs(above)
 	}
 	switch {
 	case query.Has("subtree_as_list"):
-		out["subtree"] = wrap(below)
+		if out["subtree"], err = s.familyShape(r, below); err != nil {
+			return err
+		}
 	case query.Has("subtree_as_ids"):
 		out["subtree"] = subtreeIDs(below, p.ID)
 	}
 	return write(w, http.StatusOK, "project", out)
+}
+
+// familyShape shows of a project's family what the caller may see; of the others there are IDs alone.
+func (s *server) familyShape(r *http.Request, family []*identity.Project) ([]shape, error) {
+	shown, err := s.identity.Shown(r.Context(), family)
+	items := []shape{}
+	for _, p := range shown {
+		if !p.IsDomain() {
+			items = append(items, shape{"project": s.projectShape(r, p)})
+		}
+	}
+	return items, err
 }
 
 // parentIDs nests the ancestors, the nearest outside: {"parent": {"grandparent": {"domain": null}}}.
