@@ -1,17 +1,16 @@
 // Package console carries guests' consoles over WebSockets, as noVNC's websockify does: whoever
 // has a one-time token from a dialect connects to /websockify?token=…, and speaks RFB (VNC) or the
-// serial port's bytes in binary frames.
+// serial port's bytes in binary frames. For people with a browser it has pages that do so.
 package console
 
 import (
 	"context"
 	"errors"
-	"fmt"
-	"html"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/coder/websocket"
@@ -26,6 +25,7 @@ import (
 type Options struct {
 	Compute *compute.Service // redeems tokens
 	Hosts   compute.Reach    // reaches the guests
+	NoVNC   string           // where noVNC's files are; Debian's place for them when ""
 }
 
 // longest is how long one connection may last, whatever is typed.
@@ -35,15 +35,25 @@ type server struct{ Options }
 
 // New answers below /console, which the caller has stripped.
 func New(o Options) http.Handler {
+	if o.NoVNC == "" {
+		o.NoVNC = "/usr/share/novnc"
+	}
 	s := &server{o}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /websockify", s.connect)
-	mux.HandleFunc("GET /vnc_lite.html", page)
+	s.pages(mux)
 	return mux
 }
 
-// connect redeems the token, which is then used up, and joins the two ends.
+// connect redeems the token, which is then used up, and joins the two ends. A browser that opens the
+// address itself, as that of a serial console, is shown the page for it instead, and the token stays good.
 func (s *server) connect(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Upgrade") == "" && strings.Contains(r.Header.Get("Accept"), "text/html") {
+		// http.Redirect would make it absolute, and does not know of the prefix.
+		w.Header().Set("Location", "serial.html?"+r.URL.RawQuery)
+		w.WriteHeader(http.StatusSeeOther)
+		return
+	}
 	ctx := identity.Internal(r.Context())
 	opened, err := s.Compute.Redeem(ctx, r.URL.Query().Get("token"))
 	if err != nil {
@@ -108,18 +118,4 @@ func refuse(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	}
 	http.Error(w, message, status)
-}
-
-// page is what a person sees who opens a VNC console's address in a browser: where a VNC viewer
-// that speaks WebSocket (noVNC) has to connect.
-func page(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
-	w.Header().Set("Referrer-Policy", "no-referrer")
-	base := "ws" + wire.BaseURL(r)[len("http"):]
-	fmt.Fprintf(w, `<!doctype html><html lang="en"><title>VNC console</title>
-<body style="font: 16px system-ui; margin: 3em; max-width: 50em"><h1>VNC console</h1>
-<p>Connect a viewer that speaks VNC over WebSocket, such as noVNC, to this address. It can be used once, within ten minutes.</p>
-<pre style="white-space: pre-wrap">%s</pre></body></html>
-`, html.EscapeString(base+"/"+r.URL.Query().Get("path")))
 }

@@ -35,14 +35,6 @@ func TestATokenThatThereIsNotOpensNothing(t *testing.T) {
 	}
 }
 
-func TestThePageQuotesItsAddress(t *testing.T) {
-	w := httptest.NewRecorder()
-	New(Options{}).ServeHTTP(w, httptest.NewRequest("GET", "/vnc_lite.html?path=%3Cscript%3E", nil))
-	if strings.Contains(w.Body.String(), "<script>") || !strings.Contains(w.Body.String(), "&lt;script&gt;") {
-		t.Error(w.Body.String())
-	}
-}
-
 func TestJoinEndsWithEitherSide(t *testing.T) {
 	for _, first := range []int{0, 1} {
 		a, client := net.Pipe()
