@@ -56,22 +56,35 @@ func segmentSubnet(tx *state.Tx, n *Network, s *Subnet) SegmentSubnet {
 	return out
 }
 
-// neighbors are the ports of a network on other hosts that can be reached.
+// neighbors are the ports of a network on other hosts that can be reached, and routers' on this one.
 func neighbors(tx *state.Tx, networkID, hostID resource.ID) []Neighbor {
 	var found []Neighbor
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
-		if h.ID == hostID || !h.Address.IsValid() {
+		here := h.ID == hostID
+		if !here && !h.Address.IsValid() {
 			continue
 		}
 		for p := range ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(networkID, h.ID)}) {
-			n := Neighbor{MAC: p.MAC, Host: h.Address}
-			for _, f := range p.Fixed {
-				n.Addresses = append(n.Addresses, f.Address)
+			switch {
+			case !here:
+				found = append(found, neighbor(p, h.Address))
+			case p.Owner.internal(): // others it knows as attachments
+				found = append(found, neighbor(p, netip.Addr{}))
 			}
-			found = append(found, n)
 		}
 	}
 	return found
+}
+
+func neighbor(p *Port, at netip.Addr) Neighbor {
+	n := Neighbor{MAC: p.MAC, Host: at, Open: !p.PortSecurity && !p.Owner.internal()}
+	for _, f := range p.Fixed {
+		n.Addresses = append(n.Addresses, f.Address)
+	}
+	for _, pair := range p.AllowedPairs {
+		n.Pairs = append(n.Pairs, pair.Address)
+	}
+	return n
 }
 
 // AttachmentFor is a server's port as its host is to make it real; false when it is on none.

@@ -20,7 +20,7 @@ type Segment struct {
 	Physical  string // the name of a physical network for a provider network, e.g. "public"; "" for an overlay
 	VLAN      int    // of a provider network, 0 for untagged
 	Subnets   []SegmentSubnet
-	Neighbors []Neighbor // every other port of the network: for forwarding, neighbour suppression, DHCP host names
+	Neighbors []Neighbor // every other port of the network, on this host its routers': for forwarding and for who has which address
 }
 
 // A SegmentSubnet is what a host has to know to answer DHCP, RA and DNS options.
@@ -42,6 +42,9 @@ type Neighbor struct {
 	MAC       string
 	Addresses []netip.Addr
 	Host      netip.Addr // the tunnel address of its host; invalid when it is on this host
+	// What else it may send from: prefixes beside its addresses, or, without port security, whatever it likes.
+	Pairs []netip.Prefix `json:",omitempty"`
+	Open  bool           `json:",omitempty"`
 }
 
 // A Route sends a destination to a next hop.

@@ -149,7 +149,8 @@ func touchedSegments(tx *state.Tx, e state.Event) []host.Ref {
 // touchedByPort names the segments in which a port came, went or changed its place or addresses.
 func touchedByPort(tx *state.Tx, r *refs, e state.Event) {
 	was, now := sides[Port](e)
-	if was != nil && now != nil && was.HostID == now.HostID && was.MAC == now.MAC && was.Owner == now.Owner && slices.Equal(was.Fixed, now.Fixed) {
+	if was != nil && now != nil && was.HostID == now.HostID && was.MAC == now.MAC && was.Owner == now.Owner && slices.Equal(was.Fixed, now.Fixed) &&
+		was.PortSecurity == now.PortSecurity && slices.Equal(was.AllowedPairs, now.AllowedPairs) {
 		return
 	}
 	for _, p := range both[Port](e) {

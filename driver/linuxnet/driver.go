@@ -119,6 +119,7 @@ func New(options Options) (*Driver, error) {
 		segments: map[resource.ID]*segment{}, gateways: map[resource.ID]*gateway{},
 		attachments: map[resource.ID]resource.ID{}, filters: map[resource.ID]network.Filter{},
 	}
+	d.raiseNeighbourLimits()
 	d.web = d.metadataServer()
 	if err := d.takeUp(); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -207,7 +208,7 @@ func (d *Driver) Close() error {
 func (d *Driver) find(id resource.ID) *segment {
 	s := d.segments[id]
 	if s == nil {
-		s = &segment{driver: d, id: id, attachments: map[resource.ID]network.Attachment{}, flags: map[string]portFlags{}}
+		s = &segment{driver: d, id: id, attachments: map[resource.ID]network.Attachment{}, flags: map[string]portFlags{}, resolved: map[resource.ID]resolution{}}
 		d.segments[id] = s
 	}
 	return s

@@ -168,6 +168,9 @@ func (g *gateway) converge(ctx context.Context) error {
 			if err := g.disconnect(ns, link); err != nil {
 				return err
 			}
+			if err := ns.nft(ctx, removeLegTables(name)); err != nil {
+				return fmt.Errorf("rules of a leg of router %s: %w", g.id, err)
+			}
 			delete(links, name)
 		}
 	}
@@ -236,7 +239,8 @@ func (g *gateway) announceAll() error {
 
 // convergeLeg makes one leg right, and answers the addresses that are new on it.
 func (g *gateway) convergeLeg(ctx context.Context, ns *namespace, links map[string]netlink.Link, name string, want leg) ([]announcement, error) {
-	link, err := g.connect(ctx, ns, links[name], name, want)
+	was := links[name]
+	link, err := g.connect(ctx, ns, was, name, want)
 	if err != nil {
 		return nil, err
 	}
@@ -259,6 +263,11 @@ func (g *gateway) convergeLeg(ctx context.Context, ns *namespace, links map[stri
 	if err := setUp(ns, link); err != nil {
 		return nil, err
 	}
+	if was != nil && was.Attrs().Flags&net.FlagUp == 0 {
+		if err := g.driver.resolveAgain(ctx, want); err != nil { // the kernel forgets the neighbours of a device that is down
+			return nil, err
+		}
+	}
 	mac, err := net.ParseMAC(want.mac)
 	if err != nil {
 		return nil, fmt.Errorf("port %s of router %s: %w", want.port, g.id, err)
@@ -268,6 +277,27 @@ func (g *gateway) convergeLeg(ctx context.Context, ns *namespace, links map[stri
 		fresh = append(fresh, announcement{link.Attrs().Index, mac, prefix.Addr()})
 	}
 	return fresh, nil
+}
+
+// resolveAgain tells a leg's router anew who is in its network.
+func (d *Driver) resolveAgain(ctx context.Context, l leg) error {
+	s := d.segment(l.network)
+	defer d.release(s)
+	delete(s.resolved, l.port)
+	path := filepath.Join(netnsDir, s.namespaceName())
+	if s.want == nil || !mounted(path) {
+		return nil
+	}
+	ns, err := openNamespace(path)
+	if err != nil {
+		return err
+	}
+	defer ns.close()
+	links, err := ns.links()
+	if err != nil {
+		return err
+	}
+	return s.resolve(ctx, links)
 }
 
 // connect makes the pair of devices whose one end is the leg and whose other
@@ -449,6 +479,11 @@ func (g *gateway) cutConnections(ns *namespace) error {
 // disconnect removes a leg, and the segment's namespace if only the leg kept it.
 func (g *gateway) disconnect(ns *namespace, link netlink.Link) error {
 	network, known := legNetwork(link)
+	if !known && g.want != nil { // a process died before it wrote that down
+		var l leg
+		l, known = g.legs()[link.Attrs().Name]
+		network = l.network
+	}
 	if err := ns.removeLink(link); err != nil {
 		return fmt.Errorf("remove leg %s of router %s: %w", link.Attrs().Name, g.id, err)
 	}

@@ -38,6 +38,7 @@ type segment struct {
 	swept    bool   // every connection has been held against the policies
 	policies map[netip.Addr]bound
 	flags    map[string]portFlags
+	resolved map[resource.ID]resolution // by the port of a router's leg
 	server   *server
 }
 
@@ -118,6 +119,7 @@ func (s *segment) forgetKernel() {
 	s.fresh, s.prepared, s.applied = true, false, ""
 	s.swept, s.policies = true, nil
 	s.flags = map[string]portFlags{}
+	s.resolved = map[resource.ID]resolution{}
 	s.stopServing()
 }
 
@@ -277,7 +279,10 @@ func (s *segment) plug(ctx context.Context, ns *namespace, links map[string]netl
 	if err := s.forward(ns, links); err != nil {
 		return err
 	}
-	return s.neighbours(ns, bridge)
+	if err := s.neighbours(ns, bridge); err != nil {
+		return err
+	}
+	return s.resolve(ctx, links)
 }
 
 func (s *segment) makeBridge(ns *namespace, links map[string]netlink.Link) (netlink.Link, error) {
