@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/reconcile"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -25,18 +27,30 @@ type Handler struct {
 	Ensure func(ctx context.Context, id resource.ID, body json.RawMessage) (seen any, again time.Duration, err error)
 	// Remove takes away everything of a thing; nil if there is nothing.
 	Remove func(ctx context.Context, id resource.ID) error
+	// Halt makes a thing rest that nobody wants, and destroys nothing. It says when it wants to come
+	// again to go on (0: the thing rests). A fault of kind NotFound: there is nothing worth keeping.
+	// nil: things of this kind hold nothing of anybody's, and are removed at once.
+	Halt func(ctx context.Context, id resource.ID) (again time.Duration, err error)
 	// Present lists what the machine holds, wanted or not.
 	Present func(ctx context.Context) ([]resource.ID, error)
 }
+
+// KeepHeld is how long a thing is kept that a controller does not want, but has not ordered away
+// either: it may have lost its memory, and the thing be all that somebody has.
+const KeepHeld = 7 * 24 * time.Hour
 
 // An Agent is one host's loop.
 type Agent struct {
 	handlers []Handler
 	store    Store // nil: nothing is kept over a restart
 
+	saving sync.Mutex // held, before mu, from when it is known what is to be kept until it is; disks are slow
+
 	mu        sync.Mutex
 	wants     map[host.Key]json.RawMessage // guarded by mu
 	removing  map[host.Key]bool            // to be taken away; guarded by mu
+	held      map[host.Key]Held            // wanted by nobody, and kept; guarded by mu
+	mark      host.Mark                    // of the newest state that was taken in; guarded by mu
 	queue     reconcile.Queue[host.Key]    // guarded by mu
 	confirmed bool                         // a controller has told everything since the start; guarded by mu
 	outbox    []host.Key                   // to be reported, each once; guarded by mu
@@ -50,33 +64,34 @@ type Agent struct {
 // order in which things build on each other.
 func New(store Store, now time.Time, handlers ...Handler) (*Agent, error) {
 	a := &Agent{handlers: handlers, store: store, wants: map[host.Key]json.RawMessage{}, removing: map[host.Key]bool{},
-		seen: map[host.Key]json.RawMessage{}, told: map[host.Key]json.RawMessage{},
+		held: map[host.Key]Held{}, seen: map[host.Key]json.RawMessage{}, told: map[host.Key]json.RawMessage{},
 		wake: make(chan struct{}, 1), report: make(chan struct{}, 1)}
 	if store == nil {
 		return a, nil
 	}
-	items, err := store.Load()
+	kept, err := store.Load()
 	if err != nil {
 		return nil, fmt.Errorf("load what was wanted: %w", err)
 	}
-	for _, item := range items {
-		a.wants[item.Key] = item.Body
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	for _, item := range kept.Items {
+		a.wants[item.Key] = item.Body
+	}
+	maps.Copy(a.held, kept.Held)
+	a.mark = kept.Mark
 	a.all(now)
 	return a, nil
 }
 
-// all makes every wanted thing due, in the handlers' order. The caller holds mu.
+// all makes everything due: what is wanted in the handlers' order, and before it what is
+// held. The caller holds mu.
 func (a *Agent) all(now time.Time) {
-	keys := make([]host.Key, 0, len(a.wants))
-	for key := range a.wants {
-		keys = append(keys, key)
-	}
-	a.sort(keys)
-	for _, key := range keys {
-		a.queue.Add(key, now)
+	for _, keys := range [][]host.Key{slices.Collect(maps.Keys(a.held)), slices.Collect(maps.Keys(a.wants))} {
+		a.sort(keys)
+		for _, key := range keys {
+			a.queue.Add(key, now)
+		}
 	}
 }
 
@@ -94,18 +109,40 @@ func (a *Agent) rank(kind string) int {
 	return slices.IndexFunc(a.handlers, func(h Handler) bool { return h.Kind == kind })
 }
 
-// Deliver takes in what a controller wants. It is on disk when Deliver returns.
-func (a *Agent) Deliver(d host.Delivery, now time.Time) error {
+// holds reports whether things of a kind are held rather than removed when nobody names them.
+func (a *Agent) holds(kind string) bool {
+	n := a.rank(kind)
+	return n >= 0 && a.handlers[n].Halt != nil
+}
+
+// Mark tells which state the agent took in last.
+func (a *Agent) Mark() host.Mark {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.store != nil {
-		if err := a.store.Save(d, a.wants); err != nil {
+	return a.mark
+}
+
+// Deliver takes in what a controller wants. It is on disk when Deliver returns. What a full
+// delivery does not name is held, or removed if it is nobody's. One of an older state than was
+// taken in before is refused: its controller has forgotten what it had ordered.
+func (a *Agent) Deliver(d host.Delivery, now time.Time) error {
+	a.saving.Lock()
+	defer a.saving.Unlock()
+	a.mu.Lock()
+	mark, c := a.mark, a.changeOf(d, now)
+	a.mu.Unlock()
+	if d.Full && d.Mark.Before(mark) {
+		return fmt.Errorf("the controller's state is at %v, older than %v, which this host has taken in: "+
+			"was a backup restored? `unkai controller restored` says so to the hosts", d.Mark, mark)
+	}
+	if a.store != nil && (len(c.Items) > 0 || len(c.Held) > 0 || c.Mark != (host.Mark{})) {
+		if err := a.store.Save(c); err != nil {
 			return fmt.Errorf("keep what is wanted: %w", err)
 		}
 	}
-	named := map[host.Key]bool{}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	for _, item := range d.Items {
-		named[item.Key] = true
 		if item.Body == nil {
 			delete(a.wants, item.Key)
 			a.removing[item.Key] = true
@@ -117,28 +154,75 @@ func (a *Agent) Deliver(d host.Delivery, now time.Time) error {
 			a.queue.Add(item.Key, now)
 		}
 	}
+	for _, item := range c.Items { // and what a full delivery does not name
+		if item.Body == nil {
+			delete(a.wants, item.Key)
+			if !a.holds(item.Kind) {
+				a.removing[item.Key] = true
+			}
+		}
+	}
+	a.hold(c.Held)
+	if a.mark.Before(d.Mark) {
+		a.mark = d.Mark
+	}
 	if d.Full {
 		a.confirmed = true
 		clear(a.told)
-		for key := range a.wants {
-			if !named[key] {
-				delete(a.wants, key)
-				a.removing[key] = true
-			}
-		}
-		a.all(now)
-		gone := make([]host.Key, 0, len(a.removing))
-		for key := range a.removing {
-			gone = append(gone, key)
-		}
+		gone := slices.Collect(maps.Keys(a.removing))
 		a.sort(gone)
 		slices.Reverse(gone)
 		for _, key := range gone {
 			a.queue.Add(key, now)
 		}
+		a.all(now)
 	}
 	a.poke()
 	return nil
+}
+
+// changeOf is what a delivery changes of what is kept. The caller holds mu.
+func (a *Agent) changeOf(d host.Delivery, now time.Time) Change {
+	c := Change{Held: map[host.Key]*Held{}}
+	if a.mark.Before(d.Mark) {
+		c.Mark = d.Mark
+	}
+	named := map[host.Key]bool{}
+	for _, item := range d.Items {
+		named[item.Key] = true
+		was, wanted := a.wants[item.Key]
+		if wanted != (item.Body != nil) || !bytes.Equal(was, item.Body) {
+			c.Items = append(c.Items, item)
+		}
+		if _, held := a.held[item.Key]; held && item.Body != nil {
+			c.Held[item.Key] = nil
+		}
+	}
+	if !d.Full {
+		return c
+	}
+	for key, body := range a.wants {
+		if named[key] {
+			continue
+		}
+		c.Items = append(c.Items, host.Item{Key: key})
+		if a.holds(key.Kind) {
+			c.Held[key] = &Held{Since: now, Body: body}
+		}
+	}
+	return c
+}
+
+// hold takes over what is held from now on, and what is not any more. The caller holds mu.
+func (a *Agent) hold(held map[host.Key]*Held) {
+	for key, h := range held {
+		if h == nil {
+			delete(a.held, key)
+			continue
+		}
+		slog.Warn("keeping what the controller does not know", "kind", key.Kind, "id", key.ID, "for", KeepHeld)
+		a.held[key] = *h
+	}
 }
 
 // Resync makes everything due, and looks for what the machine holds and nobody wants; the latter
@@ -157,18 +241,49 @@ func (a *Agent) Resync(ctx context.Context, now time.Time) error {
 		if err != nil {
 			return fmt.Errorf("list what there is of %s: %w", h.Kind, err)
 		}
-		a.mu.Lock()
-		for _, id := range present {
-			key := host.Key{Kind: h.Kind, ID: id}
-			if _, wanted := a.wants[key]; !wanted && !a.removing[key] {
-				slog.InfoContext(ctx, "taking away what nobody wants", "kind", key.Kind, "id", key.ID)
-				a.removing[key] = true
-				a.queue.Add(key, now)
-			}
+		if err := a.found(ctx, h, present, now); err != nil {
+			return err
 		}
-		a.mu.Unlock()
 	}
 	a.poke()
+	return nil
+}
+
+// found takes in what there is of one kind.
+func (a *Agent) found(ctx context.Context, h Handler, present []resource.ID, now time.Time) error {
+	a.saving.Lock()
+	defer a.saving.Unlock()
+	strays := map[host.Key]*Held{}
+	a.mu.Lock()
+	for _, id := range present {
+		key := host.Key{Kind: h.Kind, ID: id}
+		_, wanted := a.wants[key]
+		_, held := a.held[key]
+		switch {
+		case wanted || held || a.removing[key]:
+		case h.Halt != nil:
+			strays[key] = &Held{Since: now}
+		default:
+			slog.InfoContext(ctx, "taking away what nobody wants", "kind", key.Kind, "id", key.ID)
+			a.removing[key] = true
+			a.queue.Add(key, now)
+		}
+	}
+	a.mu.Unlock()
+	if len(strays) == 0 {
+		return nil
+	}
+	if a.store != nil {
+		if err := a.store.Save(Change{Held: strays}); err != nil {
+			return fmt.Errorf("keep what is held: %w", err)
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.hold(strays)
+	for key := range strays {
+		a.queue.Add(key, now)
+	}
 	return nil
 }
 
@@ -210,20 +325,27 @@ func (a *Agent) Step(ctx context.Context, now func() time.Time) bool {
 	key, ok := a.queue.Take(now())
 	body, wanted := a.wants[key]
 	removing := a.removing[key]
+	held, isHeld := a.held[key]
 	a.mu.Unlock()
 	if !ok {
 		return false
 	}
 	n := a.rank(key.Kind)
-	if n < 0 || !wanted && !removing {
-		a.done(key, now, 0, nil)
-		return true
-	}
-	if removing && !wanted {
+	switch {
+	case n >= 0 && wanted:
+		a.ensure(ctx, a.handlers[n], key, body, now)
+	case n >= 0 && (removing || isHeld && now().Sub(held.Since) >= KeepHeld):
 		a.remove(ctx, a.handlers[n], key, now)
-		return true
+	case n >= 0 && isHeld:
+		a.halt(ctx, a.handlers[n], key, held, now)
+	default:
+		a.done(key, now, 0, nil)
 	}
-	seen, again, err := ensure(ctx, a.handlers[n], key.ID, body)
+	return true
+}
+
+func (a *Agent) ensure(ctx context.Context, h Handler, key host.Key, body json.RawMessage, now func() time.Time) {
+	seen, again, err := ensure(ctx, h, key.ID, body)
 	if err != nil && ctx.Err() == nil {
 		slog.WarnContext(ctx, "could not make a thing real", "kind", key.Kind, "id", key.ID, "err", err)
 	}
@@ -235,7 +357,31 @@ func (a *Agent) Step(ctx context.Context, now func() time.Time) bool {
 		}
 	}
 	a.done(key, now, again, err)
-	return true
+}
+
+// halt makes a thing rest that is held, and tells the controller about it.
+func (a *Agent) halt(ctx context.Context, h Handler, key host.Key, held Held, now func() time.Time) {
+	again, err := h.Halt(ctx, key.ID)
+	if fault.Is(err, fault.NotFound) {
+		a.remove(ctx, h, key, now)
+		return
+	}
+	if err != nil {
+		slog.WarnContext(ctx, "could not halt a thing that nobody wants", "kind", key.Kind, "id", key.ID, "err", err)
+		a.done(key, now, 0, err)
+		return
+	}
+	until := held.Since.Add(KeepHeld)
+	text, err := json.Marshal(host.HeldReport{Held: &host.Holding{Since: held.Since, Until: until}})
+	if err != nil {
+		slog.ErrorContext(ctx, "could not encode a report", "kind", key.Kind, "id", key.ID, "err", err)
+	} else {
+		a.tell(key, text)
+	}
+	if again == 0 {
+		again = max(until.Sub(now()), time.Millisecond)
+	}
+	a.done(key, now, again, nil)
 }
 
 func ensure(ctx context.Context, h Handler, id resource.ID, body json.RawMessage) (seen any, again time.Duration, err error) {
@@ -248,20 +394,41 @@ func ensure(ctx context.Context, h Handler, id resource.ID, body json.RawMessage
 }
 
 func (a *Agent) remove(ctx context.Context, h Handler, key host.Key, now func() time.Time) {
-	err := h.Remove(ctx, key.ID)
-	if err != nil {
+	if err := h.Remove(ctx, key.ID); err != nil {
 		slog.WarnContext(ctx, "could not take a thing away", "kind", key.Kind, "id", key.ID, "err", err)
 		a.done(key, now, 0, err)
 		return
 	}
-	a.mu.Lock()
-	_, back := a.wants[key]
-	delete(a.removing, key)
-	a.mu.Unlock()
+	back, err := a.forget(key)
+	if err != nil {
+		slog.WarnContext(ctx, "could not forget what was held", "kind", key.Kind, "id", key.ID, "err", err)
+		a.done(key, now, 0, err)
+		return
+	}
 	if !back {
 		a.tell(key, host.Gone)
 	}
 	a.done(key, now, 0, nil)
+}
+
+// forget takes in that a thing is gone, and tells whether it is wanted again.
+func (a *Agent) forget(key host.Key) (back bool, err error) {
+	a.saving.Lock()
+	defer a.saving.Unlock()
+	a.mu.Lock()
+	_, held := a.held[key]
+	a.mu.Unlock()
+	if held && a.store != nil {
+		if err := a.store.Save(Change{Held: map[host.Key]*Held{key: nil}}); err != nil {
+			return false, err
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, back = a.wants[key]
+	delete(a.held, key)
+	delete(a.removing, key)
+	return back, nil
 }
 
 func (a *Agent) done(key host.Key, now func() time.Time, again time.Duration, err error) {

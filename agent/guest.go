@@ -39,7 +39,7 @@ const (
 
 // Handler is what an Agent calls for guests.
 func (g *Guests) Handler() Handler {
-	return Handler{Kind: "guest", Ensure: g.ensure, Remove: g.remove, Present: g.Driver.Present}
+	return Handler{Kind: "guest", Ensure: g.ensure, Remove: g.remove, Halt: g.halt, Present: g.Driver.Present}
 }
 
 func (g *Guests) ensure(ctx context.Context, _ resource.ID, body json.RawMessage) (any, time.Duration, error) {
@@ -138,6 +138,18 @@ func (g *Guests) remove(ctx context.Context, id resource.ID) error {
 	return nil
 }
 
+// halt stops a guest whose owner nobody here knows. Its disks stay.
+func (g *Guests) halt(ctx context.Context, id resource.ID) (again time.Duration, err error) {
+	if g.Images != nil {
+		g.Images.Forget(id)
+	}
+	busy, err := g.Driver.Halt(ctx, id)
+	if busy {
+		again = whileBusy
+	}
+	return again, err
+}
+
 // Follow passes on what the driver notices by itself, until ctx ends.
 func (g *Guests) Follow(ctx context.Context, a *Agent) {
 	n, ok := g.Driver.(compute.Notifier)
@@ -191,19 +203,31 @@ func (t *Taps) drop(port resource.ID) {
 // SweepImages lets cached images go that no guest here is made from.
 func (g *Guests) SweepImages(a *Agent) {
 	keep := map[resource.ID]bool{}
-	a.mu.Lock()
-	for key, body := range a.wants {
+	known := true
+	note := func(body json.RawMessage) {
 		var want compute.Guest
-		if key.Kind != "guest" || json.Unmarshal(body, &want) != nil {
-			continue
+		if json.Unmarshal(body, &want) != nil {
+			known = false
+			return
 		}
 		for _, ref := range imagesOf(&want) {
 			keep[ref.ID] = true
 		}
 	}
+	a.mu.Lock()
+	for key, body := range a.wants {
+		if key.Kind == "guest" {
+			note(body)
+		}
+	}
+	for key, held := range a.held { // what its disks lie over may be a stranger's only copy
+		if key.Kind == "guest" {
+			note(held.Body)
+		}
+	}
 	confirmed := a.confirmed && len(a.removing) == 0
 	a.mu.Unlock()
-	if !confirmed {
+	if !confirmed || !known {
 		return
 	}
 	if err := g.Images.Sweep(keep, 24*time.Hour); err != nil && !errors.Is(err, os.ErrNotExist) {

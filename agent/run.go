@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -68,11 +69,35 @@ func (a *Agent) followOnce(ctx context.Context, link Link) error {
 	if err != nil {
 		return err
 	}
-	defer session.Close()
-	for {
-		d, err := session.Next(ctx)
-		if err != nil {
-			return err
+	ctx, cancel := context.WithCancel(ctx)
+	arrived := make(chan *host.Delivery, 1024)
+	ended := make(chan error, 1)
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		defer close(arrived)
+		for {
+			d, err := session.Next(ctx)
+			if err != nil {
+				ended <- err
+				return
+			}
+			select {
+			case arrived <- d:
+			case <-ctx.Done():
+				ended <- ctx.Err()
+				return
+			}
+		}
+	})
+	defer func() {
+		cancel()
+		session.Close()
+		reader.Wait()
+	}()
+	for d := range arrived {
+		// What came while the last delivery was put on disk goes there together.
+		for len(arrived) > 0 {
+			d = merge(d, <-arrived)
 		}
 		if err := a.Deliver(*d, time.Now()); err != nil {
 			return err
@@ -83,6 +108,20 @@ func (a *Agent) followOnce(ctx context.Context, link Link) error {
 			}
 		}
 	}
+	return <-ended
+}
+
+// merge gives one delivery that says what two say one after the other.
+func merge(first, second *host.Delivery) *host.Delivery {
+	if second.Full {
+		return second
+	}
+	again := map[host.Key]bool{}
+	for _, item := range second.Items {
+		again[item.Key] = true
+	}
+	kept := slices.DeleteFunc(first.Items, func(i host.Item) bool { return again[i.Key] })
+	return &host.Delivery{Full: first.Full, Mark: second.Mark, Items: append(kept, second.Items...)}
 }
 
 // reportTo sends the outbox, again and again until the controller has it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -73,5 +74,83 @@ func TestThingsThatHangDoNotHoldUpOthers(t *testing.T) {
 		}
 		cancel()
 		wg.Wait()
+	})
+}
+
+// burst is a controller that tells everything at once.
+type burst struct {
+	deliveries chan *host.Delivery
+	closed     chan struct{}
+}
+
+func (b *burst) Connect(context.Context) (Session, error)          { return b, nil }
+func (b *burst) Observe(context.Context, []host.Observation) error { return nil }
+func (b *burst) Close() error                                      { close(b.closed); return nil }
+
+func (b *burst) Next(ctx context.Context) (*host.Delivery, error) {
+	select {
+	case d := <-b.deliveries:
+		return d, nil
+	case <-b.closed:
+		return nil, errors.New("closed")
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// slowStore takes its time, as a disk does.
+type slowStore struct {
+	kept  map[host.Key]string
+	saves int
+}
+
+func (s *slowStore) Load() (Kept, error) { return Kept{}, nil }
+
+func (s *slowStore) Save(c Change) error {
+	time.Sleep(10 * time.Millisecond)
+	s.saves++
+	for _, i := range c.Items {
+		if i.Body == nil {
+			delete(s.kept, i.Key)
+		} else {
+			s.kept[i.Key] = string(i.Body)
+		}
+	}
+	return nil
+}
+
+func TestManyDeliveriesAreKeptTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &slowStore{kept: map[host.Key]string{}}
+		m := &machine{has: map[resource.ID]string{}}
+		a, err := New(store, time.Now(), m.handler("net"), m.guests())
+		if err != nil {
+			t.Fatal(err)
+		}
+		link := &burst{make(chan *host.Delivery, 2000), make(chan struct{})}
+		link.deliveries <- &host.Delivery{Full: true, Mark: host.Mark{Revision: 1}, Items: []host.Item{item("guest", guestID, "one")}}
+		began := time.Now()
+		for n := range 1000 {
+			d := &host.Delivery{Mark: host.Mark{Revision: int64(2 + n)}, Items: []host.Item{item("guest", guestID, []string{"", "again"}[n%2])}}
+			if n == 500 {
+				d.Items = append(d.Items, item("net", netID, "net"))
+			}
+			link.deliveries <- d
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { a.Run(ctx, link, 1) })
+		for a.Mark().Revision < 1001 {
+			time.Sleep(time.Millisecond)
+		}
+		if took := time.Since(began); took > 100*time.Millisecond {
+			t.Errorf("1,000 deliveries took %v and %d writes", took, store.saves)
+		}
+		cancel()
+		wg.Wait()
+		want := map[host.Key]string{{Kind: "guest", ID: guestID}: `"again"`, {Kind: "net", ID: netID}: `"net"`}
+		if !maps.Equal(store.kept, want) {
+			t.Errorf("kept is %v", store.kept)
+		}
 	})
 }

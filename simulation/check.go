@@ -89,6 +89,9 @@ func (w *world) restless() string {
 	for o := range operation.Table().Peek(tx, "deadline", state.Range{}) {
 		return fmt.Sprintf("operation %s of %s %s runs", o.Verb, o.TargetKind, o.TargetID)
 	}
+	for l := range host.Leftovers().Peek(tx, "thing", state.Range{}) {
+		return fmt.Sprintf("%s %s is left on host %s (ordered away: %v)", l.Kind, l.ThingID, l.HostID, l.Ordered)
+	}
 	if err := w.checkReality(); err != nil {
 		return err.Error()
 	}

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"sort"
 	"time"
@@ -323,7 +324,7 @@ type node struct {
 }
 
 func (w *world) newNode(n int) *node {
-	node := &node{w: w, name: fmt.Sprintf("host-%02d", n), store: &memoryStore{items: map[host.Key]json.RawMessage{}}}
+	node := &node{w: w, name: fmt.Sprintf("host-%02d", n), store: &memoryStore{items: map[host.Key]json.RawMessage{}, held: map[host.Key]agent.Held{}}}
 	node.id = resource.NewID(w.clock, w)
 	node.machine = sim.New(compute.Capabilities{VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Arch: "x86_64"})
 	node.machine.Now = w.now
@@ -391,7 +392,7 @@ func (n *node) converse() bool {
 		return false
 	}
 	if n.session == nil {
-		hello := host.Hello{Name: n.name, Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Arch: "x86_64"}}
+		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Arch: "x86_64"}}
 		if err := host.Arrive(w.ctx, w.control.state, n.id, hello); err != nil {
 			return false
 		}
@@ -415,7 +416,7 @@ func (n *node) converse() bool {
 		d := n.sent[0]
 		n.sent = n.sent[1:]
 		if err := n.agent.Deliver(overTheWire(d), w.clock); err != nil {
-			panic(err) // a store in memory does not fail
+			panic(err) // a store in memory does not fail, and no controller forgets
 		}
 		did = true
 	}
@@ -460,27 +461,38 @@ func (n *node) report(reports []host.Observation) {
 }
 
 // memoryStore is an agent's disk.
-type memoryStore struct{ items map[host.Key]json.RawMessage }
-
-func (m *memoryStore) Load() ([]host.Item, error) {
-	var items []host.Item
-	for key, body := range m.items {
-		items = append(items, host.Item{Key: key, Body: body})
-	}
-	sort.Slice(items, func(i, j int) bool { return items[i].ID.String() < items[j].ID.String() })
-	return items, nil
+type memoryStore struct {
+	items map[host.Key]json.RawMessage
+	held  map[host.Key]agent.Held
+	mark  host.Mark
 }
 
-func (m *memoryStore) Save(d host.Delivery, _ map[host.Key]json.RawMessage) error {
-	if d.Full {
-		clear(m.items)
+func (m *memoryStore) Load() (agent.Kept, error) {
+	k := agent.Kept{Held: maps.Clone(m.held), Mark: m.mark}
+	for key, body := range m.items {
+		k.Items = append(k.Items, host.Item{Key: key, Body: body})
 	}
-	for _, item := range d.Items {
+	sort.Slice(k.Items, func(i, j int) bool { return k.Items[i].ID.String() < k.Items[j].ID.String() })
+	return k, nil
+}
+
+func (m *memoryStore) Save(c agent.Change) error {
+	for _, item := range c.Items {
 		if item.Body == nil {
 			delete(m.items, item.Key)
 		} else {
 			m.items[item.Key] = item.Body
 		}
+	}
+	for key, h := range c.Held {
+		if h == nil {
+			delete(m.held, key)
+		} else {
+			m.held[key] = *h
+		}
+	}
+	if c.Mark != (host.Mark{}) {
+		m.mark = c.Mark
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/audit"
 	"github.com/unkai-cloud/unkai/core/compute"
@@ -46,6 +47,7 @@ type health struct {
 	Servers  map[string]int // by stage
 	Counts   map[string]int
 	Running  []runningOperation // those that run for longest
+	Held     []heldThing        // on hosts, and wanted by nobody
 	Seconds  float64            // since the start
 }
 
@@ -53,10 +55,18 @@ type hostHealth struct {
 	Name, Zone, Driver string
 	Up, Disabled       bool
 	Lost               time.Time `json:",omitzero"`
+	Ahead              host.Mark `json:",omitzero"` // of a newer state, which it insists on
 	Isolating          bool
 	Servers            int64
 	UsedVCPUs, VCPUs   int64
 	UsedMiB, MiB       int64
+}
+
+type heldThing struct {
+	Host, Kind string
+	ID         resource.ID
+	Ordered    bool      // away
+	Until      time.Time `json:",omitzero"`
 }
 
 type runningOperation struct {
@@ -108,6 +118,20 @@ func (c *cloud) serveControl(ctx context.Context, at clientsAt) error {
 		}
 		answerControl(w, h.ID, c.compute.DismissHost(identity.Internal(r.Context()), h.ID))
 	})
+	mux.HandleFunc("POST /restored", func(w http.ResponseWriter, r *http.Request) {
+		if err := host.Restored(identity.Internal(r.Context()), c.state); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		wire.WriteJSON(w, http.StatusOK, host.MarkOf(c.state.Latest()))
+	})
+	mux.HandleFunc("POST /discard/{host}/{id}", func(w http.ResponseWriter, r *http.Request) {
+		if err := c.discard(identity.Internal(r.Context()), r.PathValue("host"), r.PathValue("id")); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		wire.WriteJSON(w, http.StatusOK, "ordered")
+	})
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
@@ -126,6 +150,19 @@ func answerControl(w http.ResponseWriter, v any, err error) {
 	wire.WriteJSON(w, http.StatusOK, v)
 }
 
+// discard orders a host, by its name, to take away what it holds though nobody wants it.
+func (c *cloud) discard(ctx context.Context, name, text string) error {
+	h, ok := host.ByName(c.state.Latest(), name)
+	if !ok {
+		return fmt.Errorf("there is no host %s", name)
+	}
+	id, err := resource.ParseID(text)
+	if err != nil {
+		return err
+	}
+	return (&host.Service{State: c.state}).Discard(ctx, h.ID, id)
+}
+
 func (c *cloud) health() health {
 	tx := c.state.Latest()
 	h := health{Version: version, Data: c.dir, Revision: tx.Revision(), Servers: map[string]int{}, Counts: map[string]int{}}
@@ -135,8 +172,13 @@ func (c *cloud) health() health {
 	for m := range host.Table().Peek(tx, "name", state.Range{}) {
 		n, used := compute.Servers().Sum(tx, "load", state.KeyOf(m.ID))
 		h.Hosts = append(h.Hosts, hostHealth{Name: m.Name, Zone: m.Zone, Driver: m.Capacity.Driver, Up: m.Up(), Disabled: m.Disabled,
-			Lost: m.Lost, Isolating: m.Capacity.Isolating, Servers: n, UsedVCPUs: used[0], VCPUs: int64(m.Capacity.VCPUs),
+			Lost: m.Lost, Ahead: m.Ahead, Isolating: m.Capacity.Isolating, Servers: n, UsedVCPUs: used[0], VCPUs: int64(m.Capacity.VCPUs),
 			UsedMiB: used[1], MiB: int64(m.Capacity.MemoryMiB)})
+	}
+	for l := range host.Leftovers().Peek(tx, "thing", state.Range{}) {
+		if m, ok := host.Table().PeekOne(tx, l.HostID); ok {
+			h.Held = append(h.Held, heldThing{m.Name, l.Kind, l.ThingID, l.Ordered, l.Until})
+		}
 	}
 	for s := range compute.Servers().Peek(tx, "", state.Range{}) {
 		h.Servers[string(s.Stage())]++
@@ -238,6 +280,9 @@ func (h *health) print(w io.Writer) error {
 		if !m.Up {
 			how = "lost since " + m.Lost.Format(time.RFC3339)
 		}
+		if m.Ahead != (host.Mark{}) {
+			how += ", insists on a newer state (" + m.Ahead.String() + "): after a restore, run unkai controller restored"
+		}
 		if m.Disabled {
 			how += ", disabled"
 		}
@@ -245,6 +290,16 @@ func (h *health) print(w io.Writer) error {
 			how += ", not isolating (emulated)"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d/%d\t%d/%d\n", m.Name, m.Zone, m.Driver, how, m.Servers, m.UsedVCPUs, m.VCPUs, m.UsedMiB, m.MiB)
+	}
+	for i, l := range h.Held {
+		if i == 0 {
+			fmt.Fprintln(t, "\nWANTED BY NOBODY\tID\tHOST\tGOES")
+		}
+		goes := l.Until.Format(time.RFC3339) + ", or by unkai controller discard"
+		if l.Ordered {
+			goes = "as soon as its host can be heard"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", l.Kind, l.ID, l.Host, goes)
 	}
 	for i, o := range h.Running {
 		if i == 0 {

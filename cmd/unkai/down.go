@@ -14,6 +14,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/agent"
 	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/core/host"
 )
 
 type downCommand struct {
@@ -88,6 +89,9 @@ type controllerCommand struct {
 	Run    controllerRun    `cmd:"" default:"withargs" help:"Run a controller in the foreground."`
 	Token  controllerToken  `cmd:"" help:"Print a one-time token with which one machine joins as a host."`
 	Remove controllerRemove `cmd:"" help:"Take a host out of the cloud. It is refused from then on, and can only join anew."`
+
+	Restored controllerRestored `cmd:"" help:"Say that the state was restored from a backup. Hosts, which have seen newer ones, heed it then; what it does not know they keep for a week."`
+	Discard  controllerDiscard  `cmd:"" help:"Have a host take away what it keeps though nobody wants it (see unkai status). Its disks are lost."`
 }
 
 type controllerRun struct {
@@ -133,6 +137,30 @@ func (c *controllerRemove) Run(ctx context.Context) error {
 	return nil
 }
 
+type controllerRestored struct{ dataOption }
+
+// Run begins a new era.
+func (t *controllerRestored) Run(ctx context.Context) error {
+	var mark host.Mark
+	if err := ask(ctx, t.Data, "POST", "/restored", &mark); err != nil {
+		return err
+	}
+	fmt.Printf("hosts heed this state now (%v)\n", mark)
+	return nil
+}
+
+type controllerDiscard struct {
+	dataOption
+	Host string `arg:"" help:"The host's name."`
+	ID   string `arg:"" help:"What it is to take away."`
+}
+
+// Run orders it.
+func (t *controllerDiscard) Run(ctx context.Context) error {
+	var answer string
+	return ask(ctx, t.Data, "POST", "/discard/"+url.PathEscape(t.Host)+"/"+url.PathEscape(t.ID), &answer)
+}
+
 type agentCommand struct {
 	machineOptions
 	Data  string `default:"/var/lib/unkai-agent" help:"The agent's data directory." type:"path"`
@@ -164,7 +192,7 @@ func (a *agentCommand) Run(ctx context.Context) error {
 		if a.Token == "" {
 			return errors.New("this machine has not joined yet: --token is needed (unkai controller token makes one)")
 		}
-		id, err = agent.Join(ctx, a.Join, a.Token, a.Data)
+		id, err = joinCloud(ctx, a.Join, a.Token, a.Data)
 	}
 	if err != nil {
 		return err

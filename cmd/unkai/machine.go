@@ -44,6 +44,7 @@ type machine struct {
 	agent   *agent.Agent
 	guests  *agent.Guests
 	qemu    *qemu.Driver
+	store   *agent.FileStore
 	network *linuxnet.Driver
 	options machineOptions
 	dir     string
@@ -83,6 +84,17 @@ func openQEMU(o machineOptions, dir string) (*qemu.Driver, error) {
 	return qemu.New(qemu.Options{Dir: filepath.Join(dir, "qemu"), SMBIOS: smbios, Cgroup: o.Prefix})
 }
 
+// wantsDir is where, in a machine's directory, lies what is wanted of it.
+const wantsDir = "wants"
+
+// joinCloud makes this machine a host. What another cloud, or another time in this one, wanted of it is void.
+func joinCloud(ctx context.Context, url, token, dir string) (*agent.Identity, error) {
+	if err := os.RemoveAll(filepath.Join(dir, wantsDir)); err != nil {
+		return nil, err
+	}
+	return agent.Join(ctx, url, token, dir)
+}
+
 // openMachine takes up whatever an earlier process left in dir.
 func openMachine(o machineOptions, dir string) (*machine, error) {
 	m := &machine{options: o, dir: dir}
@@ -90,8 +102,8 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 	if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
 		return nil, err
 	}
-	store, err := agent.NewDirStore(filepath.Join(dir, "wants"))
-	if err != nil {
+	var err error
+	if m.store, err = agent.OpenStore(filepath.Join(dir, wantsDir)); err != nil {
 		return nil, err
 	}
 	answers := metadata.New(func(port resource.ID) (compute.Guest, bool) { return m.agent.GuestOf(port) })
@@ -115,7 +127,7 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 	networks := &agent.Networks{Driver: m.network, Taps: taps, Wired: func(server resource.ID) {
 		m.agent.Touch(host.Key{Kind: "guest", ID: server}, time.Now())
 	}}
-	m.agent, err = agent.New(store, time.Now(), append(networks.Handlers(), m.guests.Handler())...)
+	m.agent, err = agent.New(m.store, time.Now(), append(networks.Handlers(), m.guests.Handler())...)
 	return m, err
 }
 
@@ -132,7 +144,7 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 		}
 	}
 	address, err := m.options.address()
-	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Address: address, Capacity: capacityOf(c)}, err
+	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Address: address, Capacity: capacityOf(c), Mark: m.agent.Mark()}, err
 }
 
 func capacityOf(c compute.Capabilities) host.Capacity {
@@ -171,8 +183,5 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 }
 
 func (m *machine) close() error {
-	if err := m.network.Close(); err != nil {
-		return err
-	}
-	return m.qemu.Close()
+	return errors.Join(m.network.Close(), m.qemu.Close(), m.store.Close())
 }

@@ -143,7 +143,7 @@ func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string,
 	if errors.Is(err, fs.ErrNotExist) {
 		var token string
 		if token, err = c.authority.Token(identity.Internal(ctx), time.Minute); err == nil {
-			id, err = agent.Join(ctx, url, token, dir)
+			id, err = joinCloud(ctx, url, token, dir)
 		}
 	}
 	if err != nil {

@@ -198,7 +198,7 @@ func (s *Service) doom(ctx context.Context, tx *state.Tx, srv *Server, force boo
 	}
 	h, ok := host.Table().PeekOne(tx, srv.HostID)
 	if !ok || force && !h.Up() {
-		return s.bury(tx, srv, "")
+		return s.abandon(tx, srv, "")
 	}
 	if op == nil {
 		return nil // it is on its way already
@@ -209,7 +209,15 @@ func (s *Service) doom(ctx context.Context, tx *state.Tx, srv *Server, force boo
 	return servers.Put(tx, srv)
 }
 
-// bury takes away what is left of a server that no host has, or that none can be asked about.
+// abandon buries a server whose host cannot be asked: it is to take the guest away as soon as it can.
+func (s *Service) abandon(tx *state.Tx, srv *Server, message string) error {
+	if err := host.Discard(tx, srv.HostID, "guest", srv.ID); err != nil {
+		return err
+	}
+	return s.bury(tx, srv, message)
+}
+
+// bury takes away what is left of a server that no host has.
 func (s *Service) bury(tx *state.Tx, srv *Server, message string) error {
 	if err := s.unplugAll(tx, srv); err != nil {
 		return err

@@ -185,6 +185,10 @@ type Driver interface {
 	Ensure(ctx context.Context, want Guest) (Observation, error)
 	// Remove ends the guest and takes away everything of it. No error if there is none.
 	Remove(ctx context.Context, id resource.ID) error
+	// Halt ends a guest that nobody wants any more, gently if it listens, and keeps everything
+	// else of it: its disks, and its memory if that is saved. busy: it goes on by itself, come again
+	// soon. A fault of kind NotFound if there is none, or nothing of it is worth keeping.
+	Halt(ctx context.Context, id resource.ID) (busy bool, err error)
 	// Present lists every guest of which the host still holds anything.
 	Present(ctx context.Context) ([]resource.ID, error)
 	// Observe looks without changing anything.

@@ -96,7 +96,7 @@ func (s *Service) observe(tx *state.Tx, h, id resource.ID, report json.RawMessag
 	}
 	srv, ok := servers.Find(tx, id)
 	if !ok || srv.HostID != h {
-		return nil // it is no longer this host's; what is left there goes with its next full delivery
+		return nil // it is no longer this host's
 	}
 	if seen.Gone {
 		if srv.Doomed() {
@@ -204,7 +204,7 @@ func (s *Service) expire(tx *state.Tx, o *operation.Operation) error {
 		return nil
 	}
 	if srv.Task == Deleting {
-		return s.bury(tx, srv, "Its host did not confirm in time; it takes the guest away as soon as it can.")
+		return s.abandon(tx, srv, "Its host did not confirm in time; it takes the guest away as soon as it can.")
 	}
 	why := "The host did not do it in the time it is given."
 	if h, ok := host.Find(tx, srv.HostID); ok && !h.Up() {

@@ -32,6 +32,7 @@ type Host struct {
 	// Found out by the control plane.
 	Lost   time.Time // since when it cannot be heard; zero while it can
 	Joined time.Time
+	Ahead  Mark // of a state that the host has seen and we have not, while it refuses ours; zero otherwise
 }
 
 // A Capacity is what a host offers in all. Overcommit is the placement's business.
@@ -138,29 +139,62 @@ type Hello struct {
 	Capacity Capacity
 	Address  netip.Addr
 	Version  string
+	Mark     Mark // of the newest state that it was told of
 }
 
 // Arrive records that a host with this ID is here and can be heard. A host that is
-// new is added, in the zone it names. It is for hosts within this process; see Authority.Arrive.
+// new is added, in the zone it names; one that knows of a newer state is turned away. It is for hosts
+// within this process; see Authority.Arrive.
 func Arrive(ctx context.Context, s *state.State, id resource.ID, hello Hello) error {
-	return s.Update(ctx, func(tx *state.Tx) error { return arrive(tx, id, hello) })
+	return arrive(ctx, s, id, hello, func(*state.Tx) error { return nil })
 }
 
-func arrive(tx *state.Tx, id resource.ID, hello Hello) error {
+// arrive records a host that is allowed to.
+func arrive(ctx context.Context, s *state.State, id resource.ID, hello Hello, allowed func(*state.Tx) error) error {
+	refused := false
+	err := s.Update(ctx, func(tx *state.Tx) (err error) {
+		if err := allowed(tx); err != nil {
+			return err
+		}
+		refused, err = note(tx, id, hello)
+		return err
+	})
+	if err == nil && refused {
+		return ahead(hello.Mark)
+	}
+	return err
+}
+
+func ahead(m Mark) error {
+	return fault.Errorf(fault.Conflict, "The host was told of a newer state, at %v. Was a backup restored? `unkai controller restored` says so to the hosts.", m)
+}
+
+// note writes down what a host says of itself.
+func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 	h, ok := hosts.Find(tx, id)
+	if MarkOf(tx).Before(hello.Mark) {
+		if !ok {
+			return true, ahead(hello.Mark)
+		}
+		if h.Ahead == hello.Mark {
+			return true, nil
+		}
+		h.Ahead = hello.Mark
+		return true, hosts.Put(tx, h)
+	}
 	if !ok {
 		if _, taken := ByName(tx, hello.Name); taken {
-			return fault.Errorf(fault.Exists, "Another host is named %s.", hello.Name)
+			return false, fault.Errorf(fault.Exists, "Another host is named %s.", hello.Name)
 		}
 		h = &Host{Meta: resource.Meta{ID: id, Name: hello.Name}, Zone: hello.Zone, Joined: tx.Now()}
 		if h.Zone == "" {
 			h.Zone = DefaultZone
 		}
-	} else if h.Up() && h.Capacity == hello.Capacity && h.Address == hello.Address && h.Version == hello.Version {
-		return nil
+	} else if h.Up() && h.Capacity == hello.Capacity && h.Address == hello.Address && h.Version == hello.Version && h.Ahead == (Mark{}) {
+		return false, nil
 	}
-	h.Capacity, h.Address, h.Version, h.Lost = hello.Capacity, hello.Address, hello.Version, time.Time{}
-	return hosts.Put(tx, h)
+	h.Capacity, h.Address, h.Version, h.Lost, h.Ahead = hello.Capacity, hello.Address, hello.Version, time.Time{}, Mark{}
+	return false, hosts.Put(tx, h)
 }
 
 // Lose records that a host cannot be heard any more. What runs on it is unknown from then

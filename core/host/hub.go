@@ -53,9 +53,10 @@ type Item struct {
 }
 
 // A Delivery is some items. The first one of a session is Full: what it does not
-// name, the host is not to have.
+// name, nobody wants on the host.
 type Delivery struct {
 	Full  bool
+	Mark  Mark // of the state that it is derived from
 	Items []Item
 }
 
@@ -201,6 +202,9 @@ func (h *Hub) mark(events []state.Event) {
 		if s := h.sessions[e.ID]; s != nil && e.Kind == hosts.Kind() && e.After == nil {
 			s.end() // the host was removed
 		}
+		if l, ok := e.After.(*Leftover); ok && h.sessions[l.HostID] != nil {
+			h.sessions[l.HostID].mark(Key{l.Kind, l.ThingID})
+		}
 		for _, source := range h.Sources {
 			for _, ref := range source.Touched(tx, e) {
 				key := Key{source.Kind, ref.ID}
@@ -249,7 +253,7 @@ func (s *Session) Poll() (*Delivery, error) {
 	if full {
 		return s.pollFull(tx)
 	}
-	var d Delivery
+	d := Delivery{Mark: MarkOf(tx)}
 	// By kind in the sources' order, so that a host gets the network before the guest on it.
 	for _, source := range s.hub.Sources {
 		for _, key := range dirty {
@@ -320,11 +324,14 @@ func (h *Hub) after(d time.Duration, f func()) {
 }
 
 func (s *Session) pollFull(tx *state.Tx) (*Delivery, error) {
-	d := &Delivery{Full: true}
+	d := &Delivery{Full: true, Mark: MarkOf(tx)}
 	clear(s.sent)
 	clear(s.when)
 	for _, source := range s.hub.Sources {
-		for _, id := range source.All(tx, s.host) {
+		for _, id := range slices.Concat(source.All(tx, s.host), orders(tx, s.host, source.Kind)) {
+			if _, twice := s.sent[Key{source.Kind, id}]; twice {
+				continue
+			}
 			body, err := source.body(tx, s.host, id)
 			if err != nil {
 				return nil, err
@@ -362,7 +369,7 @@ func orNull(body []byte) []byte {
 // to take it away.
 func (source *Source) body(tx *state.Tx, host, id resource.ID) ([]byte, error) {
 	want, ok := source.Want(tx, host, id)
-	if !ok {
+	if !ok && !ordered(tx, host, source.Kind, id) {
 		return nil, nil
 	}
 	if want == nil {
@@ -405,10 +412,20 @@ func (h *Hub) Observe(ctx context.Context, host resource.ID, seen []Observation)
 		}
 		for _, o := range seen {
 			n := slices.IndexFunc(h.Sources, func(s Source) bool { return s.Kind == o.Kind })
-			if n < 0 || h.Sources[n].Observe == nil {
+			if n < 0 {
 				continue
 			}
-			err := tx.Try(func() error { return h.Sources[n].Observe(tx, host, o.ID, o.Seen) })
+			all, err := noteLeftover(tx, host, o, func() bool {
+				want, ok := h.Sources[n].Want(tx, host, o.ID)
+				return ok && want != nil
+			})
+			if err != nil {
+				return err
+			}
+			if all || h.Sources[n].Observe == nil {
+				continue
+			}
+			err = tx.Try(func() error { return h.Sources[n].Observe(tx, host, o.ID, o.Seen) })
 			if err != nil {
 				slog.WarnContext(ctx, "a host's report was refused", "host", host, "kind", o.Kind, "id", o.ID, "err", err)
 			}

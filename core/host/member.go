@@ -44,16 +44,14 @@ func (a *Authority) Check(cert *x509.Certificate, now time.Time) (resource.ID, e
 
 // Arrive is Arrive for a machine elsewhere: only for one that has joined and was not removed.
 func (a *Authority) Arrive(ctx context.Context, id resource.ID, hello Hello) error {
-	return a.State.Update(ctx, func(tx *state.Tx) error {
+	return arrive(ctx, a.State, id, hello, func(tx *state.Tx) error {
 		if !member(tx, id) {
 			return notMember()
 		}
 		if newcomers.Has(tx, id) {
-			if err := newcomers.Delete(tx, id); err != nil {
-				return err
-			}
+			return newcomers.Delete(tx, id)
 		}
-		return arrive(tx, id, hello)
+		return nil
 	})
 }
 
@@ -71,6 +69,11 @@ func (a *Authority) Renew(id resource.ID, request []byte, now time.Time) ([]byte
 func Remove(tx *state.Tx, id resource.ID) error {
 	if !hosts.Has(tx, id) {
 		return fault.Missing("host", id)
+	}
+	for _, left := range leftovers.IDs(tx, "thing", state.KeyOf(id)) {
+		if err := leftovers.Delete(tx, left); err != nil {
+			return err
+		}
 	}
 	return hosts.Delete(tx, id)
 }

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -296,8 +297,8 @@ func (d *Driver) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 			d.forget(g)
 			return compute.Observation{Power: compute.Crashed, Trouble: trouble, Isolating: d.accel == accelKVM}, nil
 		}
-		if _, err := readRecord(g.dir); err != nil {
-			return compute.Observation{}, err // its disks may be all that its owner has
+		if err := g.unrecorded(); err != nil {
+			return compute.Observation{}, err
 		}
 		if err := g.create(ctx, want); err != nil {
 			d.forget(g)
@@ -322,6 +323,27 @@ func (d *Driver) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 		o.Trouble = trouble
 	}
 	return o, nil
+}
+
+// unrecorded makes sure that what lies in the directory of a guest without a record is nobody's: its
+// disks may be all that its owner has. A removal that was begun takes the record away last.
+func (g *guest) unrecorded() error {
+	if g.rec != nil && g.rec.Removing {
+		return nil
+	}
+	if _, err := readRecord(g.dir); err != nil {
+		return err
+	}
+	disks, err := filepath.Glob(filepath.Join(g.dir, "disk-*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range disks {
+		if !strings.HasSuffix(path, ".new") {
+			return fmt.Errorf("guest %s has lost its record, and still has %s", g.id, path)
+		}
+	}
+	return nil
 }
 
 // converge goes on as long as there is a next step that takes no waiting.
@@ -457,6 +479,38 @@ func (g *guest) removeAll(ctx context.Context) error {
 	}
 	d.step("directory removed")
 	return nil
+}
+
+// haltGrace is how many seconds a guest that nobody wants may take to stop.
+const haltGrace = 30
+
+// Halt implements compute.Driver.
+func (d *Driver) Halt(ctx context.Context, id resource.ID) (busy bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	g := d.guest(id)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.rec == nil || g.rec.Removing {
+		if err := g.unrecorded(); err != nil {
+			return false, err
+		}
+		d.forget(g)
+		return false, fault.Missing("guest", id)
+	}
+	for {
+		// Not a wish like others: of one that names no disks, a guest that is off would have none.
+		now, lookErr := g.settle(ctx)
+		g.seen = now
+		if now == gone {
+			return false, lookErr
+		}
+		p, _, err := g.toOff(ctx, compute.Guest{ID: id, Power: compute.Off, GraceSeconds: haltGrace}, now)
+		if err != nil || p == waiting {
+			return true, err
+		}
+	}
 }
 
 // Present implements compute.Driver.

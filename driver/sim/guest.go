@@ -282,6 +282,35 @@ func (d *Guests) Remove(ctx context.Context, id resource.ID) error {
 	return nil
 }
 
+// haltGrace is how long a guest that nobody wants may take to stop.
+const haltGrace = 30
+
+// Halt ends the guest and keeps it.
+func (d *Guests) Halt(ctx context.Context, id resource.ID) (busy bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	m := d.m
+	if err := m.fault("guest.halt", id); err != nil {
+		return false, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g, err := m.known(id)
+	if err != nil {
+		return false, err
+	}
+	switch {
+	case g.change != nil:
+	case g.power == compute.On:
+		m.stop(g, &compute.Guest{ID: id, GraceSeconds: haltGrace})
+	case g.power == compute.Paused:
+		m.cut(id, g)
+	}
+	m.settle(id, g)
+	return g.change != nil, nil
+}
+
 // Present lists the guests, in the order of their IDs.
 func (d *Guests) Present(ctx context.Context) ([]resource.ID, error) {
 	if err := ctx.Err(); err != nil {

@@ -96,6 +96,7 @@ func TestDriver(t *testing.T, open func(t testing.TB) compute.Driver, o Options)
 		{"a suspended guest outlives its agent", (*suite).suspendedOutlives, []any{o.Reopen}},
 		{"removing leaves nothing", (*suite).removes, nil},
 		{"removing works in every state", (*suite).removesAlways, nil},
+		{"halting ends a guest and keeps what it has", (*suite).halts, nil},
 		{"looking changes nothing", (*suite).looks, nil},
 		{"unknown guests", (*suite).unknown, nil},
 		{"impossible wishes", (*suite).impossible, nil},
@@ -721,6 +722,56 @@ func (s *suite) removesAlways() {
 		want, _ := s.on()
 		s.Crash(s, s.driver, want.ID)
 		s.remove(want.ID)
+	}
+}
+
+// halt has a guest halted, and gives what there is then.
+func (s *suite) halt(id resource.ID) compute.Observation {
+	s.Helper()
+	for deadline := time.Now().Add(s.Patience); ; time.Sleep(10 * time.Millisecond) {
+		busy, err := s.driver.Halt(s.Context(), id)
+		if err != nil {
+			s.Fatalf("Halt: %v", err)
+		}
+		if !busy {
+			return s.observe(id)
+		}
+		if time.Now().After(deadline) {
+			s.Fatal("the guest does not halt")
+		}
+	}
+}
+
+func (s *suite) halts() {
+	if busy, err := s.driver.Halt(s.Context(), resource.NewID(time.Now(), nil)); busy || !fault.Is(err, fault.NotFound) {
+		s.Errorf("of a guest that there is not: %v, %v", busy, err)
+	}
+	want, _ := s.on()
+	if s.Impressed != nil {
+		s.Impressed(s, s.driver, want.ID)
+	}
+	first := s.halt(want.ID)
+	if first.Power != compute.Off || first.Trouble != "" {
+		s.Errorf("observed %q, %q", first.Power, first.Trouble)
+	}
+	s.same("halted again", first, s.halt(want.ID))
+	if present, err := s.driver.Present(s.Context()); err != nil || !slices.Contains(present, want.ID) {
+		s.Errorf("present are %v, %v", present, err)
+	}
+	s.reachAs(want, compute.On) // somebody wants it after all
+	s.booted(want.ID)
+	if s.Fresh != nil && s.Fresh(s, s.driver, want.ID) {
+		s.Error("its disk is as its image")
+	}
+	want.Power = compute.Suspended
+	s.reachAs(want, compute.Suspended)
+	if got := s.halt(want.ID); got.Power != compute.Suspended {
+		s.Errorf("its saved memory is gone: observed %q", got.Power)
+	}
+	want.Power = compute.Paused
+	s.reachAs(want, compute.Paused)
+	if got := s.halt(want.ID); got.Power != compute.Off {
+		s.Errorf("observed %q of one that was paused", got.Power)
 	}
 }
 
