@@ -18,8 +18,9 @@ type stubborn struct{ seen compute.Observation }
 func (s *stubborn) Ensure(context.Context, compute.Guest) (compute.Observation, error) {
 	return s.seen, nil
 }
-func (s *stubborn) Remove(context.Context, resource.ID) error      { return nil }
-func (s *stubborn) Present(context.Context) ([]resource.ID, error) { return nil, nil }
+func (s *stubborn) Remove(context.Context, resource.ID) error       { return nil }
+func (s *stubborn) Halt(context.Context, resource.ID) (bool, error) { return false, nil }
+func (s *stubborn) Present(context.Context) ([]resource.ID, error)  { return nil, nil }
 func (s *stubborn) Capabilities(context.Context) (compute.Capabilities, error) {
 	return compute.Capabilities{}, nil
 }

@@ -16,11 +16,7 @@ func TestMetadataIsForPortsOfTheGuest(t *testing.T) {
 	newID := func() resource.ID { return resource.NewID(time.Now(), nil) }
 	server, project, plugged, other, foreign := newID(), newID(), newID(), newID(), newID()
 	m := &machine{has: map[resource.ID]string{}}
-	store, err := NewDirStore(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := New(store, time.Now(), m.handler("attachment"), m.handler("guest"))
+	a, err := New(nil, time.Now(), m.handler("attachment"), m.handler("guest"))
 	if err != nil {
 		t.Fatal(err)
 	}
