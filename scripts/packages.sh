@@ -4,7 +4,7 @@
 #   scripts/packages.sh test   that, and the stock clients and suites that judge us
 set -eu
 
-run="qemu-system-x86 qemu-utils seabios nftables iproute2 iputils-ping openssh-client e2fsprogs
+run="qemu-system-x86 qemu-utils seabios nftables iproute2 iputils-ping procps openssh-client e2fsprogs
      busybox-static cpio xz-utils curl ca-certificates git make"
 test="$run python3-openstackclient awscli tempest jq genisoimage tmux tcpdump arping socat iperf3"
 

@@ -12,6 +12,7 @@ package hostlink
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -38,6 +39,8 @@ type Server struct {
 	// Image opens an image for a host. The caller closes it.
 	Image func(ctx context.Context, id resource.ID) (io.ReadCloser, error)
 	Now   func() time.Time
+	// Patience is how long a host may take to read what it is sent, or to send a request; host.Expect when 0.
+	Patience time.Duration
 
 	mux   http.ServeMux
 	once  sync.Once
@@ -71,8 +74,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *Server) answer(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		err := h(w, r)
-		if err == nil || r.Context().Err() != nil {
+		if err == nil {
 			return
+		}
+		if r.Context().Err() != nil {
+			panic(http.ErrAbortHandler) // it went away, or was too slow: it must not take silence for success
 		}
 		status, text := http.StatusInternalServerError, "internal error"
 		if f := fault.From(err); f != nil {
@@ -96,6 +102,19 @@ func (s *Server) answer(h func(http.ResponseWriter, *http.Request) error) http.H
 	}
 }
 
+// body reads a request's body, for which whoever sends it has not for ever.
+func (s *Server) body(w http.ResponseWriter, r *http.Request, max int64) ([]byte, error) {
+	out := http.NewResponseController(w)
+	if err := out.SetReadDeadline(time.Now().Add(cmp.Or(s.Patience, host.Expect))); err != nil {
+		return nil, err
+	}
+	body, err := wire.Body(r, max)
+	if err != nil {
+		return nil, err // the deadline stays: nobody waits for the rest either
+	}
+	return body, out.SetReadDeadline(time.Time{})
+}
+
 type hostHandler func(w http.ResponseWriter, r *http.Request, id resource.ID) error
 
 // known lets only hosts through: those with a verified certificate that have not been removed.
@@ -113,7 +132,7 @@ func (s *Server) known(h hostHandler) func(http.ResponseWriter, *http.Request) e
 }
 
 func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
-	body, err := wire.Body(r, 64<<10)
+	body, err := s.body(w, r, 64<<10)
 	if err != nil {
 		return err
 	}
@@ -130,7 +149,7 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) renew(w http.ResponseWriter, r *http.Request, id resource.ID) error {
-	body, err := wire.Body(r, 64<<10)
+	body, err := s.body(w, r, 64<<10)
 	if err != nil {
 		return err
 	}
@@ -147,7 +166,7 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request, id resource.ID) e
 
 func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID) error {
 	var hello host.Hello
-	body, err := wire.Body(r, 64<<10)
+	body, err := s.body(w, r, 64<<10)
 	if err != nil {
 		return err
 	}
@@ -178,7 +197,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 		if err != nil {
 			return err
 		}
-		if err := out.SetWriteDeadline(time.Now().Add(host.Expect)); err != nil {
+		if err := out.SetWriteDeadline(time.Now().Add(cmp.Or(s.Patience, host.Expect))); err != nil {
 			return err
 		}
 		if _, err := w.Write(append(line, '\n')); err != nil {
@@ -212,7 +231,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 }
 
 func (s *Server) observations(w http.ResponseWriter, r *http.Request, id resource.ID) error {
-	body, err := wire.Body(r, maxBody)
+	body, err := s.body(w, r, maxBody)
 	if err != nil {
 		return err
 	}
@@ -248,19 +267,21 @@ func (s *Server) image(w http.ResponseWriter, r *http.Request, _ resource.ID) er
 type calls struct {
 	mu      sync.Mutex
 	hosts   map[resource.ID]chan host.Call // guarded by mu
-	waiting map[string]waiting             // guarded by mu
+	waiting map[string]*waiting            // guarded by mu
 }
 
+// waiting is a call that a host is to answer.
 type waiting struct {
 	host resource.ID
-	conn chan net.Conn
+	conn chan net.Conn // holds one; sent to by whoever took the call out of the map
+	over bool          // nobody waits any more; guarded by calls.mu
 }
 
 func (c *calls) open(id resource.ID) chan host.Call {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.hosts == nil {
-		c.hosts, c.waiting = map[resource.ID]chan host.Call{}, map[string]waiting{}
+		c.hosts, c.waiting = map[resource.ID]chan host.Call{}, map[string]*waiting{}
 	}
 	ch := make(chan host.Call)
 	c.hosts[id] = ch
@@ -280,11 +301,11 @@ func (c *calls) close(id resource.ID, ch chan host.Call) {
 func (s *Server) Dial(ctx context.Context, id resource.ID, call host.Call) (net.Conn, error) {
 	gone := fault.Errorf(fault.Unavailable, "The host cannot be reached now.")
 	call.ID = resource.NewID(time.Now(), nil).String() + resource.NewID(time.Now(), nil).Tail()
-	arrived := make(chan net.Conn, 1)
+	wait := &waiting{host: id, conn: make(chan net.Conn, 1)}
 	s.calls.mu.Lock()
 	ch := s.calls.hosts[id]
 	if ch != nil {
-		s.calls.waiting[call.ID] = waiting{id, arrived}
+		s.calls.waiting[call.ID] = wait
 	}
 	s.calls.mu.Unlock()
 	if ch == nil {
@@ -293,9 +314,10 @@ func (s *Server) Dial(ctx context.Context, id resource.ID, call host.Call) (net.
 	defer func() {
 		s.calls.mu.Lock()
 		delete(s.calls.waiting, call.ID)
+		wait.over = true // what arrives from now on is closed where it arrives
 		s.calls.mu.Unlock()
 		select {
-		case late := <-arrived:
+		case late := <-wait.conn:
 			late.Close()
 		default:
 		}
@@ -310,7 +332,7 @@ func (s *Server) Dial(ctx context.Context, id resource.ID, call host.Call) (net.
 		return nil, ctx.Err()
 	}
 	select {
-	case conn := <-arrived:
+	case conn := <-wait.conn:
 		return conn, nil
 	case <-timeout.C:
 		return nil, gone
@@ -321,10 +343,14 @@ func (s *Server) Dial(ctx context.Context, id resource.ID, call host.Call) (net.
 
 func (s *Server) call(w http.ResponseWriter, r *http.Request, id resource.ID) error {
 	s.calls.mu.Lock()
-	wait, ok := s.calls.waiting[r.PathValue("id")]
-	delete(s.calls.waiting, r.PathValue("id"))
+	wait := s.calls.waiting[r.PathValue("id")]
+	if wait != nil && wait.host == id {
+		delete(s.calls.waiting, r.PathValue("id"))
+	} else {
+		wait = nil // another host's call stays that host's
+	}
 	s.calls.mu.Unlock()
-	if !ok || wait.host != id {
+	if wait == nil {
 		return fault.Missing("call", r.PathValue("id"))
 	}
 	conn, buffered, err := http.NewResponseController(w).Hijack()
@@ -337,6 +363,12 @@ func (s *Server) call(w http.ResponseWriter, r *http.Request, id resource.ID) er
 	); err != nil {
 		conn.Close()
 		return nil // the host went away: whoever waits runs into its time limit
+	}
+	s.calls.mu.Lock()
+	defer s.calls.mu.Unlock()
+	if wait.over {
+		conn.Close()
+		return nil
 	}
 	wait.conn <- buffer{conn, buffered.Reader}
 	return nil
