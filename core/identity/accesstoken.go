@@ -96,10 +96,11 @@ func (s *Service) AuthorizeAccess(ctx context.Context, request resource.ID, want
 		return nil, fault.InvalidField("roles", "must name at least one role")
 	}
 	verifier, now := hex.EncodeToString(s.random(8)), s.now()
-	var after *RequestToken
-	err := s.State.Update(ctx, func(tx *state.Tx) error {
-		t, ok := requestTokens.Find(tx, request)
-		if !ok || !lives(now, t.ExpiresAt, requestTokenLife) || !t.UserID.IsZero() {
+	if !requestTokens.Has(s.State.Latest(), request) {
+		return nil, notFound("request token", request.Hex())
+	}
+	return edit(ctx, s, requestTokens, request, func(tx *state.Tx, t *RequestToken) error {
+		if !lives(now, t.ExpiresAt, requestTokenLife) || !t.UserID.IsZero() {
 			return notFound("request token", request.Hex())
 		}
 		if !users.Has(tx, a.UserID) {
@@ -114,10 +115,8 @@ func (s *Service) AuthorizeAccess(ctx context.Context, request resource.ID, want
 			t.RoleIDs = append(t.RoleIDs, r.ID)
 		}
 		t.UserID, t.Verifier = a.UserID, verifier
-		after = t
-		return requestTokens.Put(tx, t)
+		return nil
 	})
-	return after, err
 }
 
 // CreateAccessToken turns an authorized request and its verifier into an access token, once.
@@ -200,7 +199,7 @@ func (s *Service) AccessToken(ctx context.Context, user, id resource.ID) (*Acces
 
 // DeleteAccessToken takes back what a user has authorized, with all tokens that came of it.
 func (s *Service) DeleteAccessToken(ctx context.Context, user, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := manageOwn(ctx, "access_token.delete", user); err != nil {
 			return err
 		}

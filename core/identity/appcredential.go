@@ -262,35 +262,59 @@ func (s *Service) CreateApplicationCredential(ctx context.Context, user resource
 			return nil, "", err
 		}
 	}
-	made := &ApplicationCredential{
-		UserID: user, InProjectID: a.ProjectID, Description: want.Description, Limited: want.Limited,
-		Unrestricted: want.Unrestricted, ExpiresAt: want.ExpiresAt, SecretHash: hash,
+	// What a repeated request gets again: a secret that was generated is kept nowhere else.
+	type outcome struct {
+		ID     resource.ID
+		Secret string
 	}
-	made.Name = want.Name
-	err := s.State.Update(ctx, func(tx *state.Tx) error {
-		made.ID = tx.NewID()
-		if !users.Has(tx, user) || !projects.Has(tx, a.ProjectID) {
-			return unauthorized // gone since the token was checked
+	out, err := state.Do(ctx, s.State, func(tx *state.Tx) (outcome, error) {
+		made := &ApplicationCredential{
+			UserID: user, InProjectID: a.ProjectID, Description: want.Description, Limited: want.Limited,
+			Unrestricted: want.Unrestricted, ExpiresAt: want.ExpiresAt, SecretHash: hash,
 		}
-		var err error
-		if made.RoleIDs, err = want.roles(tx, a); err != nil {
-			return err
+		made.ID, made.Name = tx.NewID(), want.Name
+		out := outcome{ID: made.ID}
+		if want.Secret == "" {
+			out.Secret = secret
 		}
-		if made.RuleIDs, err = want.rules(tx, user); err != nil {
-			return err
-		}
-		if err := room(len(accessRules.IDs(tx, "user", state.KeyOf(user)))-1, s.config.Quota.AccessRules, "access rules"); err != nil {
-			return err
-		}
-		if err := room(len(appCredentials.IDs(tx, "user", state.KeyOf(user))), s.config.Quota.ApplicationCredentials, "application credentials"); err != nil {
-			return err
-		}
-		if parent, ok := appCredentials.PeekOne(tx, a.ApplicationCredentialID); ok && !made.within(parent) {
-			return fault.Errorf(fault.Forbidden, "An application credential with access rules can make only such as have no other rules.")
-		}
-		return appCredentials.Put(tx, made)
+		return out, s.addApplicationCredential(tx, made, want, a)
 	})
+	if err != nil {
+		return nil, "", err
+	}
+	if want.Secret == "" {
+		secret = out.Secret
+	}
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	made, err := appCredentials.Get(tx, out.ID)
 	return made, secret, err
+}
+
+func (s *Service) addApplicationCredential(tx *state.Tx, made *ApplicationCredential, want NewApplicationCredential, a *Actor) error {
+	user := made.UserID
+	if !users.Has(tx, user) || !projects.Has(tx, made.InProjectID) {
+		return unauthorized // gone since the token was checked
+	}
+	var err error
+	if made.RoleIDs, err = want.roles(tx, a); err != nil {
+		return err
+	}
+	if made.RuleIDs, err = want.rules(tx, user); err != nil {
+		return err
+	}
+	if err := room(len(accessRules.IDs(tx, "user", state.KeyOf(user)))-1, s.config.Quota.AccessRules, "access rules"); err != nil {
+		return err
+	}
+	if err := room(len(appCredentials.IDs(tx, "user", state.KeyOf(user))), s.config.Quota.ApplicationCredentials, "application credentials"); err != nil {
+		return err
+	}
+	if parent, ok := appCredentials.PeekOne(tx, a.ApplicationCredentialID); ok && !made.within(parent) {
+		return fault.Errorf(fault.Forbidden, "An application credential with access rules can make only such as have no other rules.")
+	}
+	return appCredentials.Put(tx, made)
 }
 
 // within reports whether a credential allows no requests that another, which makes it, does not.
@@ -387,7 +411,7 @@ func noApplicationCredential(id resource.ID) error {
 
 // DeleteApplicationCredential deletes one with the access keys that it made; its tokens end at once.
 func (s *Service) DeleteApplicationCredential(ctx context.Context, user, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := manageOwn(ctx, "application_credential.delete", user); err != nil {
 			return err
 		}
@@ -442,7 +466,7 @@ func (s *Service) AccessRule(ctx context.Context, user, id resource.ID) (*Access
 
 // DeleteAccessRule deletes a rule that no credential uses.
 func (s *Service) DeleteAccessRule(ctx context.Context, user, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := manageOwn(ctx, "access_rule.delete", user); err != nil {
 			return err
 		}

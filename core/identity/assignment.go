@@ -256,7 +256,7 @@ func (a *Assignment) find(tx *state.Tx) (*Assignment, bool) {
 
 // Grant gives a role; it may be given already.
 func (s *Service) Grant(ctx context.Context, a Assignment) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := a.prepare(ctx, tx, "grant.create", true); err != nil {
 			return err
 		}
@@ -270,7 +270,7 @@ func (s *Service) Grant(ctx context.Context, a Assignment) error {
 
 // Revoke takes a role back, with immediate effect on all tokens.
 func (s *Service) Revoke(ctx context.Context, a Assignment) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := a.prepare(ctx, tx, "grant.revoke", true); err != nil {
 			return err
 		}

@@ -119,33 +119,31 @@ func (s *Service) Regions(ctx context.Context) ([]*Region, error) {
 
 // UpdateRegion changes a region.
 func (s *Service) UpdateRegion(ctx context.Context, name string, change func(*Region) error) (*Region, error) {
-	var after *Region
-	err := s.State.Update(ctx, func(tx *state.Tx) error {
-		if err := mayManage(ctx, "region.update", resource.ID{}); err != nil {
-			return err
-		}
-		r, ok := regions.Lookup(tx, "name", state.KeyOf(name))
-		if !ok {
-			return noRegion(name)
-		}
+	if err := mayManage(ctx, "region.update", resource.ID{}); err != nil {
+		return nil, err
+	}
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r, ok := regions.Lookup(tx, "name", state.KeyOf(name))
+	if !ok {
+		return nil, noRegion(name)
+	}
+	return edit(ctx, s, regions, r.ID, func(tx *state.Tx, r *Region) error {
 		if err := change(r); err != nil {
 			return err
 		}
 		if r.Name != name {
 			return fault.InvalidField("id", "cannot be changed")
 		}
-		if err := r.check(tx); err != nil {
-			return err
-		}
-		after = r
-		return regions.Put(tx, r)
+		return r.check(tx)
 	})
-	return after, err
 }
 
 // DeleteRegion deletes a region that has no endpoints, with the regions in it.
 func (s *Service) DeleteRegion(ctx context.Context, name string) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := mayManage(ctx, "region.delete", resource.ID{}); err != nil {
 			return err
 		}
@@ -240,7 +238,7 @@ func (s *Service) UpdateOffer(ctx context.Context, id resource.ID, change func(*
 
 // DeleteOffer takes a service out of the catalog, with its endpoints and limits.
 func (s *Service) DeleteOffer(ctx context.Context, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := mayManage(ctx, "service.delete", resource.ID{}); err != nil {
 			return err
 		}
@@ -366,7 +364,7 @@ func (s *Service) UpdateEndpoint(ctx context.Context, id resource.ID, newRegion 
 
 // DeleteEndpoint takes an endpoint out of the catalog.
 func (s *Service) DeleteEndpoint(ctx context.Context, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if !endpoints.Has(tx, id) {
 			return notFound("endpoint", id.Hex())
 		}

@@ -84,7 +84,7 @@ func (s *Service) UpdateConsumer(ctx context.Context, id resource.ID, change fun
 
 // DeleteConsumer forgets one, with all that users let it do.
 func (s *Service) DeleteConsumer(ctx context.Context, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := mayManage(ctx, "consumer.delete", resource.ID{}); err != nil {
 			return err
 		}

@@ -224,10 +224,8 @@ func (s *Service) Credentials(ctx context.Context, user resource.ID, typ string)
 
 // UpdateCredential changes a credential; its owner only stays the same unless an admin gives it away.
 func (s *Service) UpdateCredential(ctx context.Context, id resource.ID, change func(*Credential) error) (*Credential, error) {
-	var after *Credential
-	err := s.State.Update(ctx, func(tx *state.Tx) error {
-		c, ok := credentials.Find(tx, id)
-		if !ok || !c.seenBy(ActorOf(ctx)) {
+	c, err := edit(ctx, s, credentials, id, func(tx *state.Tx, c *Credential) error {
+		if !c.seenBy(ActorOf(ctx)) {
 			return missingToChange(ctx, "credential.update", "credential", id.Hex())
 		}
 		if err := c.mayChange(ActorOf(ctx), "credential.update"); err != nil {
@@ -251,18 +249,17 @@ func (s *Service) UpdateCredential(ctx context.Context, id resource.ID, change f
 				return err
 			}
 		}
-		if err := c.place(ctx, tx); err != nil {
-			return err
-		}
-		after = c
-		return credentials.Put(tx, c)
+		return c.place(ctx, tx)
 	})
-	return after, err
+	if err != nil {
+		return nil, err
+	}
+	return c.shown(ActorOf(ctx)), nil
 }
 
 // DeleteCredential forgets a credential.
 func (s *Service) DeleteCredential(ctx context.Context, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		c, ok := credentials.PeekOne(tx, id)
 		if !ok || !c.seenBy(ActorOf(ctx)) {
 			return missingToChange(ctx, "credential.delete", "credential", id.Hex())
@@ -271,6 +268,23 @@ func (s *Service) DeleteCredential(ctx context.Context, id resource.ID) error {
 			return err
 		}
 		return credentials.Delete(tx, id)
+	})
+}
+
+// DeleteAccessKey forgets a user's credential of an access key.
+func (s *Service) DeleteAccessKey(ctx context.Context, user resource.ID, access string) error {
+	return s.once(ctx, func(tx *state.Tx) error {
+		if err := mayReadOf(ctx, "ec2_credential.delete", user); err != nil {
+			return err
+		}
+		c, ok := credentials.Lookup(tx, "access", state.KeyOf(access))
+		if !ok || c.UserID != user {
+			return notFound("credential", access)
+		}
+		if err := c.mayChange(ActorOf(ctx), "ec2_credential.delete"); err != nil {
+			return err
+		}
+		return credentials.Delete(tx, c.ID)
 	})
 }
 

@@ -85,7 +85,7 @@ func (s *Service) UpdateDocument(ctx context.Context, id resource.ID, change fun
 
 // DeleteDocument forgets a document.
 func (s *Service) DeleteDocument(ctx context.Context, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := mayManage(ctx, "policy.delete", resource.ID{}); err != nil {
 			return err
 		}

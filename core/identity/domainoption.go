@@ -57,24 +57,26 @@ func (s *Service) DomainOptions(ctx context.Context, domain resource.ID, group s
 	return all, nil
 }
 
-// SetDomainOptions keeps settings of a domain; whole drops those that are not given.
-func (s *Service) SetDomainOptions(ctx context.Context, domain resource.ID, config map[string]map[string]json.RawMessage, whole bool) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+// SetDomainOptions keeps settings of a domain, and reports whether they are its first; whole drops those that
+// are not given.
+func (s *Service) SetDomainOptions(ctx context.Context, domain resource.ID, config map[string]map[string]json.RawMessage, whole bool) (first bool, err error) {
+	return state.Do(ctx, s.State, func(tx *state.Tx) (bool, error) {
 		if err := mayManage(ctx, "domain_config.set", resource.ID{}); err != nil {
-			return err
+			return false, err
 		}
 		if d, ok := projects.PeekOne(tx, domain); !ok || !d.IsDomain() {
-			return notFound("domain", domain.Hex())
+			return false, notFound("domain", domain.Hex())
 		}
+		_, old := domainOptions.Lookup(tx, "domain", state.KeyOf(domain))
 		if whole {
 			if err := deleteEach(tx, domainOptions, "domain", state.KeyOf(domain)); err != nil {
-				return err
+				return false, err
 			}
 		}
 		for _, group := range slices.Sorted(maps.Keys(config)) {
 			options := config[group]
 			if err := Extra(options).check(); err != nil {
-				return err
+				return false, err
 			}
 			for _, option := range slices.Sorted(maps.Keys(options)) {
 				o, ok := domainOptions.Lookup(tx, "option", state.KeyOf(domain, group, option))
@@ -83,17 +85,17 @@ func (s *Service) SetDomainOptions(ctx context.Context, domain resource.ID, conf
 				}
 				o.Value = options[option]
 				if err := domainOptions.Put(tx, o); err != nil {
-					return err
+					return false, err
 				}
 			}
 		}
-		return nil
+		return !old, nil
 	})
 }
 
 // DeleteDomainOptions forgets a domain's settings, those of one group, or one.
 func (s *Service) DeleteDomainOptions(ctx context.Context, domain resource.ID, group, option string) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := mayManage(ctx, "domain_config.delete", resource.ID{}); err != nil {
 			return err
 		}

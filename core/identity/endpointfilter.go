@@ -167,7 +167,7 @@ func (s *Service) UpdateEndpointGroup(ctx context.Context, id resource.ID, chang
 
 // DeleteEndpointGroup deletes a group and its place in projects.
 func (s *Service) DeleteEndpointGroup(ctx context.Context, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := mayManage(ctx, "endpoint_group.delete", resource.ID{}); err != nil {
 			return err
 		}
@@ -180,7 +180,7 @@ func (s *Service) DeleteEndpointGroup(ctx context.Context, id resource.ID) error
 
 // ShowEndpoint shows an endpoint, or a group of them, to a project; or with show false takes that back.
 func (s *Service) ShowEndpoint(ctx context.Context, f EndpointFilter, show bool) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := mayManage(ctx, "endpoint_filter.change", resource.ID{}); err != nil {
 			return err
 		}

@@ -105,10 +105,15 @@ func (s *Service) Groups(ctx context.Context, f GroupFilter) ([]*Group, error) {
 
 // UpdateGroup changes what the owner may wish.
 func (s *Service) UpdateGroup(ctx context.Context, id resource.ID, change func(*Group) error) (*Group, error) {
-	var after *Group
-	err := s.State.Update(ctx, func(tx *state.Tx) error {
-		g, err := s.manageGroup(ctx, tx, id, "group.update")
-		if err != nil {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.manageGroup(ctx, tx, id, "group.update"); err != nil {
+		return nil, err
+	}
+	return edit(ctx, s, groups, id, func(tx *state.Tx, g *Group) error {
+		if _, err := s.manageGroup(ctx, tx, id, "group.update"); err != nil {
 			return err
 		}
 		domain := g.DomainID
@@ -118,13 +123,8 @@ func (s *Service) UpdateGroup(ctx context.Context, id resource.ID, change func(*
 		if g.DomainID != domain {
 			return fault.InvalidField("domain_id", "cannot be changed")
 		}
-		after = g
-		if err := g.check(); err != nil {
-			return err
-		}
-		return groups.Put(tx, g)
+		return g.check()
 	})
-	return after, err
 }
 
 func (s *Service) manageGroup(ctx context.Context, tx *state.Tx, id resource.ID, action string) (*Group, error) {
@@ -137,7 +137,7 @@ func (s *Service) manageGroup(ctx context.Context, tx *state.Tx, id resource.ID,
 
 // DeleteGroup deletes a group with its memberships and roles; its users stay.
 func (s *Service) DeleteGroup(ctx context.Context, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if _, err := s.manageGroup(ctx, tx, id, "group.delete"); err != nil {
 			return err
 		}
@@ -157,7 +157,7 @@ func deleteGroup(tx *state.Tx, id resource.ID) error {
 
 // AddMember puts a user into a group; it may be there already.
 func (s *Service) AddMember(ctx context.Context, group, user resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := s.manageMember(ctx, tx, group, user, "group.add_user"); err != nil {
 			return err
 		}
@@ -170,7 +170,7 @@ func (s *Service) AddMember(ctx context.Context, group, user resource.ID) error 
 
 // RemoveMember takes a user out of a group.
 func (s *Service) RemoveMember(ctx context.Context, group, user resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := s.manageMember(ctx, tx, group, user, "group.remove_user"); err != nil {
 			return err
 		}

@@ -67,19 +67,7 @@ func (s *Service) CreateDefaultLimits(ctx context.Context, want []*DefaultLimit)
 	if err := mayManage(ctx, "registered_limit.create", resource.ID{}); err != nil {
 		return nil, err
 	}
-	err := s.State.Update(ctx, func(tx *state.Tx) error {
-		for _, l := range want {
-			l.ID = tx.NewID()
-			if err := l.check(tx); err != nil {
-				return err
-			}
-			if err := defaultLimits.Put(tx, l); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	return want, err
+	return createAll(ctx, s, defaultLimits, want, func(tx *state.Tx, l *DefaultLimit) error { return l.check(tx) })
 }
 
 // DefaultLimits lists the registered limits; whoever is known may see them.
@@ -120,7 +108,7 @@ func (s *Service) UpdateDefaultLimit(ctx context.Context, id resource.ID, change
 
 // DeleteDefaultLimit deletes one that no project's limit refers to.
 func (s *Service) DeleteDefaultLimit(ctx context.Context, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := mayManage(ctx, "registered_limit.delete", resource.ID{}); err != nil {
 			return err
 		}
@@ -143,28 +131,18 @@ func (s *Service) CreateLimits(ctx context.Context, want []*Limit) ([]*Limit, er
 	if err := mayManage(ctx, "limit.create", resource.ID{}); err != nil {
 		return nil, err
 	}
-	err := s.State.Update(ctx, func(tx *state.Tx) error {
-		for _, l := range want {
-			l.ID = tx.NewID()
-			p, ok := projects.PeekOne(tx, l.OwnerID)
-			if !ok || p.IsDomain() != l.OfDomain {
-				return notFound("project", l.OwnerID.Hex())
-			}
-			d, ok := defaultLimits.Lookup(tx, "resource", state.KeyOf(l.OfferID, l.Region, l.Resource))
-			if !ok {
-				return fault.Errorf(fault.Forbidden, "There is no registered limit for %s of service %s.", l.Resource, l.OfferID.Hex())
-			}
-			if err := l.check(); err != nil {
-				return err
-			}
-			l.DefaultID = d.ID
-			if err := limits.Put(tx, l); err != nil {
-				return err
-			}
+	return createAll(ctx, s, limits, want, func(tx *state.Tx, l *Limit) error {
+		p, ok := projects.PeekOne(tx, l.OwnerID)
+		if !ok || p.IsDomain() != l.OfDomain {
+			return notFound("project", l.OwnerID.Hex())
 		}
-		return nil
+		d, ok := defaultLimits.Lookup(tx, "resource", state.KeyOf(l.OfferID, l.Region, l.Resource))
+		if !ok {
+			return fault.Errorf(fault.Forbidden, "There is no registered limit for %s of service %s.", l.Resource, l.OfferID.Hex())
+		}
+		l.DefaultID = d.ID
+		return l.check()
 	})
-	return want, err
 }
 
 func (l *Limit) seenBy(tx *state.Tx, a *Actor) bool {
@@ -213,7 +191,7 @@ func (s *Service) UpdateLimit(ctx context.Context, id resource.ID, change func(*
 
 // DeleteLimit gives a project the default again.
 func (s *Service) DeleteLimit(ctx context.Context, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := mayManage(ctx, "limit.delete", resource.ID{}); err != nil {
 			return err
 		}

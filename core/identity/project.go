@@ -277,6 +277,9 @@ func (s *Service) Family(ctx context.Context, id resource.ID) (above, below []*P
 
 // UpdateProject changes what the owner may wish. domain says that a domain is meant.
 func (s *Service) UpdateProject(ctx context.Context, id resource.ID, domain bool, change func(*Project) error) (*Project, error) {
+	if err := s.mayUpdate(ctx, id, domain); err != nil {
+		return nil, err
+	}
 	return editAs(ctx, s, projects, asked(domain), id, func(tx *state.Tx, p *Project) error {
 		if err := s.manageProject(ctx, p, domain, "update"); err != nil {
 			return err
@@ -313,6 +316,18 @@ func (s *Service) UpdateProject(ctx context.Context, id resource.ID, domain bool
 	})
 }
 
+// mayUpdate asks before the transaction, which a repeated request does not run.
+func (s *Service) mayUpdate(ctx context.Context, id resource.ID, domain bool) error {
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return err
+	}
+	if p, ok := projects.PeekOne(tx, id); ok {
+		return s.manageProject(ctx, p, domain, "update")
+	}
+	return nil // the transaction says so
+}
+
 // manageProject asks whether the actor may change a project that was found in the update.
 func (s *Service) manageProject(ctx context.Context, p *Project, domain bool, verb string) error {
 	if domain && !p.IsDomain() {
@@ -340,6 +355,9 @@ func immutable(noun string, id resource.ID) error {
 
 // EnableTree enables or disables a project and all below it.
 func (s *Service) EnableTree(ctx context.Context, id resource.ID, enabled bool) (*Project, error) {
+	if err := s.mayUpdate(ctx, id, false); err != nil {
+		return nil, err
+	}
 	return edit(ctx, s, projects, id, func(tx *state.Tx, p *Project) error {
 		if err := s.manageProject(ctx, p, false, "update"); err != nil {
 			return err
@@ -364,7 +382,7 @@ func (s *Service) EnableTree(ctx context.Context, id resource.ID, enabled bool) 
 // DeleteProject deletes a project with what this package keeps for it, or a domain with all
 // that is in it. cascade takes the (disabled) projects below along.
 func (s *Service) DeleteProject(ctx context.Context, id resource.ID, domain, cascade bool) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		p, ok := projects.Find(tx, id)
 		if !ok {
 			noun := "project"

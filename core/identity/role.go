@@ -118,10 +118,10 @@ func (s *Service) UpdateRole(ctx context.Context, id resource.ID, change func(*R
 	if !roles.Has(tx, id) {
 		return nil, notFound("role", id.Hex()) // which roles there are is no secret
 	}
+	if err := mayManage(ctx, "role.update", resource.ID{}); err != nil {
+		return nil, err
+	}
 	return edit(ctx, s, roles, id, func(tx *state.Tx, r *Role) error {
-		if err := mayManage(ctx, "role.update", resource.ID{}); err != nil {
-			return err
-		}
 		was := *r
 		if err := change(r); err != nil {
 			return err
@@ -138,7 +138,7 @@ func (s *Service) UpdateRole(ctx context.Context, id resource.ID, change func(*R
 
 // DeleteRole deletes a role and takes it from everybody.
 func (s *Service) DeleteRole(ctx context.Context, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		r, ok := roles.PeekOne(tx, id)
 		if !ok {
 			return notFound("role", id.Hex())
@@ -168,7 +168,7 @@ func deleteRole(tx *state.Tx, id resource.ID) error {
 
 // Imply says that whoever has prior has implied too; it may be said already.
 func (s *Service) Imply(ctx context.Context, prior, implied resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := mayManage(ctx, "implied_role.create", resource.ID{}); err != nil {
 			return err
 		}
@@ -208,7 +208,7 @@ func putImplication(tx *state.Tx, prior, implied resource.ID) error {
 
 // Unimply takes back what Imply said.
 func (s *Service) Unimply(ctx context.Context, prior, implied resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := mayManage(ctx, "implied_role.delete", resource.ID{}); err != nil {
 			return err
 		}

@@ -120,7 +120,50 @@ func create[T any](ctx context.Context, s *Service, table *state.Table[T], build
 	return table.Get(tx, id)
 }
 
-// edit runs a transaction that changes one object, and gives what it became.
+// createAll is create of several objects, all or none.
+func createAll[T any](ctx context.Context, s *Service, table *state.Table[T], want []*T, build func(tx *state.Tx, obj *T) error) ([]*T, error) {
+	ids, err := state.Do(ctx, s.State, func(tx *state.Tx) ([]resource.ID, error) {
+		var ids []resource.ID
+		for _, obj := range want {
+			id := tx.NewID()
+			any(obj).(resource.Object).GetMeta().ID = id
+			if err := build(tx, obj); err != nil {
+				return nil, err
+			}
+			if err := table.Put(tx, obj); err != nil {
+				return nil, err
+			}
+			ids = append(ids, id)
+		}
+		return ids, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	made := []*T{}
+	for _, id := range ids {
+		obj, err := table.Get(tx, id)
+		if err != nil {
+			return nil, err
+		}
+		made = append(made, obj)
+	}
+	return made, nil
+}
+
+// once runs the transaction of a request. The same request again, with the same idempotency key, changes
+// nothing and succeeds like the first.
+func (s *Service) once(ctx context.Context, fn func(tx *state.Tx) error) error {
+	_, err := state.Do(ctx, s.State, func(tx *state.Tx) (struct{}, error) { return struct{}{}, fn(tx) })
+	return err
+}
+
+// edit runs a transaction that changes one object, and gives what it became. A repeated request with the
+// same idempotency key gets what it is by now.
 func edit[T any](ctx context.Context, s *Service, table *state.Table[T], id resource.ID, change func(tx *state.Tx, obj *T) error) (*T, error) {
 	return editAs(ctx, s, table, table.Kind(), id, change)
 }
@@ -128,7 +171,7 @@ func edit[T any](ctx context.Context, s *Service, table *state.Table[T], id reso
 // editAs is edit of something that has another name than its table.
 func editAs[T any](ctx context.Context, s *Service, table *state.Table[T], noun string, id resource.ID, change func(tx *state.Tx, obj *T) error) (*T, error) {
 	var after *T
-	err := s.State.Update(ctx, func(tx *state.Tx) error {
+	err := s.once(ctx, func(tx *state.Tx) error {
 		obj, ok := table.Find(tx, id)
 		if !ok {
 			return missingToChange(ctx, noun+".update", noun, id.Hex())
@@ -139,7 +182,14 @@ func editAs[T any](ctx context.Context, s *Service, table *state.Table[T], noun 
 		after = obj
 		return table.Put(tx, obj)
 	})
-	return after, err
+	if err != nil || after != nil {
+		return after, err
+	}
+	tx, err := s.State.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return table.Get(tx, id)
 }
 
 // collect gives what a sequence has and keep keeps.

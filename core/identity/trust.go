@@ -240,7 +240,7 @@ func (s *Service) Trusts(ctx context.Context, trustor, trustee resource.ID) ([]*
 
 // DeleteTrust ends a trust, those that were made from it, and all their tokens.
 func (s *Service) DeleteTrust(ctx context.Context, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		a := ActorOf(ctx)
 		t, ok := trusts.PeekOne(tx, id)
 		if !ok || !t.seenBy(a) {

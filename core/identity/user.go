@@ -287,7 +287,7 @@ func (s *Service) ChangePassword(ctx context.Context, id resource.ID, present, n
 
 // DeleteUser deletes a user with its memberships, roles, credentials and trusts.
 func (s *Service) DeleteUser(ctx context.Context, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
+	return s.once(ctx, func(tx *state.Tx) error {
 		if err := s.manageUser(ctx, tx, id, "user.delete"); err != nil {
 			return err
 		}

@@ -136,12 +136,8 @@ func (s *server) listAccessKeys(w http.ResponseWriter, r *http.Request) error {
 	return s.writeList(w, r, "credentials", items)
 }
 
-func (s *server) accessKey(r *http.Request) (*identity.Credential, error) {
-	return s.identity.AccessKey(r.Context(), pathID(r, "user_id"), r.PathValue("access"))
-}
-
 func (s *server) showAccessKey(w http.ResponseWriter, r *http.Request) error {
-	c, err := s.accessKey(r)
+	c, err := s.identity.AccessKey(r.Context(), pathID(r, "user_id"), r.PathValue("access"))
 	if err != nil {
 		return err
 	}
@@ -149,11 +145,7 @@ func (s *server) showAccessKey(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) deleteAccessKey(w http.ResponseWriter, r *http.Request) error {
-	c, err := s.accessKey(r)
-	if err != nil {
-		return err
-	}
-	if err := s.identity.DeleteCredential(r.Context(), c.ID); err != nil {
+	if err := s.identity.DeleteAccessKey(r.Context(), pathID(r, "user_id"), r.PathValue("access")); err != nil {
 		return err
 	}
 	return noContent(w)

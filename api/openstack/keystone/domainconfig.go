@@ -191,16 +191,18 @@ func (s *server) setConfig(w http.ResponseWriter, r *http.Request) error {
 			}
 		}
 	}
-	status := http.StatusOK
-	if r.Method == http.MethodPut {
-		if _, err := s.identity.DomainOptions(r.Context(), domain, ""); fault.Is(err, fault.NotFound) {
-			status = http.StatusCreated
+	status, whole := http.StatusOK, r.Method == http.MethodPut
+	if !whole {
+		if _, err := s.identity.DomainOptions(r.Context(), domain, group); err != nil {
+			return err
 		}
-	} else if _, err := s.identity.DomainOptions(r.Context(), domain, group); err != nil {
+	}
+	first, err := s.identity.SetDomainOptions(r.Context(), domain, config, whole)
+	if err != nil {
 		return err
 	}
-	if err := s.identity.SetDomainOptions(r.Context(), domain, config, r.Method == http.MethodPut); err != nil {
-		return err
+	if whole && first {
+		status = http.StatusCreated
 	}
 	return s.writeConfig(w, r, status, domain, "", "")
 }
