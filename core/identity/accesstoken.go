@@ -45,6 +45,7 @@ type AccessToken struct {
 }
 
 var accessTokens = state.NewTable("access-token",
+	state.Tally(keptBy, func(o *AccessToken) (state.Key, state.Amounts) { return state.KeyOf(o.UserID), state.Amounts{} }),
 	state.Index("consumer", func(t *AccessToken) state.Key { return state.KeyOf(t.ConsumerID) }),
 	state.Index("project", func(t *AccessToken) state.Key { return state.KeyOf(t.InProjectID) }),
 	state.Index("user", func(t *AccessToken) state.Key { return state.KeyOf(t.UserID) }),
@@ -133,7 +134,7 @@ func (s *Service) CreateAccessToken(ctx context.Context, consumer, request resou
 		if !ok || !lives(now, t.ExpiresAt, requestTokenLife) || t.Verifier == "" || !equal(t.Verifier, verifier) {
 			return nil, nothingSigned
 		}
-		if err := room(len(accessTokens.IDs(tx, "user", state.KeyOf(t.UserID))), s.config.Quota.AccessTokens, "access tokens"); err != nil {
+		if err := room(tx, accessTokens, t.UserID, s.config.Quota.AccessTokens, "access tokens"); err != nil {
 			return nil, err
 		}
 		if err := requestTokens.Delete(tx, request); err != nil {

@@ -28,6 +28,9 @@ type ApplicationCredential struct {
 }
 
 var appCredentials = state.NewTable("application-credential",
+	state.Tally(keptBy, func(o *ApplicationCredential) (state.Key, state.Amounts) {
+		return state.KeyOf(o.UserID), state.Amounts{}
+	}),
 	state.Unique("name", func(c *ApplicationCredential) state.Key { return state.KeyOf(c.UserID, c.Name) }),
 	state.Index("user", func(c *ApplicationCredential) state.Key { return state.KeyOf(c.UserID) }),
 	state.Index("project", func(c *ApplicationCredential) state.Key { return state.KeyOf(c.InProjectID) }),
@@ -50,6 +53,7 @@ type AccessRule struct {
 }
 
 var accessRules = state.NewTable("access-rule",
+	state.Tally(keptBy, func(o *AccessRule) (state.Key, state.Amounts) { return state.KeyOf(o.UserID), state.Amounts{} }),
 	state.Unique("rule", func(r *AccessRule) state.Key { return state.KeyOf(r.UserID, r.Service, r.Method, r.Path) }),
 	state.Index("user", func(r *AccessRule) state.Key { return state.KeyOf(r.UserID) }),
 )
@@ -305,10 +309,10 @@ func (s *Service) addApplicationCredential(tx *state.Tx, made *ApplicationCreden
 	if made.RuleIDs, err = want.rules(tx, user); err != nil {
 		return err
 	}
-	if err := room(len(accessRules.IDs(tx, "user", state.KeyOf(user)))-1, s.config.Quota.AccessRules, "access rules"); err != nil {
+	if err := room(tx, accessRules, user, s.config.Quota.AccessRules+1, "access rules"); err != nil {
 		return err
 	}
-	if err := room(len(appCredentials.IDs(tx, "user", state.KeyOf(user))), s.config.Quota.ApplicationCredentials, "application credentials"); err != nil {
+	if err := room(tx, appCredentials, user, s.config.Quota.ApplicationCredentials, "application credentials"); err != nil {
 		return err
 	}
 	if parent, ok := appCredentials.PeekOne(tx, a.ApplicationCredentialID); ok && !made.within(parent) {

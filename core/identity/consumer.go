@@ -17,7 +17,9 @@ type Consumer struct {
 	Extra       Extra
 }
 
-var consumers = state.NewTable[Consumer]("consumer")
+var consumers = state.NewTable("consumer",
+	state.Tally(keptBy, func(*Consumer) (state.Key, state.Amounts) { return state.KeyOf(resource.ID{}), state.Amounts{} }),
+)
 
 func (c *Consumer) check() error {
 	if err := checkTexts(text{"description", c.Description}); err != nil {
@@ -36,7 +38,7 @@ func (s *Service) CreateConsumer(ctx context.Context, c *Consumer) (*Consumer, e
 	}
 	secret := hex.EncodeToString(s.random(16))
 	return create(ctx, s, consumers, func(tx *state.Tx) (*Consumer, error) {
-		if err := room(consumers.Len(tx), s.config.Quota.Consumers, "consumers"); err != nil {
+		if err := room(tx, consumers, resource.ID{}, s.config.Quota.Consumers, "consumers"); err != nil {
 			return nil, err
 		}
 		made := *c

@@ -30,6 +30,7 @@ type Credential struct {
 }
 
 var credentials = state.NewTable("credential",
+	state.Tally(keptBy, func(o *Credential) (state.Key, state.Amounts) { return state.KeyOf(o.UserID), state.Amounts{} }),
 	state.Index("user", func(c *Credential) state.Key { return state.KeyOf(c.UserID) }),
 	state.Index("project", func(c *Credential) state.Key {
 		if c.InProjectID.IsZero() {
@@ -107,7 +108,7 @@ func (s *Service) CreateCredential(ctx context.Context, c *Credential) (*Credent
 		if !users.Has(tx, c.UserID) {
 			return nil, notFound("user", c.UserID.Hex())
 		}
-		if err := room(len(credentials.IDs(tx, "user", state.KeyOf(c.UserID))), s.config.Quota.Credentials, "credentials"); err != nil {
+		if err := room(tx, credentials, c.UserID, s.config.Quota.Credentials, "credentials"); err != nil {
 			return nil, err
 		}
 		made := kept
@@ -245,7 +246,7 @@ func (s *Service) UpdateCredential(ctx context.Context, id resource.ID, change f
 			if !users.Has(tx, c.UserID) {
 				return notFound("user", c.UserID.Hex())
 			}
-			if err := room(len(credentials.IDs(tx, "user", state.KeyOf(c.UserID))), s.config.Quota.Credentials, "credentials"); err != nil {
+			if err := room(tx, credentials, c.UserID, s.config.Quota.Credentials, "credentials"); err != nil {
 				return err
 			}
 		}

@@ -49,9 +49,12 @@ func (q Quota) withDefaults() Quota {
 	return q
 }
 
+// keptBy is the name of the tallies by which quotas are checked, of the things of one user.
+const keptBy = "kept-by"
+
 // room asks whether one more fits.
-func room(have, most int, nouns string) error {
-	if have < most {
+func room[T any](tx *state.Tx, table *state.Table[T], user resource.ID, most int, nouns string) error {
+	if have, _ := table.Sum(tx, keptBy, state.KeyOf(user)); have < int64(most) {
 		return nil
 	}
 	return fault.Errorf(fault.OverQuota, "Unable to create additional %s: there are %d, and no more may be kept.", nouns, most)

@@ -27,6 +27,7 @@ type Trust struct {
 }
 
 var trusts = state.NewTable("trust",
+	state.Tally(keptBy, func(o *Trust) (state.Key, state.Amounts) { return state.KeyOf(o.TrustorID), state.Amounts{} }),
 	state.Index("trustor", func(t *Trust) state.Key { return state.KeyOf(t.TrustorID) }),
 	state.Index("trustee", func(t *Trust) state.Key { return state.KeyOf(t.TrusteeID) }),
 	state.Index("project", func(t *Trust) state.Key {
@@ -129,7 +130,7 @@ func (s *Service) CreateTrust(ctx context.Context, t *Trust, want []RoleRef) (*T
 		if p, ok := projects.PeekOne(tx, t.InProjectID); !ok || p.IsDomain() {
 			return nil, notFound("project", t.InProjectID.Hex())
 		}
-		if err := room(len(trusts.IDs(tx, "trustor", state.KeyOf(t.TrustorID))), s.config.Quota.Trusts, "trusts"); err != nil {
+		if err := room(tx, trusts, t.TrustorID, s.config.Quota.Trusts, "trusts"); err != nil {
 			return nil, err
 		}
 		have, err := made.handOn(tx, a)
