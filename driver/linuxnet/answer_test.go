@@ -271,7 +271,7 @@ func TestOneGuestCannotTakeAllConnections(t *testing.T) {
 	ga.routeVia("10.5.0.12")
 	gb.routeVia("10.5.0.11")
 	held := 0
-	for range connectionsPerGuest + 10 {
+	for range connectionsPerPort + 10 {
 		conn := ga.connect("169.254.169.254:80")
 		if conn == nil {
 			t.Fatal("not connected")
@@ -282,11 +282,18 @@ func TestOneGuestCannotTakeAllConnections(t *testing.T) {
 			held++
 		}
 	}
-	if held != connectionsPerGuest {
-		t.Errorf("%d connections were held, want %d", held, connectionsPerGuest)
+	if held != connectionsPerPort {
+		t.Errorf("%d connections were held, want %d", held, connectionsPerPort)
+	}
+	// Its other address is no other guest.
+	if have := ga.get("http://[fe80::a9fe:a9fe%25eth0]/"); strings.HasPrefix(have, "200") {
+		t.Errorf("by its other address it was answered %s", have)
 	}
 	if have := gb.get("http://169.254.169.254/"); have != "200 "+b.ID.String() {
 		t.Errorf("the other guest: %s", have)
+	}
+	if have := gb.get("http://[fe80::a9fe:a9fe%25eth0]/"); have != "200 "+b.ID.String() {
+		t.Errorf("the other guest by IPv6: %s", have)
 	}
 }
 

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 
@@ -90,3 +93,50 @@ func addrOf(ip []byte) netip.Addr {
 	addr, _ := netip.AddrFromSlice(ip)
 	return addr.Unmap()
 }
+
+// flowLimit is how many connections one guest may have at a time: a small part of what the kernel tracks,
+// and not so many that counting them takes long.
+func flowLimit() int {
+	const least, most, share = 256, 8192, 32
+	text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_max")
+	if err != nil {
+		return most
+	}
+	all, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return most
+	}
+	return min(max(all/share, least), most)
+}
+
+// flows bounds the connections of a segment's guests, by their taps.
+func (d *Driver) flows() string {
+	return fmt.Sprintf(flowTable, tableName, d.flowLimit, 16*d.flowLimit)
+}
+
+// routedFlows bounds the connections through a router, by who began them.
+func (d *Driver) routedFlows() string {
+	return fmt.Sprintf(routedFlowTable, tableName, d.flowLimit)
+}
+
+// routedFlowTable goes by source addresses, for which the segments' filters vouch.
+const routedFlowTable = `table inet %[1]s_flows {
+	set asking4 {
+		type ipv4_addr
+		size 65535
+		flags dynamic
+	}
+	set asking6 {
+		type ipv6_addr
+		size 65535
+		flags dynamic
+	}
+	chain counting {
+		type filter hook prerouting priority mangle - 10; policy accept;
+		ct state != new accept
+		ct status & confirmed == confirmed accept
+		add @asking4 { ip saddr ct count over %[2]d } drop
+		add @asking6 { ip6 saddr ct count over %[2]d } drop
+	}
+}
+`

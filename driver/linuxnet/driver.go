@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -63,6 +64,9 @@ type Driver struct {
 	store   store
 	log     *slog.Logger
 	web     *http.Server
+
+	visitors  atomic.Int64 // open connections to the metadata service
+	flowLimit int          // connections that one guest may have begun
 
 	closing    chan struct{}
 	background sync.WaitGroup
@@ -120,6 +124,7 @@ func New(options Options) (*Driver, error) {
 		attachments: map[resource.ID]resource.ID{}, filters: map[resource.ID]network.Filter{},
 	}
 	d.raiseNeighbourLimits()
+	d.flowLimit = flowLimit()
 	d.web = d.metadataServer()
 	if err := d.takeUp(); err != nil {
 		return nil, errors.Join(err, d.Close())

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -205,4 +206,64 @@ func (s *segment) neighbours(ns *namespace, bridge netlink.Link) error {
 		}
 	}
 	return nil
+}
+
+// maxLearned is how many hardware addresses a bridge learns: outside, and from guests that may send from
+// any.
+const maxLearned = 1024
+
+// iflaBrFDBMaxLearned is IFLA_BR_FDB_MAX_LEARNED of linux/if_link.h.
+const iflaBrFDBMaxLearned = 49
+
+// boundLearning bounds what a bridge learns, and reports whether the kernel (from 6.7 on) can.
+func (d *Driver) boundLearning(ns *namespace, bridge netlink.Link) (bool, error) {
+	bounded := false
+	err := ns.do(func() error {
+		message := nl.NewIfInfomsg(unix.AF_UNSPEC)
+		message.Index = int32(bridge.Attrs().Index)
+		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+		info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("bridge"))
+		info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(iflaBrFDBMaxLearned, nl.Uint32Attr(maxLearned))
+		request := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+		request.AddData(message)
+		request.AddData(info)
+		if _, err := request.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+			return fmt.Errorf("bound what %s learns: %w", bridge.Attrs().Name, err)
+		}
+		// An older kernel takes no notice of what it does not know.
+		message = nl.NewIfInfomsg(unix.AF_UNSPEC)
+		message.Index = int32(bridge.Attrs().Index)
+		request = nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+		request.AddData(message)
+		answers, err := request.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+		if err != nil {
+			return fmt.Errorf("look at what %s learns: %w", bridge.Attrs().Name, err)
+		}
+		for _, answer := range answers {
+			value, err := findAttributes(answer[unix.SizeofIfInfomsg:], unix.IFLA_LINKINFO, nl.IFLA_INFO_DATA, iflaBrFDBMaxLearned)
+			if err != nil {
+				return fmt.Errorf("look at what %s learns: %w", bridge.Attrs().Name, err)
+			}
+			bounded = bounded || len(value) == 4 && nl.NativeEndian().Uint32(value) == maxLearned
+		}
+		return nil
+	})
+	return bounded, err
+}
+
+// findAttributes follows a path of nested attributes; nil if it leads nowhere.
+func findAttributes(data []byte, path ...uint16) ([]byte, error) {
+	for _, kind := range path {
+		attributes, err := nl.ParseRouteAttr(data)
+		if err != nil {
+			return nil, err
+		}
+		data = nil
+		for _, attribute := range attributes {
+			if attribute.Attr.Type&^unix.NLA_F_NESTED == kind {
+				data = attribute.Value
+			}
+		}
+	}
+	return data, nil
 }

@@ -2,6 +2,7 @@ package linuxnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -138,16 +139,20 @@ func (g *gateway) converge(ctx context.Context) error {
 		g.prepared, g.applied, g.mapped, g.fresh = false, "", g.mappings(), true
 	}
 	if !g.prepared {
-		if err := ns.do(func() error { return set(gatewaySettings) }); err != nil {
+		if err := ns.do(func() error { return errors.Join(set(gatewaySettings), set(flowSettings)) }); err != nil {
 			return fmt.Errorf("router %s: %w", g.id, err)
 		}
 		g.prepared = true
 	}
 	// NAT first: no packet is to leave under an address that is nobody's outside.
 	if rules := renderGateway(*g.want); rules != g.applied {
-		script := rules
+		flows := g.driver.routedFlows()
+		script := rules + flows
 		if !g.fresh {
 			script = removeTable("inet", tableName) + rules
+			if g.applied == "" {
+				script += removeTable("inet", tableName+"_flows") + flows
+			}
 		}
 		g.fresh = false
 		if err := ns.nft(ctx, script); err != nil {

@@ -12,8 +12,13 @@ import (
 	"github.com/unkai-cloud/unkai/base/resource"
 )
 
-// connectionsPerGuest keeps one guest from taking the host's descriptors.
-const connectionsPerGuest = 32
+// How many connections a port, a segment and the whole process answer at a time, so that no guest takes
+// the host's descriptors and memory, and none another's turn.
+const (
+	connectionsPerPort    = 32
+	connectionsPerSegment = 512
+	connectionsAltogether = 2048
+)
 
 // A listener takes metadata requests of one segment's guests.
 type listener struct {
@@ -21,8 +26,8 @@ type listener struct {
 	server *server
 
 	mu   sync.Mutex
-	shut bool                    // guarded by mu
-	open map[net.Conn]netip.Addr // guarded by mu
+	shut bool                     // guarded by mu
+	open map[net.Conn]resource.ID // the port at the other end of each; guarded by mu
 }
 
 // A guestConn is a connection that knows which segment it came in by.
@@ -44,22 +49,45 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// admit counts a connection, unless its guest has too many.
+// admit counts a connection of a port that is known here, unless there are too many: a guest has two
+// listeners to try, and a port several addresses.
 func (l *listener) admit(conn net.Conn) bool {
-	guest := peer(conn)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n := 0
-	for _, other := range l.open {
-		if other == guest {
-			n++
-		}
-	}
-	if l.shut || n >= connectionsPerGuest {
+	port, known := l.server.known.Load().byAddress[peer(conn)]
+	if !known {
 		return false
 	}
-	l.open[conn] = guest
+	ofPort, ofSegment := 0, 0
+	for _, other := range l.server.web {
+		n, all := other.count(port)
+		ofPort, ofSegment = ofPort+n, ofSegment+all
+	}
+	if ofPort >= connectionsPerPort || ofSegment >= connectionsPerSegment {
+		return false
+	}
+	if l.server.driver.visitors.Add(1) > connectionsAltogether {
+		l.server.driver.visitors.Add(-1)
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shut {
+		l.server.driver.visitors.Add(-1)
+		return false
+	}
+	l.open[conn] = port
 	return true
+}
+
+// count is how many connections a port has to the listener, and how many there are.
+func (l *listener) count(port resource.ID) (ofPort, all int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, other := range l.open {
+		if other == port {
+			ofPort++
+		}
+	}
+	return ofPort, len(l.open)
 }
 
 // Close also closes the connections: an open one would keep the namespace.
@@ -81,7 +109,10 @@ func (l *listener) closed() bool {
 
 func (c *guestConn) Close() error {
 	c.listener.mu.Lock()
-	delete(c.listener.open, c.Conn)
+	if _, counted := c.listener.open[c.Conn]; counted {
+		delete(c.listener.open, c.Conn)
+		c.listener.server.driver.visitors.Add(-1)
+	}
 	c.listener.mu.Unlock()
 	return c.Conn.Close()
 }

@@ -90,6 +90,9 @@ func (d *Driver) ensurePhysical(ctx context.Context, want *network.Segment) (net
 			return nil, fmt.Errorf("name bridge %s: %w", name, err)
 		}
 		bridge.Attrs().Alias = d.hostAlias()
+		if _, err := d.boundLearning(d.host, bridge); err != nil {
+			return nil, err
+		}
 		delete(d.physicalApplied, want.Physical)
 	}
 	if err := setUp(d.host, bridge); err != nil {

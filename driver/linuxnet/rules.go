@@ -2,6 +2,7 @@ package linuxnet
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -27,7 +28,8 @@ const (
 )
 
 // What the prerouting chain writes on a packet about the connection it belongs
-// to, for the bridge's own chains, which cannot ask connection tracking.
+// to, for the bridge's own chains, which cannot ask connection tracking. Before
+// that a guest's packets bear its tag, by which its connections are counted.
 const (
 	markEstablished = 1
 	markInvalid     = 2
@@ -53,6 +55,7 @@ type guardedPort struct {
 	Tap     string
 	Open    bool // no port security: nothing is filtered
 	Sources []source
+	Own     []netip.Addr // its addresses, by which it is answered
 	policy
 }
 
@@ -81,6 +84,7 @@ func (g guard) render() string {
 
 	w.open("chain prerouting")
 	w.line("type filter hook prerouting priority dstnat; policy accept;")
+	w.tag(ports)
 	w.dispatch("iifname", ports, func(p guardedPort) string {
 		if p.Open {
 			return "goto common"
@@ -113,7 +117,8 @@ func (g guard) render() string {
 	}
 
 	var out strings.Builder
-	fmt.Fprintf(&out, inetTable, tableName, markEstablished, markInvalid, metadataV4, metadataV6)
+	v4, v6 := guestSets(ports)
+	fmt.Fprintf(&out, inetTable, tableName, markEstablished, markInvalid, metadataV4, metadataV6, v4, v6)
 	fmt.Fprintf(&out, "table bridge %s {\n", tableName)
 	names := make([]string, 0, len(w.sets))
 	for name := range w.sets {
@@ -130,8 +135,26 @@ func (g guard) render() string {
 
 // inetTable tells the bridge what connection tracking knows of its packets
 // (br_netfilter shows them to this hook), and lets guests reach nothing in the
-// namespace but the metadata service.
-const inetTable = `table inet %[1]s {
+// namespace but the metadata service. It hears nobody but this host's guests at
+// their addresses: each address that it hears of it would keep.
+const inetTable = `table arp %[1]s {
+	set guests {
+		type ipv4_addr%[6]s
+	}
+	chain input {
+		type filter hook input priority filter; policy accept;
+		arp saddr ip 0.0.0.0 accept
+		arp saddr ip @guests accept
+		drop
+	}
+}
+table inet %[1]s {
+	set guests4 {
+		type ipv4_addr%[6]s
+	}
+	set guests6 {
+		type ipv6_addr%[7]s
+	}
 	chain tracking {
 		type filter hook prerouting priority mangle; policy accept;
 		ct state established,related meta mark set %[2]d
@@ -139,13 +162,74 @@ const inetTable = `table inet %[1]s {
 	}
 	chain input {
 		type filter hook input priority filter; policy accept;
-		ip daddr %[4]s tcp dport 80 accept
-		ip6 daddr %[5]s tcp dport 80 accept
-		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+		ip saddr @guests4 ip daddr %[4]s tcp dport 80 accept
+		ip6 saddr @guests6 ip6 daddr %[5]s tcp dport 80 accept
+		ip6 saddr @guests6 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+		ip6 saddr :: icmpv6 type nd-neighbor-solicit accept
 		drop
 	}
 }
 `
+
+// guestSets lists the ports' own addresses, as elements of a set for each family.
+func guestSets(ports []guardedPort) (v4, v6 string) {
+	var all4, all6 []string
+	for _, port := range ports {
+		for _, addr := range port.Own {
+			if addr.Is4() {
+				all4 = append(all4, addr.String())
+			} else {
+				all6 = append(all6, addr.String())
+			}
+		}
+	}
+	elements := func(list []string) string {
+		if len(list) == 0 {
+			return ""
+		}
+		slices.Sort(list)
+		return "\n\t\telements = " + inline(slices.Compact(list))
+	}
+	return elements(all4), elements(all6)
+}
+
+// flowTable bounds how many connections one guest may have begun, and all that comes from elsewhere: the
+// kernel tracks a limited number for everybody in the namespace. It depends on no port and is loaded once,
+// so that it goes on counting when rules change. A connection is counted when its first packet comes.
+const flowTable = `table inet %[1]s_flows {
+	set guests {
+		type mark
+		size 65535
+		flags dynamic
+	}
+	set others {
+		type mark
+		size 65535
+		flags dynamic
+	}
+	chain counting {
+		type filter hook prerouting priority mangle - 10; policy accept;
+		ct state != new accept
+		ct status & confirmed == confirmed accept
+		meta mark 0 add @others { meta mark ct count over %[3]d } drop
+		meta mark != 0 add @guests { meta mark ct count over %[2]d } drop
+	}
+}
+`
+
+// tag gives the packets of each port a mark of its own that stays the same. Should two ever share one, they
+// share what each may have.
+func (w *script) tag(ports []guardedPort) {
+	if len(ports) == 0 {
+		return
+	}
+	tags := make([]string, len(ports))
+	for i, port := range ports {
+		digest := sha256.Sum256([]byte(port.Tap))
+		tags[i] = fmt.Sprintf("%q : 0x%08x", port.Tap, binary.BigEndian.Uint32(digest[:])&^0xff|0x100)
+	}
+	w.line("meta mark set iifname map { %s }", strings.Join(tags, ", "))
+}
 
 // common is the way of every frame that a guest may send: what the host itself
 // answers is turned to the bridge, whoever it was addressed to.

@@ -62,7 +62,7 @@ func TestGuardGolden(t *testing.T) {
 			Ports: []guardedPort{
 				{Tap: "tb", Open: true},
 				{
-					Tap: "ta",
+					Tap: "ta", Own: []netip.Addr{netip.MustParseAddr("10.5.0.11"), netip.MustParseAddr("fd05::b")},
 					Sources: []source{
 						{MAC: "fa:16:3e:00:00:0b", Prefixes: prefix("10.5.0.11/32", "fd05::b/128", "fe80::f816:3eff:fe00:b/128")},
 						{MAC: "fa:16:3e:aa:aa:aa", Prefixes: prefix("10.6.0.0/16", "0.0.0.0/0", "fd06::/70", "::/0")},

@@ -3,6 +3,7 @@ package linuxnet
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -38,6 +39,7 @@ type segment struct {
 	swept    bool   // every connection has been held against the policies
 	policies map[netip.Addr]bound
 	flags    map[string]portFlags
+	bounded  bool                       // the bridge learns so many addresses and no more
 	resolved map[resource.ID]resolution // by the port of a router's leg
 	server   *server
 }
@@ -77,6 +79,16 @@ var segmentSettings = []setting{
 	{"ipv6/conf/default/accept_ra", "0"},
 	{"ipv6/conf/default/accept_dad", "0"},
 	{"ipv6/conf/default/addr_gen_mode", "1"}, // no link-local addresses of its own
+}
+
+// flowSettings forget a connection that nobody answered sooner than the kernel would.
+var flowSettings = []setting{
+	{"netfilter/nf_conntrack_tcp_timeout_syn_sent", "30"},
+	{"netfilter/nf_conntrack_tcp_timeout_syn_recv", "30"},
+	{"netfilter/nf_conntrack_udp_timeout", "20"},
+	{"netfilter/nf_conntrack_icmp_timeout", "10"},
+	{"netfilter/nf_conntrack_icmpv6_timeout", "10"},
+	{"netfilter/nf_conntrack_generic_timeout", "60"},
 }
 
 // converge makes the kernel match what is wanted of the segment, and leaves
@@ -130,9 +142,13 @@ func (s *segment) guardPorts(ctx context.Context, ns *namespace) error {
 	if rules == s.applied || s.applied == "" && len(s.attachments) == 0 {
 		return nil
 	}
-	script := rules
+	flows := s.driver.flows()
+	script := rules + flows
 	if !s.fresh { // removing tables, even if there are none, takes the kernel longer than all the rest
-		script = removeTable("inet", tableName) + removeTable("bridge", tableName) + rules
+		script = removeTable("inet", tableName) + removeTable("arp", tableName) + removeTable("bridge", tableName) + rules
+		if s.applied == "" { // what an earlier process counted is counted anew
+			script += removeTable("inet", tableName+"_flows") + flows
+		}
 	}
 	s.fresh = false
 	if err := ns.nft(ctx, script); err != nil {
@@ -156,7 +172,7 @@ func (s *segment) makePorts(ns *namespace, links map[string]netlink.Link) error 
 	}
 	err := ns.do(func() error {
 		if !s.prepared {
-			if err := set(segmentSettings); err != nil {
+			if err := errors.Join(set(segmentSettings), set(flowSettings)); err != nil {
 				return err
 			}
 		}
@@ -303,6 +319,11 @@ func (s *segment) makeBridge(ns *namespace, links map[string]netlink.Link) (netl
 	if err := setMTU(ns, bridge, s.want.MTU); err != nil {
 		return nil, err
 	}
+	if bounded, err := s.driver.boundLearning(ns, bridge); err != nil {
+		return nil, fmt.Errorf("bridge of network %s: %w", s.id, err)
+	} else if s.bounded = bounded; !bounded {
+		s.driver.log.Debug("the kernel cannot bound what a bridge learns", "network", s.id)
+	}
 	if err := setUp(ns, bridge); err != nil {
 		return nil, err
 	}
@@ -399,7 +420,8 @@ func (s *segment) makeUplink(ctx context.Context, ns *namespace, links map[strin
 
 // portFlags says how the bridge is to treat a port, and whether it is a port.
 // It learns only where addresses are not known: outside, and behind a guest
-// without port security.
+// without port security, if that cannot fill the host's memory. What is not
+// learned is flooded.
 func (s *segment) portFlags(name string) (portFlags, bool) {
 	switch {
 	case name == vxlanName:
@@ -412,7 +434,7 @@ func (s *segment) portFlags(name string) (portFlags, bool) {
 		for id, attachment := range s.attachments {
 			if tapName(id) == name {
 				open := !attachment.PortSecurity
-				return portFlags{learning: open, flood: open}, true
+				return portFlags{learning: open && s.bounded, flood: open}, true
 			}
 		}
 	}
@@ -454,7 +476,7 @@ func (s *segment) guard() guard {
 			continue
 		}
 		g.Ports = append(g.Ports, guardedPort{
-			Tap: tapName(id), Open: !attachment.PortSecurity, Sources: sources(attachment), policy: s.policy(attachment),
+			Tap: tapName(id), Open: !attachment.PortSecurity, Sources: sources(attachment), Own: ownAddresses(attachment), policy: s.policy(attachment),
 		})
 	}
 	return g
@@ -496,6 +518,18 @@ func sources(attachment network.Attachment) []source {
 		list = append(list, source{MAC: mac.String(), Prefixes: prefixes})
 	}
 	return list
+}
+
+// ownAddresses are a port's fixed ones and the link-local one of its hardware address.
+func ownAddresses(attachment network.Attachment) []netip.Addr {
+	var own []netip.Addr
+	for _, fixed := range attachment.Addresses {
+		own = append(own, fixed.Address)
+	}
+	if mac, err := net.ParseMAC(attachment.MAC); err == nil {
+		own = append(own, linkLocal(mac))
+	}
+	return own
 }
 
 // linkLocal is the link-local address that belongs to a hardware address

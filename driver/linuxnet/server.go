@@ -1,12 +1,14 @@
 package linuxnet
 
 import (
+	"encoding/hex"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +32,10 @@ type server struct {
 	changed chan struct{} // what is announced has changed
 	done    chan struct{}
 	running sync.WaitGroup
+
+	// The answering goroutine's own.
+	panics int // of parsers
+	logAt  int // how many are worth another line
 }
 
 // knowledge is what a server answers from. It is never changed, only replaced.
@@ -133,7 +139,7 @@ func (v *server) open() (err error) {
 		if err != nil {
 			return fmt.Errorf("metadata service: %w", err)
 		}
-		v.web = append(v.web, &listener{Listener: l, server: v, open: map[net.Conn]netip.Addr{}})
+		v.web = append(v.web, &listener{Listener: l, server: v, open: map[net.Conn]resource.ID{}})
 	}
 	return nil
 }
@@ -180,19 +186,48 @@ func (v *server) answer() {
 			}
 			continue
 		}
-		question, ok := parseFrame(buffer[:n])
-		if !ok {
-			continue
-		}
-		k := v.known.Load()
-		port, ok := k.ports[question.fromMAC.String()]
-		if !ok {
-			continue // not ours to answer
-		}
-		if reply, ok := k.reply(port, question); ok {
-			v.send(reply)
+		frame := buffer[:n]
+		if answer, ok := v.contain(frame, func() ([]byte, bool) { return v.answerTo(frame) }); ok {
+			v.write(answer)
 		}
 	}
+}
+
+// contain answers a frame. What guests send goes through parsers that others wrote, and one that panics must
+// not end the service of all guests of the host: such a frame stays without an answer. The first one is
+// logged, and then each time that there are ten times as many.
+func (v *server) contain(frame []byte, answer func() ([]byte, bool)) (reply []byte, ok bool) {
+	defer func() {
+		why := recover()
+		if why == nil {
+			return
+		}
+		reply, ok = nil, false
+		if v.panics++; v.panics >= v.logAt {
+			v.logAt = 10 * v.panics
+			v.driver.log.Error("a guest's question could not be answered", "panic", why, "times", v.panics,
+				"frame", hex.EncodeToString(frame[:min(len(frame), 1500)]), "stack", string(debug.Stack()))
+		}
+	}()
+	return answer()
+}
+
+// answerTo is the frame that answers a frame.
+func (v *server) answerTo(frame []byte) ([]byte, bool) {
+	question, ok := parseFrame(frame)
+	if !ok {
+		return nil, false
+	}
+	k := v.known.Load()
+	port, ok := k.ports[question.fromMAC.String()]
+	if !ok {
+		return nil, false // not ours to answer
+	}
+	reply, ok := k.reply(port, question)
+	if !ok {
+		return nil, false
+	}
+	return reply.frame(), true
 }
 
 // reply answers a question of a port.
@@ -210,8 +245,10 @@ func (k *knowledge) reply(port network.Attachment, question datagram) (datagram,
 	return datagram{}, false
 }
 
-func (v *server) send(d datagram) {
-	if _, err := v.socket.Write(d.frame()); err != nil {
+func (v *server) send(d datagram) { v.write(d.frame()) }
+
+func (v *server) write(frame []byte) {
+	if _, err := v.socket.Write(frame); err != nil {
 		select {
 		case <-v.done:
 		default:
