@@ -19,9 +19,24 @@ import (
 )
 
 // kinds is everything that the API shows, in the order of the description. What is a secret is not
-// among them: credentials, join tokens, authorities, receipts, console tokens, signing keys.
+// among them: credentials, join tokens, authorities, receipts, console tokens, signing keys. Of a user only the
+// password is one, which its type says.
 func kinds(n *network.Service) []*kind {
 	return []*kind{
+		show("projects", identity.Projects(), "project.get", rule[identity.Project]{each: ownProject}),
+		show("users", identity.Users(), "user.get", rule[identity.User]{
+			user: func(u *identity.User) resource.ID { return u.ID }, each: ownUser, operator: fields("Epoch")}),
+		show("groups", identity.Groups(), "group.get", rule[identity.Group]{
+			shown: func(tx *state.Tx, a *identity.Actor, g *identity.Group) bool {
+				return identity.InGroup(tx, a.UserID, g.ID)
+			},
+			each: func(tx *state.Tx, a *identity.Actor) iter.Seq[*identity.Group] {
+				return identity.GroupsOf(tx, a.UserID)
+			},
+			moved: withMembership}),
+		show("roles", identity.Roles(), "role.get", rule[identity.Role]{}),
+		show("assignments", identity.Assignments(), "assignment.get", rule[identity.Assignment]{
+			user: holder, own: func(a *identity.Actor) []span { return []span{{index: "holder", key: state.KeyOf(a.UserID)}} }}),
 		show("servers", compute.Servers(), "server.get", rule[compute.Server]{
 			own: owned[compute.Server]("project"), operator: fields("HostID Failure.Details Seen.OursMs Seen.StartMs"),
 			by: places{"host_id": on("host"), "reservation_id": onText("reservation"), "name": within(onText("name")),
@@ -200,6 +215,52 @@ func title(name string) string {
 		b.WriteString(strings.ToUpper(word[:1]) + word[1:])
 	}
 	return b.String()
+}
+
+// ownProject is the project that an actor's token is for.
+func ownProject(tx *state.Tx, a *identity.Actor) iter.Seq[*identity.Project] {
+	return one(tx, identity.Projects(), a.ProjectID)
+}
+
+func ownUser(tx *state.Tx, a *identity.Actor) iter.Seq[*identity.User] {
+	return one(tx, identity.Users(), a.UserID)
+}
+
+// one is a sequence of the object with an ID, or of nothing.
+func one[T any](tx *state.Tx, table *state.Table[T], id resource.ID) iter.Seq[*T] {
+	return func(yield func(*T) bool) {
+		if obj, ok := table.PeekOne(tx, id); ok {
+			yield(obj)
+		}
+	}
+}
+
+// holder is the user that has a role by an assignment; nobody when a group has it.
+func holder(a *identity.Assignment) resource.ID {
+	if a.OfGroup {
+		return resource.ID{}
+	}
+	return a.HolderID
+}
+
+// withMembership: a group comes into a user's sight, and leaves it, with the membership.
+func withMembership(e state.Event, a *identity.Actor, _ *state.Tx) []moving {
+	of := func(o resource.Object) (group resource.ID, ok bool) {
+		m, ok := o.(*identity.Membership)
+		if !ok || a.UserID.IsZero() || m.UserID != a.UserID {
+			return resource.ID{}, false
+		}
+		return m.GroupID, true
+	}
+	was, had := of(e.Before)
+	is, has := of(e.After)
+	switch {
+	case had == has:
+		return nil
+	case has:
+		return []moving{{is, true}}
+	}
+	return []moving{{was, false}}
 }
 
 // collected is the rule of the network's things, which their domain knows.

@@ -160,7 +160,7 @@ func TestQuota(t *testing.T) {
 // Kinds that are not shown: an admin learns that they would change, and nobody how.
 func TestPlanOfUnshown(t *testing.T) {
 	w := newWorld(t)
-	for token, want := range map[string]string{"admin": "[create compute-quota null][create project null]", "one": "[create compute-quota null]"} {
+	for token, want := range map[string]string{"admin": "[create compute-quota null][create region null]", "one": "[create compute-quota null]"} {
 		p := new(state.Plan)
 		ctx := state.WithPlan(identity.As(t.Context(), w.tokens[token]), p)
 		err := w.state.Update(ctx, func(tx *state.Tx) error {
@@ -171,7 +171,7 @@ func TestPlanOfUnshown(t *testing.T) {
 		}
 		service := identity.New(w.state, identity.Config{})
 		admin := identity.As(ctx, w.tokens["admin"])
-		if _, err := service.CreateProject(admin, &identity.Project{Meta: resource.Meta{Name: "new"}, Enabled: true}); err != nil {
+		if _, err := service.CreateRegion(admin, &identity.Region{Meta: resource.Meta{Name: "new"}}); err != nil {
 			t.Fatal(err)
 		}
 		document, err := w.native.Planned(ctx, p)

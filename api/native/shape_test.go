@@ -61,6 +61,8 @@ func fill(v reflect.Value, secret bool) {
 		v.SetBool(true)
 	case reflect.Int, reflect.Int64:
 		v.SetInt(7)
+	case reflect.Uint32:
+		v.SetUint(7)
 	case reflect.Float64:
 		v.SetFloat(1.5)
 	case reflect.Pointer:
@@ -133,7 +135,7 @@ func TestRedaction(t *testing.T) {
 		t.Error("no kind has a secret: this test tests nothing")
 	}
 	for _, secret := range []string{"credential", "join-token", "authority", "receipt", "console-token", "token-key",
-		"application-credential", "consumer", "user", "domain-option"} {
+		"application-credential", "consumer", "trust", "domain-option"} {
 		if w.native.byName[secret] != nil {
 			t.Errorf("%s is shown", secret)
 		}
