@@ -198,3 +198,24 @@ func (s *Service) DeleteLimit(ctx context.Context, id resource.ID) error {
 		return limits.Delete(tx, id)
 	})
 }
+
+// LimitOf is how much of something a project may have by the limits that an operator registered for
+// the services of a type; false if none is. -1 is no limit. One that names no region, which is all
+// that a cloud of one region needs, goes before others.
+func LimitOf(tx *state.Tx, project resource.ID, service, what string) (most int, ok bool) {
+	for _, offer := range offers.IDs(tx, "type", state.KeyOf(service)) {
+		for l := range limits.Peek(tx, "resource", state.Range{Prefix: state.KeyOf(project, offer)}) {
+			if l.Resource == what {
+				return l.Most, true
+			}
+		}
+	}
+	for _, offer := range offers.IDs(tx, "type", state.KeyOf(service)) {
+		for l := range defaultLimits.Peek(tx, "resource", state.Range{Prefix: state.KeyOf(offer)}) {
+			if l.Resource == what {
+				return l.Default, true
+			}
+		}
+	}
+	return 0, false
+}

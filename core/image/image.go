@@ -150,9 +150,9 @@ var images = state.NewTable[Image]("image",
 		}
 		return ""
 	}),
-	// How many images a project has, and the bytes in them.
+	// How many images a project has, the bytes in them, and how many are coming in.
 	state.Tally("use", func(i *Image) (state.Key, state.Amounts) {
-		return i.listed(i.ProjectID), state.Amounts{i.Bytes}
+		return i.listed(i.ProjectID), state.Amounts{i.Bytes, i.transfers()}
 	}),
 )
 
@@ -162,6 +162,13 @@ func (i *Image) listed(parts ...any) state.Key {
 		return ""
 	}
 	return state.KeyOf(parts...)
+}
+
+func (i *Image) transfers() int64 {
+	if i.State == Receiving || i.State == Staging {
+		return 1
+	}
+	return 0
 }
 
 // Table gives the native API and the auditor a look at every image.

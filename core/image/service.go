@@ -22,17 +22,11 @@ const (
 	maxValue      = 8 << 10 // bytes of one property's value
 )
 
-// Limits of a project. Zero means no limit.
-type Limits struct {
-	Images int64
-	Bytes  int64 // of all its images together
-}
-
 // Config is what an operator may choose, and what others have to say. The zero value is sound.
 type Config struct {
 	MaxBytes int64         // of one image; 1 TiB when 0
 	Within   time.Duration // the longest that an upload may take; 24 hours when 0
-	// Limits of a project; nil: none.
+	// Limits of a project; nil: those that an operator registered, or else built-in ones.
 	Limits func(tx *state.Tx, project resource.ID) Limits
 	// InUse reports whether something is still to be made from an image: its bytes then
 	// outlive its deletion. nil: nothing ever is.
@@ -45,8 +39,9 @@ type Service struct {
 	blobs  Blobs
 	config Config
 
-	mu   sync.Mutex
-	runs map[*run]bool // transfers of this process; guarded by mu
+	mu     sync.Mutex
+	runs   map[*run]bool         // transfers of this process; guarded by mu
+	coming map[resource.ID]int64 // bytes that have come in them, by project; guarded by mu
 }
 
 // New makes the service.
@@ -58,12 +53,12 @@ func New(s *state.State, blobs Blobs, c Config) *Service {
 		c.Within = 24 * time.Hour
 	}
 	if c.Limits == nil {
-		c.Limits = func(*state.Tx, resource.ID) Limits { return Limits{} }
+		c.Limits = limitsOf
 	}
 	if c.InUse == nil {
 		c.InUse = func(*state.Tx, resource.ID) bool { return false }
 	}
-	return &Service{State: s, blobs: blobs, config: c, runs: map[*run]bool{}}
+	return &Service{State: s, blobs: blobs, config: c, runs: map[*run]bool{}, coming: map[resource.ID]int64{}}
 }
 
 // A Request asks for a new image. ID and ProjectID may be left to the service.
@@ -125,19 +120,6 @@ func (s *Service) add(ctx context.Context, tx *state.Tx, r Request) (*Image, err
 func stray(tx *state.Tx, project resource.ID) bool {
 	_, known := identity.FindProject(tx, project)
 	return !known
-}
-
-// roomFor holds what a project would have against its limits.
-func (s *Service) roomFor(tx *state.Tx, project resource.ID, count, bytes int64) error {
-	limits := s.config.Limits(tx, project)
-	have, sums := images.Sum(tx, "use", state.KeyOf(project))
-	if limits.Images > 0 && have+count > limits.Images {
-		return fault.Errorf(fault.OverQuota, "The project may have %d images, and has %d.", limits.Images, have).With("quota", "images")
-	}
-	if limits.Bytes > 0 && sums[0]+bytes > limits.Bytes {
-		return fault.Errorf(fault.OverQuota, "The project may keep %d bytes in images; %d are left.", limits.Bytes, max(0, limits.Bytes-sums[0])).With("quota", "image-bytes")
-	}
-	return nil
 }
 
 // checkVisibility asks whether the actor may show an image to others so widely.

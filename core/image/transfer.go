@@ -106,16 +106,18 @@ func (s *Service) begin(ctx context.Context, id resource.ID, as State, expect in
 		if i.Format == "" || i.Container == "" {
 			return fault.Errorf(fault.Invalid, "Image %s needs a disk_format and a container_format before its data.", id)
 		}
+		if err := s.roomForTransfer(tx, i.ProjectID); err != nil {
+			return err
+		}
 		if err := i.move(as); err != nil {
 			return err
 		}
 		most = s.config.MaxBytes
-		limits := s.config.Limits(tx, i.ProjectID)
-		if limits.Bytes > 0 {
-			_, sums := images.Sum(tx, "use", state.KeyOf(i.ProjectID))
-			if sums[0] >= limits.Bytes {
-				return s.roomFor(tx, i.ProjectID, 0, 1)
+		if limits := s.config.Limits(tx, i.ProjectID); limits.Bytes != 0 {
+			if err := s.roomFor(tx, i.ProjectID, 0, 1); err != nil {
+				return err
 			}
+			_, sums := images.Sum(tx, "use", state.KeyOf(i.ProjectID))
 			most = min(most, limits.Bytes-sums[0])
 		}
 		if expect > most {
@@ -143,7 +145,9 @@ func (s *Service) write(ctx context.Context, i *Image, as State, src io.Reader, 
 			err = fmt.Errorf("close blob %s: %w", i.TransferID, e)
 		}
 	}()
-	got, err = receive(w, stopping{ctx, src}, most)
+	m := &metered{Writer: w, s: s, project: i.ProjectID}
+	defer m.end() // before the state counts them
+	got, err = receive(m, stopping{ctx, src}, most)
 	var broken readError
 	switch {
 	case context.Cause(ctx) == errOvertaken:

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -22,12 +23,18 @@ import (
 type Store struct {
 	dir  string
 	keep int64 // bytes of the disk that blobs leave free
+
+	// Held from looking at the free space to taking some of it, so that what is free for one writer is
+	// not free for another.
+	mu       sync.Mutex
+	unbacked int64 // bytes that writers may still write though no block of the disk is theirs yet; guarded by mu
 }
 
 var _ image.Blobs = (*Store)(nil)
 
-// keepFree is what is left for everything else on the same disk: its state above all.
-const keepFree = 256 << 20
+// keepFree is what of a disk is left for everything else on it, the cloud's state above all: a twentieth,
+// within bounds.
+func keepFree(disk int64) int64 { return min(max(disk/20, 256<<20), 10<<30) }
 
 const (
 	suffix  = ".blob"
@@ -48,21 +55,28 @@ func New(dir string) (*Store, error) {
 			return nil, fmt.Errorf("remove an unfinished blob: %w", err)
 		}
 	}
-	return &Store{dir, keepFree}, nil
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return nil, fmt.Errorf("ask for the size of %s: %w", dir, err)
+	}
+	return &Store{dir: dir, keep: keepFree(int64(st.Blocks) * st.Bsize)}, nil
 }
 
 func (s *Store) path(id resource.ID) string { return filepath.Join(s.dir, id.String()+suffix) }
 
-// Create begins a blob. When the size is known, the room for it is taken at once.
+// Create begins a blob. A size that cannot be had is refused at once, but room is only taken as
+// bytes come: a claim costs nothing, and must not keep others out.
 func (s *Store) Create(_ context.Context, id resource.ID, expect int64) (image.Writer, error) {
+	s.mu.Lock()
 	free, err := s.free()
+	s.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
-	if free-s.keep < max(expect, 0) {
+	if free < max(expect, 0) {
 		return nil, full()
 	}
-	w := &writer{store: s, path: s.path(id), left: free - s.keep}
+	w := &writer{store: s, path: s.path(id), expect: expect}
 	fd, err := unix.Open(s.dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	switch {
 	case err == nil:
@@ -75,20 +89,16 @@ func (s *Store) Create(_ context.Context, id resource.ID, expect int64) (image.W
 	default:
 		return nil, fmt.Errorf("begin blob %s: %w", id, err)
 	}
-	if expect > 0 {
-		if err := w.reserve(expect); err != nil {
-			return nil, errors.Join(err, w.Close())
-		}
-	}
 	return w, nil
 }
 
+// free is how many bytes blobs may yet take. The caller holds mu.
 func (s *Store) free() (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.dir, &st); err != nil {
 		return 0, fmt.Errorf("ask for the free space of %s: %w", s.dir, err)
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	return int64(st.Bavail)*st.Bsize - s.keep - s.unbacked, nil
 }
 
 func full() error {
@@ -142,33 +152,74 @@ func cutSuffix(name string) (string, bool) {
 // A writer is a file without a name.
 type writer struct {
 	*os.File
-	store *Store
-	path  string
-	named string // its temporary name where it had to have one, until it is committed
-	left  int64  // bytes that may still come
-	begun int64  // bytes written
-	sent  int64  // bytes that the kernel was told to write back
+	store    *Store
+	path     string
+	named    string // its temporary name where it had to have one, until it is committed
+	expect   int64  // how many bytes are to come; -1 if nobody knows
+	room     int64  // how many may be written before the store is asked for more
+	unbacked int64  // of the store's, ours
+	begun    int64  // bytes written
+	sent     int64  // bytes that the kernel was told to write back
 }
 
-// writeback is how much is written before the kernel is told to begin with the disk: so
-// that Commit has little left to wait for, and dirty pages do not pile up.
-const writeback = 8 << 20
+const (
+	// writeback is how much is written before the kernel is told to begin with the disk: so
+	// that Commit has little left to wait for, and dirty pages do not pile up.
+	writeback = 8 << 20
+	// stride is how much room is taken at once.
+	stride = 16 << 20
+)
 
-func (w *writer) reserve(n int64) error {
-	err := unix.Fallocate(int(w.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, n)
-	switch {
-	case err == nil || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS):
-		return nil
-	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EFBIG) || errors.Is(err, unix.EDQUOT):
+// extend takes room on the disk for bytes up to need, and some more.
+func (w *writer) extend(need int64) error {
+	to := max(w.room+stride, need)
+	if w.expect >= need {
+		to = min(to, w.expect)
+	}
+	s := w.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	free, err := s.free()
+	if err != nil {
+		return err
+	}
+	if free < need-w.room {
 		return full()
 	}
-	return fmt.Errorf("reserve %d bytes: %w", n, err)
+	to = min(to, w.room+free)
+	err = unix.Fallocate(int(w.Fd()), unix.FALLOC_FL_KEEP_SIZE, w.room, to-w.room)
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS):
+		// The file system gives blocks out when it likes: until then they are only promised.
+		w.promise(to)
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EFBIG) || errors.Is(err, unix.EDQUOT):
+		return full()
+	default:
+		return fmt.Errorf("take room up to byte %d: %w", to, err)
+	}
+	w.room = to
+	return nil
+}
+
+// promise counts what of the bytes up to an offset has no block on the disk yet. The caller holds
+// the store's mu.
+func (w *writer) promise(to int64) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(w.Fd()), &st); err == nil {
+		to -= st.Blocks * 512
+	}
+	to = max(to, 0)
+	w.store.unbacked += to - w.unbacked
+	w.unbacked = to
 }
 
 // Write appends.
 func (w *writer) Write(b []byte) (int, error) {
-	if w.begun+int64(len(b)) > w.left {
-		return 0, full()
+	if need := w.begun + int64(len(b)); need > w.room {
+		if err := w.extend(need); err != nil {
+			return 0, err
+		}
 	}
 	n, err := w.File.Write(b)
 	w.begun += int64(n)
@@ -185,6 +236,11 @@ func (w *writer) Write(b []byte) (int, error) {
 
 // Commit puts every byte on the disk, gives the file its name, and puts that on the disk, too.
 func (w *writer) Commit() error {
+	if w.room > w.begun { // what was taken and not needed
+		if err := w.File.Truncate(w.begun); err != nil {
+			return fmt.Errorf("give back the room that %s does not need: %w", w.path, err)
+		}
+	}
 	if err := w.File.Sync(); err != nil {
 		return fmt.Errorf("write %s to disk: %w", w.path, err)
 	}
@@ -222,6 +278,10 @@ func (w *writer) link() error {
 // Close lets go of the file; without a name nothing is left of it.
 func (w *writer) Close() error {
 	err := w.File.Close()
+	w.store.mu.Lock()
+	w.store.unbacked -= w.unbacked
+	w.unbacked = 0
+	w.store.mu.Unlock()
 	if w.named != "" {
 		err = errors.Join(err, os.Remove(w.named))
 	}

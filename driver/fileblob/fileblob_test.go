@@ -1,10 +1,17 @@
 package fileblob
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -44,22 +51,116 @@ func TestNoRoom(t *testing.T) {
 	if _, err := s.Create(t.Context(), id, -1); !fault.Is(err, fault.Exhausted) {
 		t.Errorf("a full disk takes a blob of unknown size: %v", err)
 	}
-	s.keep = 0
-	w, err := s.Create(t.Context(), id, -1)
+	empty(t, s.dir)
+}
+
+// small gives a file system of so many bytes.
+func small(t *testing.T, bytes int64) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("a small disk takes root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", bytes)); err != nil {
+		t.Skipf("no small disk can be made here: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// TestManyWritersLeaveRoom: each fills what is free for it, and the disk is never as full as it must not be.
+func TestManyWritersLeaveRoom(t *testing.T) {
+	const disk, keep = 256 << 20, 64 << 20
+	s := open(t, small(t, disk))
+	s.keep = keep
+	var writers sync.WaitGroup
+	var stored atomic.Int64
+	for range 6 {
+		w, err := s.Create(t.Context(), resource.NewID(time.Now(), nil), -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Close()
+		writers.Go(func() {
+			buf := make([]byte, 1<<20)
+			for {
+				n, err := w.Write(buf)
+				stored.Add(int64(n))
+				if err != nil {
+					if !fault.Is(err, fault.Exhausted) {
+						t.Error(err)
+					}
+					return
+				}
+			}
+		})
+	}
+	writers.Wait()
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	if left := int64(st.Bavail) * st.Bsize; left < keep {
+		t.Errorf("%d MiB are left free, not %d", left>>20, keep>>20)
+	}
+	if n := stored.Load(); n < (disk-keep)*9/10-stride {
+		t.Errorf("only %d MiB could be stored", n>>20)
+	}
+}
+
+// TestAClaimTakesNoRoom: who says that much will come has not brought it.
+func TestAClaimTakesNoRoom(t *testing.T) {
+	s := open(t, small(t, 128<<20))
+	for range 3 {
+		w := create(t, s, 60<<20)
+		if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		defer w.Close()
+	}
+	w := create(t, s, -1)
+	if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(w.path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.(*writer).left = 10
-	if _, err := w.Write(make([]byte, 8)); err != nil {
+	if blocks := info.Sys().(*syscall.Stat_t).Blocks * 512; blocks > 1<<20 {
+		t.Errorf("a blob of 1 MiB takes %d bytes of the disk", blocks)
+	}
+}
+
+func create(t *testing.T, s *Store, expect int64) *writer {
+	t.Helper()
+	w, err := s.Create(t.Context(), resource.NewID(time.Now(), nil), expect)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Write(make([]byte, 8)); !fault.Is(err, fault.Exhausted) {
-		t.Errorf("bytes past the room there is: %v", err)
-	}
-	if err := w.Close(); err != nil {
+	return w.(*writer)
+}
+
+// TestPromisedRoomIsCounted is for file systems on which no room can be taken beforehand.
+func TestPromisedRoomIsCounted(t *testing.T) {
+	s := open(t, t.TempDir())
+	before, err := s.free()
+	if err != nil {
 		t.Fatal(err)
 	}
-	empty(t, s.dir)
+	w := create(t, s, -1)
+	w.promise(1 << 30)
+	if s.unbacked != 1<<30 {
+		t.Errorf("%d bytes are promised", s.unbacked)
+	}
+	if after, err := s.free(); err != nil || after > before-1<<29 {
+		t.Errorf("free were %d, are %d, %v", before, after, err)
+	}
+	if err := w.Close(); err != nil || s.unbacked != 0 {
+		t.Errorf("%d bytes are promised to nobody, %v", s.unbacked, err)
+	}
 }
 
 func empty(t *testing.T, dir string) {

@@ -43,6 +43,27 @@ func (s *server) storesDetail(w http.ResponseWriter, r *http.Request) error {
 	}})
 }
 
+// usage shows a project what it has of its limits ("Quota usage"). Sizes are in MiB, begun ones counted.
+// An operator sets the limits as unified limits of service type image (Identity API).
+func (s *server) usage(w http.ResponseWriter, r *http.Request) error {
+	u, err := s.images.Usage(r.Context())
+	if err != nil {
+		return err
+	}
+	of := func(limit, used, unit int64) map[string]int64 {
+		most := max(limit, 0) / unit
+		if limit == 0 {
+			most = -1
+		}
+		return map[string]int64{"limit": most, "usage": (used + unit - 1) / unit}
+	}
+	return wire.WriteJSON(w, http.StatusOK, map[string]any{"usage": map[string]any{
+		"image_count_total":     of(u.Limits.Images, u.Images, 1),
+		"image_size_total":      of(u.Limits.Bytes, u.Bytes, 1<<20),
+		"image_count_uploading": of(u.Limits.Transfers, u.Transfers, 1),
+	}})
+}
+
 // admin asks for what only an operator may know.
 func (s *server) admin(r *http.Request) error {
 	return identity.Allow(r.Context(), "image.diagnose", resource.Meta{})

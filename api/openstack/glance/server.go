@@ -72,6 +72,7 @@ func (s *server) routes() []route {
 		{"GET /v2/info/import", s.importInfo},
 		{"GET /v2/info/stores", s.stores},
 		{"GET /v2/info/stores/detail", s.storesDetail},
+		{"GET /v2/info/usage", s.usage},
 		{"GET /v2/metadefs/namespaces", s.listNamespaces},
 		{"GET /v2/metadefs/namespaces/{namespace}", s.showNamespace},
 		{"GET /v2/metadefs/namespaces/{namespace}/{part}", s.listDefinitions},
