@@ -75,6 +75,10 @@ type Driver struct {
 	physicalApplied map[string]string               // the rules in force; guarded by physicalMu
 	physicalUsers   map[string]map[resource.ID]bool // guarded by physicalMu
 
+	tunnelMu      sync.Mutex
+	tunnelHosts   map[resource.ID][]netip.Addr // by segment; guarded by tunnelMu
+	tunnelApplied string                       // the rules in force; guarded by tunnelMu
+
 	mu          sync.Mutex
 	segments    map[resource.ID]*segment       // guarded by mu
 	gateways    map[resource.ID]*gateway       // guarded by mu
@@ -120,7 +124,7 @@ func New(options Options) (*Driver, error) {
 	d := &Driver{
 		options: options, prefix: options.Prefix, host: host, store: store{options.StateDir}, log: options.Log,
 		closing: make(chan struct{}), physicalApplied: map[string]string{}, physicalUsers: map[string]map[resource.ID]bool{},
-		segments: map[resource.ID]*segment{}, gateways: map[resource.ID]*gateway{},
+		tunnelHosts: map[resource.ID][]netip.Addr{}, segments: map[resource.ID]*segment{}, gateways: map[resource.ID]*gateway{},
 		attachments: map[resource.ID]resource.ID{}, filters: map[resource.ID]network.Filter{},
 	}
 	d.raiseNeighbourLimits()
@@ -168,6 +172,9 @@ func (d *Driver) takeUp() error {
 	}
 	for id, s := range d.segments {
 		s.policies = s.bounds() // in force until a wish says otherwise
+		if hosts := s.tunnelHosts(); hosts != nil {
+			d.tunnelHosts[id] = hosts
+		}
 		if s.want == nil || !mounted(filepath.Join(netnsDir, s.namespaceName())) {
 			continue
 		}
@@ -384,6 +391,9 @@ func (d *Driver) removeSegment(ctx context.Context, id resource.ID) error {
 	if err := s.tidy(); err != nil {
 		return err
 	}
+	if err := d.guardTunnel(ctx, id, nil); err != nil {
+		return err
+	}
 	for physical := range d.options.Physical {
 		if err := d.removePhysical(ctx, physical, id); err != nil {
 			return err
@@ -583,6 +593,10 @@ func (d *Driver) RemoveAll(ctx context.Context) error {
 	d.segments, d.gateways = map[resource.ID]*segment{}, map[resource.ID]*gateway{}
 	d.attachments, d.filters = map[resource.ID]resource.ID{}, map[resource.ID]network.Filter{}
 	d.mu.Unlock()
+
+	d.tunnelMu.Lock()
+	d.tunnelHosts, d.tunnelApplied = map[resource.ID][]netip.Addr{}, ""
+	d.tunnelMu.Unlock()
 
 	var failed []error
 	for _, kind := range []string{"-g-", "-s-"} {

@@ -263,7 +263,7 @@ func (s *segment) plug(ctx context.Context, ns *namespace, links map[string]netl
 	if err != nil {
 		return err
 	}
-	if err := s.makeTunnel(ns, links); err != nil {
+	if err := s.makeTunnel(ctx, ns, links); err != nil {
 		return err
 	}
 	if err := s.makeUplink(ctx, ns, links); err != nil {
@@ -347,10 +347,13 @@ func (s *segment) makeBridge(ns *namespace, links map[string]netlink.Link) (netl
 
 // makeTunnel makes the way to the other hosts. The device stands here; because
 // it is made by a socket of the host's namespace, its packets travel there.
-func (s *segment) makeTunnel(ns *namespace, links map[string]netlink.Link) error {
+func (s *segment) makeTunnel(ctx context.Context, ns *namespace, links map[string]netlink.Link) error {
 	tunnel := s.driver.options.TunnelAddress
 	if !tunnel.IsValid() || s.want.Physical != "" {
 		return nil
+	}
+	if err := s.driver.guardTunnel(ctx, s.id, s.tunnelHosts()); err != nil {
+		return err
 	}
 	if links[vxlanName] == nil {
 		attrs := netlink.NewLinkAttrs()

@@ -3,6 +3,7 @@ package linuxnet
 import (
 	"bytes"
 	"context"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -79,6 +80,35 @@ func TestTwoHosts(t *testing.T) {
 	broadcast := udp(ports[0].MAC, "ff:ff:ff:ff:ff:ff", "10.5.0.11", "255.255.255.255", 1000, 2000, "to everybody")
 	if !b.hears(func(frame []byte) bool { return bytes.Contains(frame, []byte("to everybody")) }, time.Second, func() { a.send(broadcast) }) {
 		t.Error("a broadcast did not cross the tunnel")
+	}
+
+	// Whoever else reaches the tunnel's port is not believed.
+	forged := append([]byte{8, 0, 0, 0, 0, 4242 >> 8, 4242 & 0xff, 0}, udp(ports[1].MAC, "ff:ff:ff:ff:ff:ff", "10.5.0.12", "255.255.255.255", 1000, 2000, "out of the blue")...)
+	ok(t, wires[1].AddrReplace(must(wires[1].LinkByName("wire"))(t), &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("192.0.2.9/24"))}))
+	for from, believed := range map[string]bool{"192.0.2.9": false, "192.0.2.2": true} {
+		send := func() {
+			ok(t, wires[1].do(func() error {
+				conn, err := net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(from)}, &net.UDPAddr{IP: net.ParseIP("192.0.2.1"), Port: 4790})
+				if err != nil {
+					return err
+				}
+				defer conn.Close()
+				_, err = conn.Write(forged)
+				return err
+			}))
+		}
+		if heard := a.hears(func(frame []byte) bool { return bytes.Contains(frame, []byte("out of the blue")) }, silence, send); heard != believed {
+			t.Errorf("a packet from %s was believed: %v", from, heard)
+		}
+	}
+	readable(t, renderTunnel("t", 4790, append(addresses, netip.MustParseAddr("2001:db8::1"))))
+
+	// A new process knows the hosts of all networks before it guards the tunnels.
+	hosts[0].restart()
+	another := newTenant(4243)
+	ok(t, hosts[0].EnsureSegment(ctx, another.segment))
+	if have := reaches(b.namespace, "10.5.0.11:80"); have != "10.5.0.12" {
+		t.Errorf("with a new driver: taken for %q", have)
 	}
 
 	// A neighbour that has gone is forgotten.
