@@ -217,6 +217,7 @@ var refusals = map[string]struct {
 	"an ID that is none":           {"demo", "GET /v2.0/networks/x", ``, 404, "NetworkNotFound"},
 	"an unknown path":              {"demo", "GET /v2.0/nothing", ``, 404, "HTTPNotFound"},
 	"an unknown filter":            {"demo", "GET /v2.0/networks?colour=blue", ``, 400, "HTTPBadRequest"},
+	"a filter of other things":     {"demo", "GET /v2.0/networks?fixed_ips=subnet_id%3D$S", ``, 400, "HTTPBadRequest"},
 	"an unknown sort key":          {"demo", "GET /v2.0/networks?sort_key=colour", ``, 400, "HTTPBadRequest"},
 	"a negative limit":             {"demo", "GET /v2.0/networks?limit=-1", ``, 400, "HTTPBadRequest"},
 	"an MTU that does not fit":     {"demo", "POST /v2.0/networks", `{"network": {"mtu": 9000}}`, 400, "InvalidInput"},

@@ -530,7 +530,7 @@ func (k *kind[T]) sort(keys, dirs []string) ([]network.Order, error) {
 
 // conditions reads one filter. Several values of one name are alternatives.
 func (k *kind[T]) conditions(name string, values []string) ([]network.Condition, error) {
-	if name == "fixed_ips" {
+	if name == "fixed_ips" && k.name == "port" {
 		return fixedIPConditions(values)
 	}
 	f, ok := k.filters[name]
