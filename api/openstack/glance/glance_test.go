@@ -9,15 +9,11 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
-	"reflect"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/unkai-cloud/unkai/api/openstack/openstacktest"
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/reconcile"
@@ -28,22 +24,12 @@ import (
 	"github.com/unkai-cloud/unkai/core/image/imagetest"
 )
 
-// tokens are who may ask, by the token itself.
-type tokens map[string]*identity.Actor
-
-func (t tokens) Verify(_ context.Context, token string) (*identity.Actor, error) {
-	if a := t[token]; a != nil {
-		return a, nil
-	}
-	return nil, fault.Errorf(fault.Unauthorized, "The request you have made requires authentication.")
-}
-
 const (
 	ownerProject = "0190000000007000800000000000a101"
 	otherProject = "0190000000007000800000000000a202"
 )
 
-var actors = tokens{
+var actors = openstacktest.Tokens{
 	"owner":  actor(ownerProject, "member", "reader"),
 	"reader": actor(ownerProject, "reader"),
 	"other":  actor(otherProject, "member", "reader"),
@@ -78,179 +64,12 @@ func serve(t testing.TB) (*httptest.Server, *image.Service) {
 	return server, images
 }
 
-// TestConversations replays testdata/*.txt. A line "> WHO METHOD PATH [HEADER: VALUE, …]" begins a request,
-// its body follows; "< STATUS" begins the answer: JSON in which what stands there must be found,
-// or text that must. "$name" in an answer binds a word that later lines may use; "*" is anything.
-// "? " before a request repeats it until its answer is as wanted.
 func TestConversations(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no conversations: %v", err)
-	}
-	for _, file := range files {
-		t.Run(filepath.Base(file), func(t *testing.T) {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			server, _ := serve(t)
-			bound := map[string]string{"$ownerProject": ownerProject, "$otherProject": otherProject, "$base": server.URL}
-			for _, e := range parse(t, string(text)) {
-				e.play(t, server.URL, bound)
-			}
-		})
-	}
-}
-
-type exchange struct {
-	line    int
-	patient bool
-	request string
-	body    string
-	status  int
-	want    string
-}
-
-func parse(t *testing.T, text string) []*exchange {
-	t.Helper()
-	var all []*exchange
-	var into *string
-	for n, line := range strings.Split(text, "\n") {
-		switch {
-		case strings.HasPrefix(line, "> ") || strings.HasPrefix(line, "? "):
-			all = append(all, &exchange{line: n + 1, request: line[2:], patient: line[0] == '?'})
-			into = &all[len(all)-1].body
-		case strings.HasPrefix(line, "< "):
-			status, err := strconv.Atoi(strings.TrimSpace(line[2:]))
-			if err != nil {
-				t.Fatalf("line %d: %v", n+1, err)
-			}
-			all[len(all)-1].status = status
-			into = &all[len(all)-1].want
-		case into != nil && !strings.HasPrefix(line, "# "):
-			*into += line
-		}
-	}
-	return all
-}
-
-var word = regexp.MustCompile(`\$[a-zA-Z]+`)
-
-func fill(s string, bound map[string]string) string {
-	return word.ReplaceAllStringFunc(s, func(w string) string {
-		if v, ok := bound[w]; ok {
-			return v
-		}
-		return w
+	openstacktest.Replay(t, func(t *testing.T) openstacktest.Stage {
+		server, _ := serve(t)
+		return openstacktest.Stage{URL: server.URL + prefix,
+			Bound: map[string]string{"$ownerProject": ownerProject, "$otherProject": otherProject, "$base": server.URL}}
 	})
-}
-
-func (e *exchange) play(t *testing.T, base string, bound map[string]string) {
-	t.Helper()
-	for tries := 0; ; tries++ {
-		problem := e.try(t, base, bound)
-		if problem == "" {
-			return
-		}
-		if !e.patient || tries == 200 {
-			t.Fatalf("line %d: %s: %s", e.line, e.request, problem)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
-func (e *exchange) try(t *testing.T, base string, bound map[string]string) string {
-	t.Helper()
-	parts := strings.SplitN(fill(e.request, bound), " ", 4)
-	body := strings.ReplaceAll(fill(e.body, bound), `\xfb`, "\xfb")
-	req, err := http.NewRequestWithContext(t.Context(), parts[1], base+prefix+parts[2], strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("X-Auth-Token", parts[0])
-	req.Header.Set("Accept", "application/json")
-	req.Header.Set("Content-Type", "application/json")
-	if len(parts) == 4 {
-		for h := range strings.SplitSeq(parts[3], ", ") {
-			key, value, _ := strings.Cut(h, ": ")
-			req.Header.Set(key, value)
-		}
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	got, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if res.StatusCode != e.status {
-		return fmt.Sprintf("status %d, want %d; %s", res.StatusCode, e.status, got)
-	}
-	if want := fill(e.want, bound); strings.HasPrefix(want, "{") {
-		var w, g any
-		if err := json.Unmarshal([]byte(want), &w); err != nil {
-			t.Fatalf("line %d: %v: %s", e.line, err, want)
-		}
-		if err := json.Unmarshal(got, &g); err != nil {
-			return fmt.Sprintf("%v: %s", err, got)
-		}
-		return match(w, g, "", bound)
-	} else if !strings.Contains(string(got), want) {
-		return fmt.Sprintf("got %s, want %s", got, want)
-	}
-	return ""
-}
-
-// match says where got lacks something of want; "" if it does not.
-func match(want, got any, at string, bound map[string]string) string {
-	switch w := want.(type) {
-	case map[string]any:
-		g, ok := got.(map[string]any)
-		if !ok {
-			return fmt.Sprintf("%s is %v", at, got)
-		}
-		for key, value := range w {
-			have, there := g[key]
-			if value == "absent" {
-				if there {
-					return fmt.Sprintf("%s.%s is there", at, key)
-				}
-				continue
-			}
-			if !there {
-				return fmt.Sprintf("%s.%s is not there", at, key)
-			}
-			if problem := match(value, have, at+"."+key, bound); problem != "" {
-				return problem
-			}
-		}
-		return ""
-	case []any:
-		g, ok := got.([]any)
-		if !ok || len(g) != len(w) {
-			return fmt.Sprintf("%s is %v, want %v", at, got, w)
-		}
-		for n := range w {
-			if problem := match(w[n], g[n], fmt.Sprintf("%s[%d]", at, n), bound); problem != "" {
-				return problem
-			}
-		}
-		return ""
-	case string:
-		if w == "*" {
-			return ""
-		}
-		if strings.HasPrefix(w, "$") {
-			bound[w] = fmt.Sprint(got)
-			return ""
-		}
-	}
-	if !reflect.DeepEqual(want, got) {
-		return fmt.Sprintf("%s is %v, want %v", at, got, want)
-	}
-	return ""
 }
 
 func do(t testing.TB, who, method, url string, body io.Reader, headers ...string) *http.Response {

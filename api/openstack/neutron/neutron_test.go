@@ -12,23 +12,13 @@ import (
 	"testing"
 
 	"github.com/unkai-cloud/unkai/api/openstack/neutron"
+	"github.com/unkai-cloud/unkai/api/openstack/openstacktest"
 	"github.com/unkai-cloud/unkai/api/wire"
-	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/identity"
 	"github.com/unkai-cloud/unkai/core/network"
 )
-
-// tokens are a Verifier whose tokens are names: "demo", "alt", "admin", "reader" of demo.
-type tokens map[string]*identity.Actor
-
-func (t tokens) Verify(_ context.Context, token string) (*identity.Actor, error) {
-	if a, ok := t[token]; ok {
-		return a, nil
-	}
-	return nil, fault.Errorf(fault.Unauthorized, "The request you have made requires authentication.")
-}
 
 var (
 	demo  = resource.MustID("01900000-0000-7000-8000-00000000000d")
@@ -58,7 +48,7 @@ func start(t testing.TB, engine state.Engine) *cloud {
 		t.Fatal(err)
 	}
 	networks := network.New(st)
-	service := neutron.New(neutron.Options{Networks: networks, Auth: tokens{
+	service := neutron.New(neutron.Options{Networks: networks, Auth: openstacktest.Tokens{
 		"demo": actor(demo, "member", "reader"), "alt": actor(alt, "member", "reader"), "reader": actor(demo, "reader"),
 		"admin": actor(admin, "admin", "manager", "member", "reader"),
 	}})

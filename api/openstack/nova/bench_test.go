@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/api/openstack"
+	"github.com/unkai-cloud/unkai/api/openstack/openstacktest"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/compute/cloudtest"
@@ -56,7 +57,7 @@ func large(b *testing.B, count int) (*openstack.Service, *cloudtest.Cloud) {
 	for n := 0; n < count; n += 500 {
 		c.Launch(compute.Launch{Max: 500, NICs: []compute.NICWanted{{NetworkID: c.NetworkID}}, Tags: []string{fmt.Sprint("t", n)}})
 	}
-	return New(Options{Compute: c.Compute, Auth: tokens{"owner": c.User}}), c
+	return New(Options{Compute: c.Compute, Auth: openstacktest.Tokens{"owner": c.User}}), c
 }
 
 func get(b *testing.B, s *openstack.Service, path string) {
@@ -83,7 +84,7 @@ func BenchmarkPageOf(b *testing.B) {
 
 func BenchmarkCreate(b *testing.B) {
 	c := unlimited(b, 1000)
-	s := New(Options{Compute: c.Compute, Auth: tokens{"owner": c.User}})
+	s := New(Options{Compute: c.Compute, Auth: openstacktest.Tokens{"owner": c.User}})
 	text := `{"server":{"name":"vm","flavorRef":"42","imageRef":"` + c.Image.String() + `","networks":[{"uuid":"` + c.NetworkID.String() + `"}]}}`
 	processor(b, func() {
 		r := httptest.NewRequest("POST", "/v2.1/servers", io.NopCloser(strings.NewReader(text)))

@@ -1,39 +1,22 @@
 package nova
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
-	"reflect"
-	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/unkai-cloud/unkai/api/openstack/openstacktest"
 	"github.com/unkai-cloud/unkai/api/wire"
-	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/compute/cloudtest"
-	"github.com/unkai-cloud/unkai/core/identity"
 )
-
-// tokens are who may ask, by the token itself.
-type tokens map[string]*identity.Actor
-
-func (t tokens) Verify(_ context.Context, token string) (*identity.Actor, error) {
-	if a := t[token]; a != nil {
-		return a, nil
-	}
-	return nil, fault.Errorf(fault.Unauthorized, "The request you have made requires authentication.")
-}
 
 // serve runs the service on a listener, over a cloud with so many hosts.
 func serve(t testing.TB, hosts int) (*httptest.Server, *cloudtest.Cloud) {
@@ -43,39 +26,21 @@ func serve(t testing.TB, hosts int) (*httptest.Server, *cloudtest.Cloud) {
 	reader.Roles = []string{"reader"}
 	admin := c.Member(resource.NewID(c.Clock, nil))
 	admin.Roles = []string{"admin", "manager", "member", "reader"}
-	who := tokens{"owner": c.User, "reader": &reader, "other": c.Member(c.Other), "admin": admin}
+	who := openstacktest.Tokens{"owner": c.User, "reader": &reader, "other": c.Member(c.Other), "admin": admin}
 	server := httptest.NewServer(wire.Serve(http.StripPrefix("/compute", New(Options{Compute: c.Compute, Network: c.Network, Auth: who}))))
 	t.Cleanup(server.Close)
 	return server, c
 }
 
-// TestConversations replays testdata/*.txt. A line "> WHO METHOD PATH [MINOR]" begins a request in microversion
-// 2.MINOR, its body follows; "< STATUS" begins the answer: JSON in which what stands there must be found, or text
-// that must. "$name" in an answer binds a word that later lines may use, "*" is anything, "absent" must not be
-// there. "! settle" lets the hosts work; "! trouble WORDS" makes them fail, "! lazy" idle, "! well" neither; "! wait 2h" lets time pass.
+// TestConversations replays testdata. "! settle" lets the hosts work; "! trouble WORDS" makes them fail, "! lazy" idle, "! well"
+// neither; "! lose" cuts them off; "! wait 2h" lets time pass.
 func TestConversations(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no conversations: %v", err)
-	}
-	for _, file := range files {
-		t.Run(filepath.Base(file), func(t *testing.T) {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			server, c := serve(t, 2)
-			bound := map[string]string{"$base": server.URL, "$image": c.Image.String(), "$network": c.NetworkID.String(), "$project": c.Project.Hex(),
-				"$user": c.User.UserID.Hex(), "$other": c.Other.Hex(), "$host": c.Hosts[0].ID.String()}
-			for _, e := range parse(t, string(text)) {
-				if e.command != "" {
-					command(c, e.command)
-				} else {
-					e.play(t, server.URL, bound)
-				}
-			}
-		})
-	}
+	openstacktest.Replay(t, func(t *testing.T) openstacktest.Stage {
+		server, c := serve(t, 2)
+		return openstacktest.Stage{URL: server.URL + "/compute", Version: "compute 2.", Command: func(words string) { command(c, words) },
+			Bound: map[string]string{"$base": server.URL, "$image": c.Image.String(), "$network": c.NetworkID.String(), "$project": c.Project.Hex(),
+				"$user": c.User.UserID.Hex(), "$other": c.Other.Hex(), "$host": c.Hosts[0].ID.String()}}
+	})
 }
 
 func command(c *cloudtest.Cloud, words string) {
@@ -102,74 +67,6 @@ func command(c *cloudtest.Cloud, words string) {
 	}
 }
 
-type exchange struct {
-	line                         int
-	command, request, body, want string
-	status                       int
-}
-
-func parse(t *testing.T, text string) []*exchange {
-	t.Helper()
-	var all []*exchange
-	var into *string
-	for n, line := range strings.Split(text, "\n") {
-		switch {
-		case strings.HasPrefix(line, "! "):
-			all, into = append(all, &exchange{line: n + 1, command: line[2:]}), nil
-		case strings.HasPrefix(line, "> "):
-			all = append(all, &exchange{line: n + 1, request: line[2:]})
-			into = &all[len(all)-1].body
-		case strings.HasPrefix(line, "< "):
-			status, err := strconv.Atoi(strings.TrimSpace(line[2:]))
-			if err != nil {
-				t.Fatalf("line %d: %v", n+1, err)
-			}
-			all[len(all)-1].status = status
-			into = &all[len(all)-1].want
-		case into != nil && !strings.HasPrefix(line, "# "):
-			*into += line
-		}
-	}
-	return all
-}
-
-var word = regexp.MustCompile(`\$[a-zA-Z]+`)
-
-func fill(s string, bound map[string]string) string {
-	return word.ReplaceAllStringFunc(s, func(w string) string {
-		if v, ok := bound[w]; ok {
-			return v
-		}
-		return w
-	})
-}
-
-func (e *exchange) play(t *testing.T, base string, bound map[string]string) {
-	t.Helper()
-	parts := strings.Fields(fill(e.request, bound))
-	status, got := ask(t, base, parts[0], parts[1], parts[2], strings.Join(parts[3:], ""), fill(e.body, bound))
-	if status != e.status {
-		t.Fatalf("line %d: %s: status %d, want %d: %s", e.line, e.request, status, e.status, got)
-	}
-	want := fill(e.want, bound)
-	if !strings.HasPrefix(want, "{") {
-		if !strings.Contains(string(got), want) {
-			t.Fatalf("line %d: %s: got %s, want %s", e.line, e.request, got, want)
-		}
-		return
-	}
-	var w, g any
-	if err := json.Unmarshal([]byte(want), &w); err != nil {
-		t.Fatalf("line %d: %v: %s", e.line, err, want)
-	}
-	if err := json.Unmarshal(got, &g); err != nil {
-		t.Fatalf("line %d: %s: %v: %s", e.line, e.request, err, got)
-	}
-	if problem := match(w, g, "", bound); problem != "" {
-		t.Fatalf("line %d: %s: %s\n%s", e.line, e.request, problem, got)
-	}
-}
-
 func ask(t testing.TB, base, who, method, path, minor, body string) (int, []byte) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, base+"/compute"+path, strings.NewReader(body))
@@ -191,55 +88,6 @@ func ask(t testing.TB, base, who, method, path, minor, body string) (int, []byte
 		t.Fatal(err)
 	}
 	return res.StatusCode, got
-}
-
-// match says where got lacks something of want; "" if it does not.
-func match(want, got any, at string, bound map[string]string) string {
-	switch w := want.(type) {
-	case map[string]any:
-		g, ok := got.(map[string]any)
-		if !ok {
-			return fmt.Sprintf("%s is %v", at, got)
-		}
-		for key, value := range w {
-			have, there := g[key]
-			switch {
-			case value == "absent" && there:
-				return fmt.Sprintf("%s.%s is there", at, key)
-			case value == "absent":
-			case !there:
-				return fmt.Sprintf("%s.%s is not there", at, key)
-			default:
-				if problem := match(value, have, at+"."+key, bound); problem != "" {
-					return problem
-				}
-			}
-		}
-		return ""
-	case []any:
-		g, ok := got.([]any)
-		if !ok || len(g) != len(w) {
-			return fmt.Sprintf("%s is %v, want %v", at, got, w)
-		}
-		for n := range w {
-			if problem := match(w[n], g[n], fmt.Sprintf("%s[%d]", at, n), bound); problem != "" {
-				return problem
-			}
-		}
-		return ""
-	case string:
-		if w == "*" {
-			return ""
-		}
-		if strings.HasPrefix(w, "$") {
-			bound[w] = fmt.Sprint(got)
-			return ""
-		}
-	}
-	if !reflect.DeepEqual(want, got) {
-		return fmt.Sprintf("%s is %v, want %v", at, got, want)
-	}
-	return ""
 }
 
 // Every standing has a status, a vm_state and, if something is under way, a task_state.
