@@ -106,7 +106,7 @@ func (c *cloud) openImage(ctx context.Context, id resource.ID) (io.ReadCloser, e
 }
 
 func (c *cloud) tasks() []reconcile.Task {
-	tasks := []reconcile.Task{c.reaper.Task(), c.hub.Liveness(time.Now), c.image.Task()}
+	tasks := []reconcile.Task{c.reaper.Task(), c.hub.Liveness(time.Now), c.image.Task(), c.identity.Task()}
 	tasks = append(tasks, c.network.Tasks()...)
 	return append(tasks, c.compute.Reconcilers()...)
 }

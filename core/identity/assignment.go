@@ -60,7 +60,9 @@ var assignments = state.NewTable("assignment",
 func holders(tx *state.Tx, user resource.ID) []resource.ID {
 	all := []resource.ID{user}
 	for m := range memberships.Peek(tx, "user", state.Range{Prefix: state.KeyOf(user)}) {
-		all = append(all, m.GroupID)
+		if groups.Has(tx, m.GroupID) { // and is not being removed
+			all = append(all, m.GroupID)
+		}
 	}
 	return all
 }
@@ -375,6 +377,9 @@ func (s *Service) Holdings(ctx context.Context, f HoldingFilter) ([]Holding, err
 		}
 	}
 	for _, given := range f.candidates(tx) {
+		if leaving(tx, given.RoleID, given.HolderID, given.Scope.id()) {
+			continue
+		}
 		if f.Effective {
 			expand(tx, given, f.GroupID.IsZero(), add)
 			continue

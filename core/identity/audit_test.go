@@ -16,6 +16,8 @@ import (
 func TestAudit(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		w := newWorld(t, Config{})
+		removeAtOnce = rapid.IntRange(1, 30).Draw(r, "at once")
+		defer func(usual int) { removeAtOnce = usual }(2000)
 		d := &dice{world: w, r: r, ctx: w.root()}
 		for range rapid.IntRange(1, 60).Draw(r, "steps") {
 			verbs[rapid.IntRange(0, len(verbs)-1).Draw(r, "verb")](d)
@@ -23,6 +25,10 @@ func TestAudit(t *testing.T) {
 			if wrong := append(Audit(tx), state.Verify(tx)...); len(wrong) > 0 {
 				r.Fatalf("after %v: %v", d.done, wrong)
 			}
+		}
+		w.settle()
+		if wrong := Audit(w.State.Latest()); len(wrong) > 0 {
+			r.Fatalf("in the end, after %v: %v", d.done, wrong)
 		}
 	})
 }
@@ -156,6 +162,12 @@ var verbs = []func(*dice){
 		if l, ok := defaultLimits.Find(d.State.Latest(), pick(d, defaultLimits)); ok {
 			_, err = d.CreateLimits(d.ctx, []*Limit{{OwnerID: pick(d, projects), OfferID: l.OfferID, Resource: l.Resource}})
 			d.note("limit", err)
+		}
+	},
+	func(d *dice) {
+		if id := pick(d, removals); !id.IsZero() {
+			_, err := d.goOn(d.ctx, id)
+			d.note("go on removing", err)
 		}
 	},
 	func(d *dice) { d.note("delete a user", d.DeleteUser(d.ctx, pick(d, users))) },

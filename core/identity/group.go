@@ -68,7 +68,7 @@ func (s *Service) Group(ctx context.Context, id resource.ID) (*Group, error) {
 		return nil, err
 	}
 	g, ok := groups.Find(tx, id)
-	if !ok {
+	if !ok || leaving(tx, g.DomainID) {
 		return nil, missing(ctx, "group.get", "group", id.Hex())
 	}
 	return g, mayRead(ctx, "group.get", g.DomainID)
@@ -96,7 +96,7 @@ func (s *Service) Groups(ctx context.Context, f GroupFilter) ([]*Group, error) {
 		}
 		f.DomainID = a.DomainID
 	}
-	keep := func(g *Group) bool { return f.Name == "" || g.Name == f.Name }
+	keep := func(g *Group) bool { return (f.Name == "" || g.Name == f.Name) && !leaving(tx, g.DomainID) }
 	if !f.DomainID.IsZero() {
 		return collect(groups.Each(tx, "domain", state.KeyOf(f.DomainID)), keep), nil
 	}
@@ -129,7 +129,7 @@ func (s *Service) UpdateGroup(ctx context.Context, id resource.ID, change func(*
 
 func (s *Service) manageGroup(ctx context.Context, tx *state.Tx, id resource.ID, action string) (*Group, error) {
 	g, ok := groups.Find(tx, id)
-	if !ok {
+	if !ok || leaving(tx, g.DomainID) {
 		return nil, missingToChange(ctx, action, "group", id.Hex())
 	}
 	return g, manageHolder(ctx, tx, action, id, g.DomainID)
@@ -141,18 +141,8 @@ func (s *Service) DeleteGroup(ctx context.Context, id resource.ID) error {
 		if _, err := s.manageGroup(ctx, tx, id, "group.delete"); err != nil {
 			return err
 		}
-		return deleteGroup(tx, id)
+		return remove(tx, groups, id)
 	})
-}
-
-func deleteGroup(tx *state.Tx, id resource.ID) error {
-	if err := deleteEach(tx, memberships, "group", state.KeyOf(id)); err != nil {
-		return err
-	}
-	if err := deleteEach(tx, assignments, "holder", state.KeyOf(id)); err != nil {
-		return err
-	}
-	return groups.Delete(tx, id)
 }
 
 // AddMember puts a user into a group; it may be there already.

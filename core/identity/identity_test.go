@@ -878,6 +878,9 @@ func TestDeleteDomainTakesAllAlong(t *testing.T) {
 	if after := count(); after != before {
 		t.Errorf("%d objects are left; there were %d", after, before)
 	}
+	if removals.Len(w.State.Latest()) > 0 {
+		t.Error("a small domain is not deleted at once")
+	}
 }
 
 var pathTests = []struct {

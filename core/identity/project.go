@@ -172,7 +172,7 @@ func (s *Service) Project(ctx context.Context, id resource.ID, domain bool) (*Pr
 		noun = "domain"
 	}
 	p, ok := projects.Find(tx, id)
-	if !ok || domain && !p.IsDomain() {
+	if !ok || domain && !p.IsDomain() || leaving(tx, p.DomainID, p.ParentID) {
 		return nil, missing(ctx, noun+".get", noun, id.Hex())
 	}
 	a := ActorOf(ctx)
@@ -235,7 +235,7 @@ func (s *Service) Projects(ctx context.Context, f ProjectFilter) ([]*Project, er
 	case !f.DomainID.IsZero():
 		index, key = "domain", state.KeyOf(f.DomainID)
 	}
-	return collect(projects.Each(tx, index, key), f.keep), nil
+	return collect(projects.Each(tx, index, key), func(p *Project) bool { return f.keep(p) && !leaving(tx, p.DomainID, p.ParentID) }), nil
 }
 
 func (f ProjectFilter) noun() string {
@@ -308,7 +308,7 @@ func (s *Service) UpdateProject(ctx context.Context, id resource.ID, domain bool
 				}
 			}
 		case !was.Enabled && p.Enabled && !p.IsDomain():
-			if parent, ok := projects.PeekOne(tx, p.ParentID); ok && !parent.Enabled {
+			if parent, ok := projects.PeekOne(tx, p.ParentID); !ok || !parent.Enabled {
 				return fault.Errorf(fault.Forbidden, "Project %s cannot be enabled: its parent is disabled.", id.Hex())
 			}
 		}
@@ -365,7 +365,7 @@ func (s *Service) EnableTree(ctx context.Context, id resource.ID, enabled bool) 
 		if p.IsDomain() {
 			return fault.Errorf(fault.Forbidden, "A domain cannot be changed together with what is below it.")
 		}
-		if parent, ok := projects.PeekOne(tx, p.ParentID); enabled && ok && !parent.Enabled {
+		if parent, ok := projects.PeekOne(tx, p.ParentID); enabled && (!ok || !parent.Enabled) {
 			return fault.Errorf(fault.Forbidden, "Project %s cannot be enabled: its parent is disabled.", id.Hex())
 		}
 		p.Enabled = enabled
@@ -380,7 +380,8 @@ func (s *Service) EnableTree(ctx context.Context, id resource.ID, enabled bool) 
 }
 
 // DeleteProject deletes a project with what this package keeps for it, or a domain with all
-// that is in it. cascade takes the (disabled) projects below along.
+// that is in it. cascade takes the (disabled) projects below along. It is gone at once; what is in a very
+// large one follows (see Removal), and can be used no more.
 func (s *Service) DeleteProject(ctx context.Context, id resource.ID, domain, cascade bool) error {
 	return s.once(ctx, func(tx *state.Tx) error {
 		p, ok := projects.Find(tx, id)
@@ -402,7 +403,7 @@ func (s *Service) DeleteProject(ctx context.Context, id resource.ID, domain, cas
 		case p.IsDomain() && p.Enabled:
 			return fault.Errorf(fault.Forbidden, "Cannot delete the enabled domain %s: disable it first.", id.Hex())
 		case p.IsDomain():
-			return deleteDomain(tx, id)
+			return remove(tx, projects, id)
 		}
 		below := descendants(tx, id)
 		if len(below) > 0 && !cascade {
@@ -413,86 +414,8 @@ func (s *Service) DeleteProject(ctx context.Context, id resource.ID, domain, cas
 				return fault.Errorf(fault.Forbidden, "Project %s cannot be deleted with all below it: disable them first.", id.Hex())
 			}
 		}
-		for i := len(below) - 1; i >= 0; i-- {
-			if err := deleteProject(tx, below[i].ID); err != nil {
-				return err
-			}
-		}
-		return deleteProject(tx, id)
+		return remove(tx, projects, id)
 	})
-}
-
-// deleteProject takes a project and what this package keeps for it away.
-func deleteProject(tx *state.Tx, id resource.ID) error {
-	if err := deleteEach(tx, assignments, "target", state.KeyOf(Scope{ProjectID: id}.kind(), id)); err != nil {
-		return err
-	}
-	if err := deleteEach(tx, credentials, "project", state.KeyOf(id)); err != nil {
-		return err
-	}
-	if err := deleteEach(tx, appCredentials, "project", state.KeyOf(id)); err != nil {
-		return err
-	}
-	if err := deleteTrusts(tx, "project", state.KeyOf(id)); err != nil {
-		return err
-	}
-	if err := deleteEach(tx, limits, "owner", state.KeyOf(id)); err != nil {
-		return err
-	}
-	if err := deleteEach(tx, endpointFilters, "project", state.KeyOf(id)); err != nil {
-		return err
-	}
-	if err := deleteAccess(tx, "project", id); err != nil {
-		return err
-	}
-	for u := range ownedUsers(tx, id) {
-		u.DefaultProjectID = resource.ID{}
-		if err := users.Put(tx, u); err != nil {
-			return err
-		}
-	}
-	return projects.Delete(tx, id)
-}
-
-func ownedUsers(tx *state.Tx, project resource.ID) func(func(*User) bool) {
-	return slices.Values(collect(users.Each(tx, "project", state.KeyOf(project)), nil))
-}
-
-func deleteDomain(tx *state.Tx, id resource.ID) error {
-	below := descendants(tx, id)
-	for i := len(below) - 1; i >= 0; i-- {
-		if err := deleteProject(tx, below[i].ID); err != nil {
-			return err
-		}
-	}
-	for _, user := range users.IDs(tx, "domain", state.KeyOf(id)) {
-		if err := deleteUser(tx, user); err != nil {
-			return err
-		}
-	}
-	for _, group := range groups.IDs(tx, "domain", state.KeyOf(id)) {
-		if err := deleteGroup(tx, group); err != nil {
-			return err
-		}
-	}
-	for _, role := range roles.IDs(tx, "domain", state.KeyOf(id)) {
-		if err := deleteRole(tx, role); err != nil {
-			return err
-		}
-	}
-	if err := deleteEach(tx, assignments, "target", state.KeyOf(Scope{DomainID: id}.kind(), id)); err != nil {
-		return err
-	}
-	if err := deleteEach(tx, limits, "owner", state.KeyOf(id)); err != nil {
-		return err
-	}
-	if err := deleteEach(tx, endpointFilters, "project", state.KeyOf(id)); err != nil {
-		return err
-	}
-	if err := deleteEach(tx, domainOptions, "domain", state.KeyOf(id)); err != nil {
-		return err
-	}
-	return projects.Delete(tx, id)
 }
 
 // deleteEach deletes what an index finds.

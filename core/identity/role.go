@@ -49,6 +49,9 @@ func (r *Role) check() error {
 func imply(tx *state.Tx, ids []resource.ID) []resource.ID {
 	all := slices.Clone(ids)
 	for i := 0; i < len(all); i++ {
+		if !roles.Has(tx, all[i]) {
+			continue // it is being removed
+		}
 		for im := range implications.Peek(tx, "pair", state.Range{Prefix: state.KeyOf(all[i])}) {
 			if !slices.Contains(all, im.ImpliedID) {
 				all = append(all, im.ImpliedID)
@@ -149,21 +152,8 @@ func (s *Service) DeleteRole(ctx context.Context, id resource.ID) error {
 		if isTrue(r.Immutable) {
 			return immutable("role", id)
 		}
-		return deleteRole(tx, id)
+		return remove(tx, roles, id)
 	})
-}
-
-func deleteRole(tx *state.Tx, id resource.ID) error {
-	if err := deleteEach(tx, assignments, "role", state.KeyOf(id)); err != nil {
-		return err
-	}
-	if err := deleteEach(tx, implications, "pair", state.KeyOf(id)); err != nil {
-		return err
-	}
-	if err := deleteEach(tx, implications, "implied", state.KeyOf(id)); err != nil {
-		return err
-	}
-	return roles.Delete(tx, id)
 }
 
 // Imply says that whoever has prior has implied too; it may be said already.

@@ -262,16 +262,3 @@ func deleteTrust(tx *state.Tx, id resource.ID) error {
 	}
 	return trusts.Delete(tx, id)
 }
-
-// deleteTrusts deletes what an index finds, with those that were made from it.
-func deleteTrusts(tx *state.Tx, index string, key state.Key) error {
-	for _, id := range trusts.IDs(tx, index, key) {
-		if !trusts.Has(tx, id) {
-			continue // it went with another
-		}
-		if err := deleteTrust(tx, id); err != nil {
-			return err
-		}
-	}
-	return nil
-}

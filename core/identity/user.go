@@ -153,7 +153,7 @@ func (s *Service) User(ctx context.Context, id resource.ID) (*User, error) {
 		return nil, err
 	}
 	u, ok := users.Find(tx, id)
-	if !ok {
+	if !ok || leaving(tx, u.DomainID) {
 		return nil, missing(ctx, "user.get", "user", id.Hex())
 	}
 	if ActorOf(ctx).own(id) {
@@ -184,10 +184,10 @@ func (s *Service) Users(ctx context.Context, f UserFilter) ([]*User, error) {
 		}
 		f.DomainID = a.DomainID
 	}
-	keep := func(u *User) bool { return f.Name == "" || u.Name == f.Name }
+	keep := func(u *User) bool { return (f.Name == "" || u.Name == f.Name) && !leaving(tx, u.DomainID) }
 	switch {
 	case !f.DomainID.IsZero() && f.Name != "":
-		return collect(users.Each(tx, "name", state.KeyOf(f.DomainID, f.Name)), nil), nil
+		return collect(users.Each(tx, "name", state.KeyOf(f.DomainID, f.Name)), keep), nil
 	case !f.DomainID.IsZero():
 		return collect(users.Each(tx, "domain", state.KeyOf(f.DomainID)), keep), nil
 	}
@@ -239,7 +239,7 @@ func (s *Service) UpdateUser(ctx context.Context, id resource.ID, change func(*U
 
 func (s *Service) manageUser(ctx context.Context, tx *state.Tx, id resource.ID, action string) error {
 	u, ok := users.PeekOne(tx, id)
-	if !ok {
+	if !ok || leaving(tx, u.DomainID) {
 		return missingToChange(ctx, action, "user", id.Hex())
 	}
 	return manageHolder(ctx, tx, action, id, u.DomainID)
@@ -291,35 +291,6 @@ func (s *Service) DeleteUser(ctx context.Context, id resource.ID) error {
 		if err := s.manageUser(ctx, tx, id, "user.delete"); err != nil {
 			return err
 		}
-		return deleteUser(tx, id)
+		return remove(tx, users, id)
 	})
-}
-
-func deleteUser(tx *state.Tx, id resource.ID) error {
-	key := state.KeyOf(id)
-	if err := deleteEach(tx, memberships, "user", key); err != nil {
-		return err
-	}
-	if err := deleteEach(tx, assignments, "holder", key); err != nil {
-		return err
-	}
-	if err := deleteEach(tx, credentials, "user", key); err != nil {
-		return err
-	}
-	if err := deleteEach(tx, appCredentials, "user", key); err != nil {
-		return err
-	}
-	if err := deleteEach(tx, accessRules, "user", key); err != nil {
-		return err
-	}
-	if err := deleteTrusts(tx, "trustor", key); err != nil {
-		return err
-	}
-	if err := deleteTrusts(tx, "trustee", key); err != nil {
-		return err
-	}
-	if err := deleteAccess(tx, "user", id); err != nil {
-		return err
-	}
-	return users.Delete(tx, id)
 }
