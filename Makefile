@@ -1,7 +1,7 @@
 # make up    a cloud on this machine, with a first server in it
 # make test  everything a contributor runs
 SHELL := /bin/bash
-export PATH := $(PATH):/usr/local/go/bin
+export PATH := /usr/local/go/bin:$(PATH)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
 DATA    ?= /var/lib/unkai
 GUEST   ?= /var/cache/unkai/guest
