@@ -88,7 +88,7 @@ func (s *Service) Reconcilers() []reconcile.Task {
 			return nil
 		},
 		Step: s.expireConsoleToken,
-	}}
+	}, s.endTask()}
 }
 
 func (s *Service) expireConsoleToken(ctx context.Context, id resource.ID) (reconcile.Next, error) {

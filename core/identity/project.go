@@ -83,6 +83,12 @@ func (p *Project) check() error {
 // FindProject is the project of an ID, whether it is a domain or not, for other domains' rules.
 func FindProject(tx *state.Tx, id resource.ID) (*Project, bool) { return projects.Find(tx, id) }
 
+// HasProject reports whether there is such a project.
+func HasProject(tx *state.Tx, id resource.ID) bool { return projects.Has(tx, id) }
+
+// HasUser reports whether there is such a user.
+func HasUser(tx *state.Tx, id resource.ID) bool { return users.Has(tx, id) }
+
 // Usable reports whether things may be made in a project: it is there, enabled, and so is its domain.
 func Usable(tx *state.Tx, projectID resource.ID) bool {
 	p, ok := projects.PeekOne(tx, projectID)
