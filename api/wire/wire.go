@@ -48,6 +48,7 @@ func Serve(next http.Handler) http.Handler {
 		id := NewRequestID()
 		ctx := context.WithValue(r.Context(), requestIDKey{}, id)
 		seen := &recorder{ResponseWriter: w}
+		ctx = context.WithValue(ctx, connectionKey{}, http.NewResponseController(seen))
 		start := time.Now()
 		defer func() {
 			if p := recover(); p != nil {
@@ -106,8 +107,29 @@ func (r *recorder) Flush() {
 	}
 }
 
+type connectionKey struct{}
+
+// bodyWithin is how long a body may take that is read as a whole: nobody holds a request open by sending a letter now and then.
+// What is streamed, as images are, takes as long as it takes.
+var bodyWithin = 30 * time.Second
+
+// hurry bounds the reading of a request's body in time, until the function it gives is called. That is for a body that was read
+// to its end: of another the server reads on by itself before it answers.
+func hurry(r *http.Request) (done func()) {
+	connection, ok := r.Context().Value(connectionKey{}).(*http.ResponseController)
+	if !ok || r.Body == nil || r.Body == http.NoBody || connection.SetReadDeadline(time.Now().Add(bodyWithin)) != nil {
+		return func() {}
+	}
+	return func() {
+		if err := connection.SetReadDeadline(time.Time{}); err != nil {
+			slog.DebugContext(r.Context(), "the connection has ended", "err", err)
+		}
+	}
+}
+
 // Body reads a request's body of at most max bytes. A fault of kind TooLarge past that.
 func Body(r *http.Request, max int64) ([]byte, error) {
+	done := hurry(r)
 	if r.ContentLength > max {
 		return nil, tooLarge(max)
 	}
@@ -119,6 +141,7 @@ func Body(r *http.Request, max int64) ([]byte, error) {
 		}
 		return nil, fault.Errorf(fault.Invalid, "The request body could not be read to its end.")
 	}
+	done()
 	return body, nil
 }
 
