@@ -428,6 +428,47 @@ func TestQuotaRevisionTagsAndBulk(t *testing.T) {
 	}
 }
 
+// What has run out is told so, and a request that wants more than is left gets none of it.
+func TestExhausted(t *testing.T) {
+	c := start(t, state.NewMemory(0))
+	n := c.make("demo", "networks", `{"network": {}}`)
+	c.make("demo", "subnets", `{"subnet": {"network_id": "`+n+`", "ip_version": 4, "cidr": "10.1.0.0/29"}}`)
+	for range 5 {
+		c.make("demo", "ports", `{"port": {"network_id": "`+n+`"}}`)
+	}
+	pool := c.make("demo", "subnetpools", `{"subnetpool": {"name": "p", "prefixes": ["10.9.0.0/28"], "default_prefixlen": 28}}`)
+	other := c.make("demo", "networks", `{"network": {}}`)
+	c.make("demo", "subnets", `{"subnet": {"network_id": "`+other+`", "ip_version": 4, "subnetpool_id": "`+pool+`"}}`)
+	external := c.make("admin", "networks", `{"network": {"router:external": true}}`)
+	c.make("admin", "subnets", `{"subnet": {"network_id": "`+external+`", "ip_version": 4, "cidr": "192.0.2.0/30", "enable_dhcp": false}}`)
+	c.make("demo", "floatingips", `{"floatingip": {"floating_network_id": "`+external+`"}}`)
+	c.do("admin", "PUT /v2.0/quotas/"+demo.Hex(), `{"quota": {"security_group": 2, "router": 0}}`).want(200)
+	c.make("demo", "security-groups", `{"security_group": {"name": "g"}}`)
+
+	before := c.networks.State.Latest().Revision()
+	for name, tt := range map[string]struct {
+		request, body string
+		status        int
+		typ           string
+	}{
+		"the last address is taken": {"POST /v2.0/ports", `{"port": {"network_id": "` + n + `"}}`, 409, "IpAddressGenerationFailure"},
+		"one of two fits":           {"POST /v2.0/ports", `{"ports": [{"network_id": "` + other + `"}, {"network_id": "` + n + `"}]}`, 409, "IpAddressGenerationFailure"},
+		"the pool is used up":       {"POST /v2.0/subnets", `{"subnet": {"network_id": "` + n + `", "ip_version": 4, "subnetpool_id": "` + pool + `"}}`, 409, "SubnetAllocationError"},
+		"no floating one is left":   {"POST /v2.0/floatingips", `{"floatingip": {"floating_network_id": "` + external + `"}}`, 409, "IpAddressGenerationFailure"},
+		"a quota of none":           {"POST /v2.0/routers", `{"router": {}}`, 409, "OverQuota"},
+		"a quota that is used up":   {"POST /v2.0/security-groups", `{"security_group": {"name": "h"}}`, 409, "OverQuota"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := c.do("demo", tt.request, tt.body)
+			a.TB = t
+			a.refused(tt.status, tt.typ)
+		})
+	}
+	if after := c.networks.State.Latest().Revision(); after != before {
+		t.Errorf("refused requests changed the state %d times", after-before)
+	}
+}
+
 func FuzzBody(f *testing.F) {
 	c := start(f, state.NewMemory(0))
 	n := c.make("admin", "networks", `{"network": {}}`)
