@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/unkai-cloud/unkai/driver/qemu"
 )
 
 type doctorCommand struct{}
@@ -57,11 +59,9 @@ func examine() []finding {
 }
 
 func kvm() finding {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
+	if !qemu.KVMWorks() {
 		return finding{"kvm", false, false, "guests are emulated (TCG): slow, and not isolated by hardware. Enable virtualization in the firmware, modprobe kvm_intel or kvm_amd"}
 	}
-	f.Close()
 	return finding{"kvm", true, false, "guests run at full speed, isolated by hardware"}
 }
 

@@ -524,7 +524,8 @@ func (g *gateway) remove() error {
 	return removeNamespace(g.namespaceName())
 }
 
-// renderGateway writes a router's rules for nft(8).
+// renderGateway writes a router's rules for nft(8). Protocols stand as numbers, here and elsewhere (ICMP is 1 and, in
+// version 6, 58): their names are in /etc/protocols, which a bare machine has not.
 func renderGateway(want network.Gateway) string {
 	var out strings.Builder
 	fmt.Fprintf(&out, "table inet %s {\n", tableName)
@@ -535,7 +536,7 @@ func renderGateway(want network.Gateway) string {
 	out.WriteString(`	chain input {
 		type filter hook input priority filter; policy accept;
 		ct state established,related accept
-		meta l4proto { icmp, ipv6-icmp } accept
+		meta l4proto { 1, 58 } accept
 		drop
 	}
 }

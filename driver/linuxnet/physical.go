@@ -184,7 +184,7 @@ func (p Physical) render(table, bridge string) string {
 	}
 	out.WriteString("\tchain input {\n\t\ttype filter hook input priority filter; policy accept;\n")
 	fmt.Fprintf(&out, "\t\tiifname != %q return\n", bridge)
-	out.WriteString("\t\tct state established,related accept\n\t\tmeta l4proto { icmp, ipv6-icmp } accept\n")
+	out.WriteString("\t\tct state established,related accept\n\t\tmeta l4proto { 1, 58 } accept\n")
 	for _, port := range p.OpenTCP {
 		fmt.Fprintf(&out, "\t\ttcp dport %d accept\n", port)
 	}

@@ -143,7 +143,7 @@ func (r residents) render(leg string) string {
 	line("\t\tdrop\n\t}")
 	line("\tchain inward {\n\t\ttype filter hook input priority filter; policy accept;")
 	line("\t\tiifname != %q accept", leg)
-	line("\t\tmeta l4proto != ipv6-icmp accept\n\t\ticmpv6 type != { nd-neighbor-solicit, nd-router-solicit } accept")
+	line("\t\tmeta l4proto != 58 accept\n\t\ticmpv6 type != { nd-neighbor-solicit, nd-router-solicit } accept")
 	line("\t\tip6 saddr :: accept\n\t\tip6 saddr @known6 accept")
 	stranger("update @heard6 { ip6 saddr }")
 	line("\t\tdrop\n\t}\n}")

@@ -115,7 +115,7 @@ func open(o Options, step func(string)) (d *Driver, err error) {
 		return nil, err
 	}
 	switch {
-	case d.accel == "" && kvmWorks():
+	case d.accel == "" && KVMWorks():
 		d.accel = accelKVM
 	case d.accel == "":
 		d.accel = accelTCG

@@ -109,9 +109,9 @@ func probe(ctx context.Context, binary string, j *jail, uid int) (*hypervisor, e
 	return h, nil
 }
 
-// kvmWorks tells whether the kernel can run guests by hardware. Some kernels
+// KVMWorks tells whether the kernel can run guests by hardware. Some kernels
 // have /dev/kvm without a processor that could, and then no system boots on it.
-func kvmWorks() bool {
+func KVMWorks() bool {
 	info, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil || runtime.GOARCH == "amd64" && !regexp.MustCompile(`(?m)^flags\s*:.*\b(vmx|svm)\b`).Match(info) {
 		return false
