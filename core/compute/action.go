@@ -313,7 +313,7 @@ type Rebuild struct {
 // Rebuild makes a server anew from an image; its identity, address and shape stay.
 func (s *Service) Rebuild(ctx context.Context, id resource.ID, r Rebuild) (*Server, error) {
 	return s.change(ctx, "server.operate", id, func(tx *state.Tx, srv *Server) error {
-		f := &Flavor{MemoryMiB: srv.Shape.MemoryMiB, RootGiB: srv.Shape.RootGiB}
+		f := &Flavor{MemoryMiB: srv.Shape.MemoryMiB, RootGiB: srv.Shape.rootGiB()}
 		b := &builder{service: s, tx: tx, ctx: ctx, Launch: Launch{ImageID: r.ImageID, Metadata: r.Metadata, Files: r.Files},
 			actor: identity.ActorOf(ctx), flavor: f}
 		if err := s.start(ctx, tx, srv, Rebuilding); err != nil {

@@ -129,12 +129,14 @@ type builder struct {
 	ctx     context.Context
 	actor   *identity.Actor
 
-	flavor  *Flavor
-	boot    Boot
-	key     *Key
-	demand  demand
-	count   int
-	sockets []socket
+	flavor *Flavor
+	boot   Boot
+	key    *Key
+
+	imageGiB int // of the disk in the image
+	demand   demand
+	count    int
+	sockets  []socket
 }
 
 // prepare looks up and checks everything that is the same for all servers of the launch.
@@ -180,6 +182,13 @@ func (b *builder) prepareBoot() error {
 	if img.MinMemoryMiB > b.flavor.MemoryMiB {
 		return fault.Errorf(fault.Invalid, "Flavor's memory is too small for requested image.").WithCode("flavor-memory")
 	}
+	if b.flavor.RootGiB == 0 {
+		// Nothing but the image then says how large a disk may become.
+		if err := identity.Allow(b.ctx, "server.create-zero-disk", resource.Meta{ProjectID: b.actor.ProjectID}); err != nil {
+			return fault.Errorf(fault.Forbidden, "Only volume-backed servers are allowed for flavors with zero disk.").WithCode("flavor-zero-disk")
+		}
+	}
+	b.imageGiB = int((img.VirtualBytes + 1<<30 - 1) >> 30)
 	if b.flavor.RootGiB > 0 && (img.MinDiskGiB > b.flavor.RootGiB || img.VirtualBytes > int64(b.flavor.RootGiB)<<30) {
 		return fault.Errorf(fault.Invalid, "Flavor's disk is smaller than the minimum size specified in image metadata. Flavor disk is %d bytes, minimum size is %d bytes.",
 			int64(b.flavor.RootGiB)<<30, max(int64(img.MinDiskGiB)<<30, img.VirtualBytes)).WithCode("flavor-disk")
@@ -199,8 +208,18 @@ func (b *builder) prepareBoot() error {
 		}
 		*part.ref = refOf(other)
 	}
+	if trouble := checkKernel(b.boot.Kernel, b.boot.Initrd, b.flavor.MemoryMiB); trouble != "" {
+		return fault.Errorf(fault.Invalid, "%s", trouble).WithCode("flavor-memory")
+	}
 	b.demand.arch = architecture(img.Properties)
 	return nil
+}
+
+// shape is that of each server of the launch.
+func (b *builder) shape() Shape {
+	shape := b.flavor.shape()
+	shape.ImageGiB = b.imageGiB
+	return shape
 }
 
 func refOf(i *image.Image) *ImageRef {
@@ -236,7 +255,7 @@ func (b *builder) prepareKey() error {
 }
 
 func (b *builder) prepareDemand() error {
-	shape := b.flavor.shape()
+	shape := b.shape()
 	arch := b.demand.arch
 	b.demand = shape.ask()
 	b.demand.zone, b.demand.arch = b.Zone, arch
@@ -381,7 +400,7 @@ func (b *builder) abandon(srv *Server, why *operation.Why) error {
 func (b *builder) server(n int) *Server {
 	srv := &Server{
 		Meta:   resource.Meta{ID: b.tx.NewID(), ProjectID: b.actor.ProjectID, Name: b.Name, CreatedAt: b.tx.Now()},
-		UserID: b.actor.UserID, Shape: b.flavor.shape(), Boot: b.boot, Key: b.key,
+		UserID: b.actor.UserID, Shape: b.shape(), Boot: b.boot, Key: b.key,
 		UserData: b.UserData, Files: b.Files, AdminPassword: b.AdminPassword, ConfigDrive: b.ConfigDrive,
 		Zone: b.Zone, GroupID: b.GroupID, Trusted: b.Trusted, Hints: b.Hints, LaunchIndex: n, ReservationID: b.ReservationID,
 		Description: b.Description, Hostname: b.Hostname, Metadata: b.Metadata, Tags: b.Tags,

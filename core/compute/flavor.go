@@ -262,6 +262,7 @@ type Shape struct {
 	VCPUs        int
 	MemoryMiB    int
 	RootGiB      int
+	ImageGiB     int               `json:",omitempty"` // of the disk in the image, which is the root disk's size if RootGiB is 0
 	EphemeralGiB int               `json:",omitempty"`
 	SwapMiB      int               `json:",omitempty"`
 	Extra        map[string]string `json:",omitempty"`
@@ -274,5 +275,13 @@ func (f *Flavor) shape() Shape {
 
 // load is what servers of this shape take of a host: processors, MiB of memory and GiB of disk.
 func (s *Shape) load() state.Amounts {
-	return state.Amounts{int64(s.VCPUs), int64(s.MemoryMiB), int64(s.RootGiB+s.EphemeralGiB) + int64(s.SwapMiB+1023)/1024}
+	return state.Amounts{int64(s.VCPUs), int64(s.MemoryMiB), int64(s.rootGiB()+s.EphemeralGiB) + int64(s.SwapMiB+1023)/1024}
+}
+
+// rootGiB is how large the root disk can become.
+func (s *Shape) rootGiB() int {
+	if s.RootGiB == 0 {
+		return s.ImageGiB
+	}
+	return s.RootGiB
 }

@@ -28,6 +28,9 @@ func (g *Guest) Check(maxVCPUs int) (trouble string) {
 	case len(g.Disks) == 0:
 		return "A guest needs a root disk."
 	}
+	if trouble := checkKernel(g.Kernel, g.Initrd, g.MemoryMiB); trouble != "" {
+		return trouble
+	}
 	switch g.Power {
 	case On, Off, Paused, Suspended:
 	default:
@@ -87,4 +90,19 @@ func (n *NIC) check() (trouble string) {
 		return ""
 	}
 	return fmt.Sprintf("There is no network card %q here.", n.Model)
+}
+
+// checkKernel holds what is booted directly against the memory that it is put into. Hosts copy it for
+// each guest, beside the disks that are counted.
+func checkKernel(kernel, initrd *ImageRef, memoryMiB int) (trouble string) {
+	var bytes int64
+	for _, ref := range []*ImageRef{kernel, initrd} {
+		if ref != nil {
+			bytes += ref.Bytes
+		}
+	}
+	if bytes > int64(memoryMiB)<<20 {
+		return "The kernel and its initial RAM disk are larger than the guest's memory."
+	}
+	return ""
 }

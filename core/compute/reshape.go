@@ -28,6 +28,7 @@ func (s *Service) Reshape(ctx context.Context, id resource.ID, flavor string, ma
 			return fault.Errorf(fault.Invalid, "When resizing, instances must change flavor!").WithCode("same-flavor")
 		}
 		shape := f.shape()
+		shape.ImageGiB = srv.Shape.ImageGiB
 		if err := srv.mayBecome(tx, &shape); err != nil {
 			return err
 		}
@@ -46,7 +47,7 @@ func (s *Service) Reshape(ctx context.Context, id resource.ID, flavor string, ma
 
 // mayBecome holds a new shape against the disks and the quota.
 func (s *Server) mayBecome(tx *state.Tx, shape *Shape) error {
-	if shape.RootGiB < s.Shape.RootGiB || shape.EphemeralGiB < s.Shape.EphemeralGiB || shape.SwapMiB < s.Shape.SwapMiB {
+	if shape.rootGiB() < s.Shape.rootGiB() || shape.EphemeralGiB < s.Shape.EphemeralGiB || shape.SwapMiB < s.Shape.SwapMiB {
 		return fault.Errorf(fault.Invalid, "Resize to a flavor with smaller disks is not possible: what is on them would be lost.").WithCode("flavor-disk")
 	}
 	for _, user := range []resource.ID{{}, s.UserID} {

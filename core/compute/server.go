@@ -253,9 +253,9 @@ var servers = state.NewTable("server",
 		}
 		return state.KeyOf(s.GroupID)
 	}),
-	state.Tally("use", func(s *Server) (state.Key, state.Amounts) { return state.KeyOf(s.ProjectID), s.Shape.load() }),
+	state.Tally("use", func(s *Server) (state.Key, state.Amounts) { return state.KeyOf(s.ProjectID), s.taken() }),
 	state.Tally("user", func(s *Server) (state.Key, state.Amounts) {
-		return state.KeyOf(s.ProjectID, s.UserID), s.Shape.load()
+		return state.KeyOf(s.ProjectID, s.UserID), s.taken()
 	}),
 	state.Tally("load", func(s *Server) (state.Key, state.Amounts) {
 		if s.HostID.IsZero() {
@@ -265,8 +265,8 @@ var servers = state.NewTable("server",
 	}),
 )
 
-// taken is what the server takes of its host. While a new shape is unconfirmed the larger
-// of both is held, so that there is a way back.
+// taken is what the server takes of its host, and of its owner's quota. While a new shape is
+// unconfirmed the larger of both is held, so that there is a way back.
 func (s *Server) taken() state.Amounts {
 	load := s.Shape.load()
 	if s.Before != nil {
@@ -286,7 +286,7 @@ func bothScopes(project resource.ID, parts ...any) []state.Key {
 
 var _ = identity.Rules(map[string]identity.Rule{
 	"server.get": identity.Reader, "server.list": identity.Reader, "server.list-all": identity.Admin,
-	"server.create": identity.Member, "server.create-on-host": identity.Admin,
+	"server.create": identity.Member, "server.create-on-host": identity.Admin, "server.create-zero-disk": identity.Admin,
 	"server.update": identity.Member, "server.delete": identity.Member, "server.operate": identity.Member,
 	"server.lock": identity.Member, "server.override-lock": identity.Admin, "server.console": identity.Member,
 	"server.reset": identity.Admin, "server.diagnose": identity.Admin,
