@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -305,13 +306,37 @@ func (s *Service) EC2Secret(_ context.Context, access string) (string, *Actor, e
 	return "", nil, unauthorized
 }
 
+// AuthenticateKey makes a token for whoever has signed a request with an access key. Only services ask: a
+// signature that anybody has seen proves nothing of who shows it.
+func (s *Service) AuthenticateKey(ctx context.Context, access string, signed func(secret string) bool) (string, *Session, error) {
+	if a := ActorOf(ctx); !a.Admin() && !a.Has("service") {
+		return "", nil, refuse("ec2_token.create")
+	}
+	key, err := s.signingKey(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	tx := s.State.Latest()
+	c, ok := credentials.Lookup(tx, "access", state.KeyOf(access))
+	if !ok || !signed(c.Secret) {
+		return "", nil, unauthorized
+	}
+	n, err := s.byKey(tx, c)
+	if err != nil {
+		return "", nil, err
+	}
+	n.Serial = key.Serial
+	copy(n.AuditID[:], s.random(len(n.AuditID)))
+	return n.encode(key), n, nil
+}
+
 // byKey is the session of whoever signs with an access key.
 func (s *Service) byKey(tx *state.Tx, c *Credential) (*Session, error) {
 	u, ok := users.PeekOne(tx, c.UserID)
 	if !ok {
 		return nil, unauthorized
 	}
-	now := s.now()
+	now := s.now().Truncate(time.Millisecond)
 	return open(tx, &Claim{UserID: u.ID, Epoch: u.Epoch, Scope: Scope{ProjectID: c.InProjectID}, Via: ViaAccessKey, ViaID: c.ID,
 		Methods: BySignature, IssuedAt: now, ExpiresAt: now.Add(s.config.TokenLife)}, now)
 }

@@ -35,6 +35,7 @@ func New(o Options) *openstack.Service {
 		s.tokenRoutes(), s.projectRoutes(), s.userRoutes(), s.groupRoutes(), s.roleRoutes(), s.assignmentRoutes(),
 		s.catalogRoutes(), s.credentialRoutes(), s.applicationRoutes(), s.trustRoutes(), s.filterRoutes(),
 		s.documentRoutes(), s.limitRoutes(), s.consumerRoutes(), s.oauthRoutes(), s.configRoutes(),
+		s.signatureRoutes(),
 	} {
 		for pattern, h := range table {
 			svc.Handle(pattern, h)
