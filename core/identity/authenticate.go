@@ -144,7 +144,7 @@ func (s *Service) judge(ctx context.Context, u *User, good bool) bool {
 // Authenticate checks a proof and makes a token.
 func (s *Service) Authenticate(ctx context.Context, p Proof) (string, *Session, error) {
 	if state.Planning(ctx) {
-		// A plan forgets what it writes, and with it the count of wrong passwords.
+		// A plan forgets what it writes, and with it that a passcode or a trust was used.
 		return "", nil, fault.Errorf(fault.Unsupported, "A login cannot be planned.")
 	}
 	c, err := s.prove(ctx, p)
