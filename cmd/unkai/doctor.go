@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -54,8 +56,24 @@ func examine() []finding {
 		module("bridge", true), module("vxlan", false), module("br_netfilter", true), module("nf_tables", true),
 		cgroup(),
 		userns(),
+		confinement(),
 	}
 	return found
+}
+
+// confinement tries, with the hypervisor itself, how tightly guests can be held.
+func confinement() finding {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	how, loose, err := qemu.Confinement(ctx)
+	say := "guests are confined to " + how
+	if loose {
+		say += "; a host refuses that without --allow-loose-jails"
+	}
+	if err != nil {
+		say += " (" + strings.ReplaceAll(err.Error(), "\n", "; ") + ")"
+	}
+	return finding{"confinement", !loose, true, say}
 }
 
 func kvm() finding {

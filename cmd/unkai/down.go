@@ -61,6 +61,7 @@ func (d *downCommand) Run(ctx context.Context) error {
 
 // clear ends the guests, and removes the networks.
 func (d *downCommand) clear(ctx context.Context, dir string) error {
+	d.AllowLooseJails = true // nothing is started
 	guests, err := openQEMU(d.machineOptions, dir)
 	if err != nil {
 		return err

@@ -23,11 +23,12 @@ import (
 
 // machineOptions say how this machine is used as a host.
 type machineOptions struct {
-	Prefix  string `default:"unkai" help:"Begins the names of everything made in the kernel, so that two clouds on one machine do not meet. At most six letters."`
-	Pool    string `default:"172.24.4.0/24" help:"The external network on this machine: floating addresses come from it, and the machine itself has its first address."`
-	Name    string `help:"The host's name; the machine's own when empty."`
-	Zone    string `help:"The availability zone that a new host is in."`
-	Address string `help:"This machine's address for the tunnels between hosts. An agent takes the one on its way to the controller; a cloud on one machine needs none."`
+	Prefix          string `default:"unkai" help:"Begins the names of everything made in the kernel, so that two clouds on one machine do not meet. At most six letters."`
+	Pool            string `default:"172.24.4.0/24" help:"The external network on this machine: floating addresses come from it, and the machine itself has its first address."`
+	Name            string `help:"The host's name; the machine's own when empty."`
+	AllowLooseJails bool   `help:"Run guests even where they can have no file system or no user of their own (see unkai doctor). Whoever breaks out of one then reads the host's files."`
+	Zone            string `help:"The availability zone that a new host is in."`
+	Address         string `help:"This machine's address for the tunnels between hosts. An agent takes the one on its way to the controller; a cloud on one machine needs none."`
 }
 
 // pool is the external network's prefix and the machine's own address in it.
@@ -81,7 +82,7 @@ func openNetwork(o machineOptions, md func(resource.ID) http.Handler) (*linuxnet
 }
 
 func openQEMU(o machineOptions, dir string) (*qemu.Driver, error) {
-	return qemu.New(qemu.Options{Dir: filepath.Join(dir, "qemu"), SMBIOS: smbios, Cgroup: o.Prefix})
+	return qemu.New(qemu.Options{Dir: filepath.Join(dir, "qemu"), SMBIOS: smbios, Cgroup: o.Prefix, AllowLooseJails: o.AllowLooseJails})
 }
 
 // wantsDir is where, in a machine's directory, lies what is wanted of it.

@@ -181,6 +181,33 @@ func TestLooserJails(t *testing.T) {
 	}
 }
 
+// Looser jails are only used where an operator has said so.
+func TestLooseJailsAreRefused(t *testing.T) {
+	for _, c := range []struct {
+		jail
+		loose bool
+	}{{jail{files: true, user: true, identity: true}, false}, {jail{files: true, identity: true}, false}, {jail{identity: true}, true}, {jail{}, true}} {
+		if c.jail.loose() != c.loose {
+			t.Errorf("%s: loose is %v", &c.jail, c.jail.loose())
+		}
+	}
+	h := newHost(t)
+	o := h.options(t)
+	o.AllowLooseJails = false
+	d, err := New(o)
+	if how, loose, _ := Confinement(t.Context()); !loose {
+		if err != nil {
+			t.Fatalf("confined to %s, and refused: %v", how, err)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	} else if err == nil {
+		d.Close()
+		t.Errorf("confined to %s, and not refused", how)
+	}
+}
+
 func TestFindJail(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {

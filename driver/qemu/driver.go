@@ -32,6 +32,10 @@ type Options struct {
 	Binary string // of QEMU; "" finds the one for this machine's architecture
 	Accel  string // "kvm", "tcg", or "" for kvm where it works
 
+	// AllowLooseJails lets guests run where this host cannot give them a file system of their own, or
+	// not even a user: whoever breaks out of one then finds the host's files, or our own.
+	AllowLooseJails bool
+
 	// Each guest's process runs under a user ID of its own from this range.
 	FirstUID, UIDs int
 
@@ -97,7 +101,7 @@ func open(o Options, step func(string)) (d *Driver, err error) {
 		d.log = slog.Default()
 	}
 	if d.firstUID == 0 {
-		d.firstUID, d.uids = 1_900_000_000, 100_000 // beyond what systemd and subordinate IDs use
+		d.firstUID, d.uids = firstUID, 100_000
 	}
 	if d.logBytes == 0 {
 		d.logBytes = 1 << 20
@@ -106,7 +110,7 @@ func open(o Options, step func(string)) (d *Driver, err error) {
 		o.Cgroup = "unkai"
 	}
 	if d.binary == "" {
-		d.binary = map[string]string{"amd64": "qemu-system-x86_64"}[runtime.GOARCH]
+		d.binary = programs[runtime.GOARCH]
 	}
 	if d.binary, err = exec.LookPath(d.binary); err != nil {
 		return nil, fmt.Errorf("qemu: find the hypervisor: %w", err)
@@ -134,16 +138,18 @@ func open(o Options, step func(string)) (d *Driver, err error) {
 			d.Close()
 		}
 	}()
-	var loose error
-	d.jail, loose = findJail(filepath.Join(d.dir, "jail"), func(j *jail) (err error) {
+	var failures error
+	d.jail, failures = findJail(filepath.Join(d.dir, "jail"), func(j *jail) (err error) {
 		d.hypervisor, err = probe(d.closing, d.binary, j, d.firstUID)
 		return err
 	})
-	if d.jail == nil {
-		return nil, fmt.Errorf("qemu: %w", loose)
-	}
-	if loose != nil {
-		d.log.Warn("guests are confined less than they could be", "confined to", d.jail.String(), "error", loose)
+	switch {
+	case d.jail == nil:
+		return nil, fmt.Errorf("qemu: %w", failures)
+	case d.jail.loose() && !o.AllowLooseJails:
+		return nil, fmt.Errorf("qemu: guests can only be confined to %s here, which is refused unless it is allowed in so many words: %w", d.jail, failures)
+	case failures != nil:
+		d.log.Warn("guests are confined less than they could be", "confined to", d.jail.String(), "error", failures)
 	}
 	if d.cgroups, err = findCgroups(o.Cgroup); err != nil {
 		d.log.Warn("not all control groups can be used", "error", err)
@@ -156,6 +162,34 @@ func open(o Options, step func(string)) (d *Driver, err error) {
 	d.watchers.Go(d.trimLogs)
 	return d, nil
 }
+
+// Confinement finds out, for an operator, how tightly guests can be confined on this host; loose: only if
+// that is allowed. The error is why nothing tighter is possible.
+func Confinement(ctx context.Context) (how string, loose bool, err error) {
+	binary, err := exec.LookPath(programs[runtime.GOARCH])
+	if err != nil {
+		return "", true, err
+	}
+	dir, err := os.MkdirTemp("", "unkai-jail")
+	if err != nil {
+		return "", true, err
+	}
+	defer os.Remove(dir)
+	j, err := findJail(dir, func(j *jail) error {
+		_, err := probe(ctx, binary, j, firstUID)
+		return err
+	})
+	if j == nil {
+		return "nothing", true, err
+	}
+	return j.String(), j.loose(), err
+}
+
+// programs are QEMU's names, by Go's word for the architecture.
+var programs = map[string]string{"amd64": "qemu-system-x86_64"}
+
+// firstUID is beyond what systemd and subordinate IDs use.
+const firstUID = 1_900_000_000
 
 // lockDir keeps a second driver away from the same guests.
 func lockDir(dir string) (*os.File, error) {

@@ -56,7 +56,7 @@ var hosts atomic.Int64
 
 func (h *host) options(t testing.TB) Options {
 	return Options{
-		Dir: filepath.Join(h.dir, "qemu"), Cgroup: h.cgroup, Accel: accelTCG,
+		Dir: filepath.Join(h.dir, "qemu"), Cgroup: h.cgroup, Accel: accelTCG, AllowLooseJails: true,
 		SMBIOS: SMBIOS{Manufacturer: "Unkai, tested", Product: "Test Machine"},
 		Log:    slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
