@@ -1,6 +1,7 @@
 package ec2
 
 import (
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -100,6 +101,16 @@ func TestHeadersOfOurs(t *testing.T) {
 	status, answer = ask(stop, wire.PlanHeader, "true")
 	if status != 200 || strings.Count(answer, `"kind":"server"`) != 2 || b.cloud.State.Latest().Revision() != before {
 		t.Errorf("a plan: %d %s", status, answer)
+	}
+	// EC2 takes what changes something with GET, too: a plan of that is no more than a plan.
+	presigned := maps.Clone(stop)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, b.presign(presigned, "3600"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set(wire.PlanHeader, "true")
+	if status, answer := b.do(r); status != 200 || strings.Count(answer, `"kind":"server"`) != 2 || b.cloud.State.Latest().Revision() != before {
+		t.Errorf("a plan asked for with GET: %d %s", status, answer)
 	}
 	status, first := ask(stop, wire.OnceHeader, "k")
 	if status != 200 {

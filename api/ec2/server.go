@@ -171,7 +171,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	ctx, plan, err := wire.Context(r.WithContext(identity.As(r.Context(), actor)), "ec2", actor.UserID, actor.ProjectID, body)
+	asked := r.WithContext(identity.As(r.Context(), actor))
+	asked.Method = http.MethodPost // actions that change something come with GET, too
+	ctx, plan, err := wire.Context(asked, "ec2", actor.UserID, actor.ProjectID, body)
 	if err != nil {
 		return err
 	}
