@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -199,5 +200,41 @@ func TestIDsAreInTheOrderOfTheirMaking(t *testing.T) {
 	last = resource.ID{}
 	if err := s.Update(WithPlan(t.Context(), new(Plan)), next); err != nil {
 		t.Errorf("in a plan: %v", err)
+	}
+}
+
+// TestVerifyFindsDrift plants what no transaction can: an index, a tally and an object that disagree.
+func TestVerifyFindsDrift(t *testing.T) {
+	for name, plant := range map[string]func(d *tableData){
+		"an entry for no object":   func(d *tableData) { d.places[0].Set("nobody", struct{}{}) },
+		"an entry that is missing": func(d *tableData) { d.places[1].Clear() },
+		"a tally that is off": func(d *tableData) {
+			d.tallies[2].Scan(func(key string, s sum) bool {
+				s.amounts[0]++
+				d.tallies[2].Set(key, s)
+				return false
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, NewMemory(0))
+			if err := s.Update(t.Context(), func(tx *Tx) error {
+				return things.Put(tx, &thing{Meta: resource.Meta{ID: tx.NewID(), Name: "a"}, Size: 7, Tags: []string{"x"}})
+			}); err != nil {
+				t.Fatal(err)
+			}
+			tx := s.Latest()
+			if wrong := Verify(tx); len(wrong) > 0 {
+				t.Fatalf("before anything is wrong: %v", wrong)
+			}
+			def := defOf("test-thing")
+			tables := slices.Clone(tx.tables)
+			tables[def.slot] = tables[def.slot].fork()
+			plant(tables[def.slot])
+			tx.tables = tables
+			if wrong := Verify(tx); len(wrong) == 0 {
+				t.Error("it finds nothing")
+			}
+		})
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"net/http/pprof"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -95,11 +96,8 @@ func (c *cloud) serveControl(ctx context.Context, at clientsAt) error {
 		wire.WriteJSON(w, http.StatusOK, h)
 	})
 	mux.HandleFunc("GET /audit", func(w http.ResponseWriter, r *http.Request) {
-		found := audit.State(c.state.Latest())
-		if found == nil {
-			found = []audit.Finding{}
-		}
-		wire.WriteJSON(w, http.StatusOK, found)
+		found, err := c.audit(r.Context())
+		answerControl(w, found, err)
 	})
 	mux.HandleFunc("POST /token", func(w http.ResponseWriter, r *http.Request) {
 		valid, err := time.ParseDuration(r.FormValue("valid"))
@@ -136,6 +134,23 @@ func (c *cloud) serveControl(ctx context.Context, at clientsAt) error {
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return serve(ctx, l, mux)
+}
+
+// audit is everything that an auditor can find: in the state, and on this controller's disk.
+func (c *cloud) audit(ctx context.Context) ([]audit.Finding, error) {
+	found := append([]audit.Finding{}, audit.State(c.state.Latest())...)
+	bytes, err := c.image.Audit(ctx)
+	if len(bytes) > 0 {
+		// What came or went while it looked is none: only what is still so a moment later.
+		var again []string
+		time.Sleep(500 * time.Millisecond)
+		again, err = c.image.Audit(ctx)
+		bytes = slices.DeleteFunc(bytes, func(what string) bool { return !slices.Contains(again, what) })
+	}
+	for _, what := range bytes {
+		found = append(found, audit.Finding{Kind: "image-bytes", What: what})
+	}
+	return found, err
 }
 
 func answerControl(w http.ResponseWriter, v any, err error) {
