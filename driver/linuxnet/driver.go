@@ -65,8 +65,9 @@ type Driver struct {
 	log     *slog.Logger
 	web     *http.Server
 
-	visitors  atomic.Int64 // open connections to the metadata service
-	flowLimit int          // connections that one guest may have begun
+	visitors       atomic.Int64 // open connections to the metadata service
+	flowLimit      int          // connections that one guest may have at a time
+	neighbourLimit int          // neighbours that the kernel keeps for all namespaces
 
 	closing    chan struct{}
 	background sync.WaitGroup
@@ -127,7 +128,7 @@ func New(options Options) (*Driver, error) {
 		tunnelHosts: map[resource.ID][]netip.Addr{}, segments: map[resource.ID]*segment{}, gateways: map[resource.ID]*gateway{},
 		attachments: map[resource.ID]resource.ID{}, filters: map[resource.ID]network.Filter{},
 	}
-	d.raiseNeighbourLimits()
+	d.neighbourLimit = d.raiseNeighbourLimits()
 	d.flowLimit = flowLimit()
 	d.web = d.metadataServer()
 	if err := d.takeUp(); err != nil {

@@ -26,22 +26,28 @@ import (
 // addresses are not known from the state (outside, and behind guests that may use
 // whatever address they like), it looks for a bounded number at a time.
 
-// strangers is how many addresses that the state does not know a router has to do
-// with at a time, for each network, and strangerSeconds for how long one counts.
-const (
-	strangers       = 256
-	strangerSeconds = 30
-)
+// strangerSeconds is for how long an address counts that the state does not know.
+const strangerSeconds = 30
+
+// strangers is how many of them a router has to do with at a time, in one network: a small part of
+// what the kernel keeps, more of it outside the cloud, where there may be many.
+func (d *Driver) strangers(outside bool) int {
+	if outside {
+		return min(max(d.neighbourLimit/64, 64), 2048)
+	}
+	return min(max(d.neighbourLimit/512, 32), 256)
+}
 
 // residents is who can be in a network.
 type residents struct {
-	at   map[netip.Addr]string // by address the hardware address that has it; "" when several may
-	open bool                  // there may be others
+	at      map[netip.Addr]string // by address the hardware address that has it; "" when several may
+	open    bool                  // there may be others
+	outside bool                  // it is not the cloud's own network
 }
 
 // residents adds up what the state says of a network's addresses.
 func (s *segment) residents() residents {
-	r := residents{at: map[netip.Addr]string{}, open: s.want.Physical != ""}
+	r := residents{at: map[netip.Addr]string{}, open: s.want.Physical != "", outside: s.want.Physical != ""}
 	macs := map[string]bool{}
 	var wide []netip.Prefix
 	add := func(mac string, addresses []netip.Addr, pairs []netip.Prefix, open bool) {
@@ -99,8 +105,8 @@ func (s *segment) residents() residents {
 func legTable(leg string) string { return tableName + "_" + leg }
 
 // render writes the rules of one leg for nft(8): whom it may look for, and whom
-// it hears when they look for it.
-func (r residents) render(leg string) string {
+// it hears when they look for it; strangers is how many that are not known.
+func (r residents) render(leg string, strangers int) string {
 	var v4, v6 []string
 	for _, addr := range slices.SortedFunc(maps.Keys(r.at), netip.Addr.Compare) {
 		if addr.Is4() {
@@ -208,7 +214,7 @@ func (s *segment) resolveLeg(ctx context.Context, leg legEnd, index int, who res
 	now := resolution{leg: index, who: who}
 	rules := who
 	rules.open = rules.open || outer // floating addresses are behind whichever router has them
-	now.rules = rules.render(device.Attrs().Name)
+	now.rules = rules.render(device.Attrs().Name, s.driver.strangers(who.outside || outer))
 	if now.rules != told.rules || told.leg != index {
 		if err := ns.nft(ctx, removeLegTables(device.Attrs().Name)+now.rules); err != nil {
 			return err
@@ -278,23 +284,32 @@ func (r residents) program(ns *namespace, device netlink.Link, own string) error
 // haste, and at most, for the whole machine. The usual 128, 512 and 1024 are for a host, not for a cloud.
 var neighbourLimits = [3]int{1 << 12, 1 << 16, 1 << 17}
 
-// raiseNeighbourLimits raises what is lower. Only the machine's first namespace has these settings, and the
-// limits above hold without: it is for what an operator's own networks are large enough for.
-func (d *Driver) raiseNeighbourLimits() {
+const usualNeighbourLimit = 1024
+
+// raiseNeighbourLimits raises what is lower, and answers how many neighbours the kernel keeps then. Only the
+// machine's first namespace has these settings; without them it is taken to be the usual number.
+func (d *Driver) raiseNeighbourLimits() int {
+	limit := neighbourLimits[2]
 	for _, family := range []string{"ipv4", "ipv6"} {
 		for n := len(neighbourLimits); n > 0; n-- { // the highest first, so that they stay in order
 			path := fmt.Sprintf("/proc/sys/net/%s/neigh/default/gc_thresh%d", family, n)
 			text, err := os.ReadFile(path)
 			if err != nil {
 				d.log.Debug("limit of neighbours not known", "setting", path, "error", err)
+				limit = min(limit, usualNeighbourLimit)
 				continue
 			}
-			if have, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && have >= neighbourLimits[n-1] {
+			have, err := strconv.Atoi(strings.TrimSpace(string(text)))
+			if err == nil && have >= neighbourLimits[n-1] {
 				continue
 			}
 			if err := os.WriteFile(path, []byte(strconv.Itoa(neighbourLimits[n-1])), 0); err != nil {
 				d.log.Warn("limit of neighbours not raised", "setting", path, "error", err)
+				if n == len(neighbourLimits) {
+					limit = min(limit, have)
+				}
 			}
 		}
 	}
+	return limit
 }

@@ -84,7 +84,7 @@ func TestScan(t *testing.T) {
 	must(m.EnsureAttachment(ctx, pb))(t)
 	reached("10.6.9.9:80", "10.5.0.11")
 	scan()
-	if n := sought(t, m, gateway); n > 2*strangers+8 {
+	if n := sought(t, m, gateway); n > 2*m.strangers(false)+8 {
 		t.Errorf("the router looks for %d neighbours at a time", n)
 	}
 	reached("10.6.0.11:80", "10.5.0.11")
@@ -98,7 +98,7 @@ func TestScan(t *testing.T) {
 		b.send(frame)
 	}
 	time.Sleep(silence)
-	if n := sought(t, m, gateway); n > 4*strangers {
+	if n := sought(t, m, gateway); n > 4*m.strangers(false) {
 		t.Errorf("the router noted down %d that asked for it", n)
 	}
 	reached("10.6.0.11:80", "10.5.0.11")
