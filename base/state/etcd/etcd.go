@@ -22,7 +22,7 @@ import (
 type Options struct {
 	// Dir is where a server inside this process keeps its data. One process may use it.
 	Dir string
-	// QuotaBytes is how much the server's file may hold before users can make nothing new; 8 GiB when 0. The
+	// QuotaBytes is how much the server's file may hold before users can make nothing new; 5 GiB when 0. The
 	// file itself may grow half as large again, for what makes room.
 	QuotaBytes int64
 
@@ -106,7 +106,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 
 func (o Options) withDefaults() Options {
 	if o.QuotaBytes == 0 {
-		o.QuotaBytes = 8 << 30
+		o.QuotaBytes = 5 << 30 // with the reserve that is what etcd advises at most
 	}
 	if o.Prefix == "" {
 		o.Prefix = "/unkai/"
