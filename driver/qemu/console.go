@@ -18,7 +18,10 @@ import (
 )
 
 // QEMU itself appends what a guest writes to its serial port to a file, so that
-// nothing is lost while no agent runs. We only cut off its beginning.
+// nothing is lost while no agent runs. We only cut off its beginning. While no driver runs nobody
+// does, and the file grows as fast as the guest can write to a serial port: QEMU knows no bound for it,
+// a limit on the size of files (RLIMIT_FSIZE) would hold its disks too, a pipe that nobody empties would
+// hold it up, and project quotas are not on every file system.
 
 const trimEvery = time.Second
 
