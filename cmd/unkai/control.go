@@ -75,19 +75,24 @@ type runningOperation struct {
 	Since                    time.Time
 }
 
-// serveControl answers on the control socket until ctx ends.
-func (c *cloud) serveControl(ctx context.Context, at clientsAt) error {
+// openControl opens the control socket.
+func (c *cloud) openControl() (net.Listener, error) {
 	path := filepath.Join(c.dir, controlSocket)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return nil, err
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
-		return errors.Join(err, l.Close())
+		return nil, errors.Join(err, l.Close())
 	}
+	return l, nil
+}
+
+// serveControl answers on the control socket until ctx ends.
+func (c *cloud) serveControl(ctx context.Context, l net.Listener, at clientsAt) error {
 	began := time.Now()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {

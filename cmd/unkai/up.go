@@ -76,8 +76,14 @@ func (u *upCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	control, err := c.openControl() // before anybody is told that all is ready
+	if err != nil {
+		return err
+	}
 	start("serve clients", func(ctx context.Context) error { return serve(ctx, l, c.handler()) })
-	start("serve the control socket", func(ctx context.Context) error { return c.serveControl(ctx, clientsAt{URL: url, HostsURL: hosts}) })
+	start("serve the control socket", func(ctx context.Context) error {
+		return c.serveControl(ctx, control, clientsAt{URL: url, HostsURL: hosts})
+	})
 	fmt.Println("ready " + url)
 	fmt.Fprintf(os.Stderr, "credentials are in %s: clouds.yaml, openrc, aws.env\n", u.Data)
 	if u.Demo {
