@@ -32,7 +32,11 @@ type cloud struct {
 
 // up starts a cloud with so many simulated hosts; dir is kept when it is there.
 func (b *bench) up(dir string, hosts int) (*cloud, error) {
-	cmd := exec.Command(b.unkai, "up", "--data", dir, "--listen", "127.0.0.1:0", "--sim", strconv.Itoa(hosts))
+	return b.launch(dir, "--sim", strconv.Itoa(hosts))
+}
+
+func (b *bench) launch(dir string, options ...string) (*cloud, error) {
+	cmd := exec.Command(b.unkai, append([]string{"up", "--data", dir, "--listen", "127.0.0.1:0"}, options...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	log, err := os.Create(filepath.Join(b.dir, "unkai.log"))
 	if err != nil {
@@ -156,6 +160,27 @@ func (c *cloud) do(method, path string, body, v any) error {
 		return err
 	}
 	return json.NewDecoder(res.Body).Decode(v)
+}
+
+// ask makes a request whose answer does not matter, so long as it is a good one.
+func (c *cloud) ask(method, path string, header map[string]string) error {
+	req, err := http.NewRequest(method, c.url+path, nil)
+	if err != nil {
+		return err
+	}
+	for name, value := range header {
+		req.Header.Set(name, value)
+	}
+	res, err := c.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode >= 300 {
+		return fmt.Errorf("%s %s: %s", method, path, res.Status)
+	}
+	_, err = io.Copy(io.Discard, res.Body)
+	return err
 }
 
 // times are how long each of many requests took.

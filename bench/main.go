@@ -2,7 +2,7 @@
 // disk. It starts bin/unkai itself, bounds every load in count and time, and prints each figure
 // beside the one that was asked for.
 //
-//	go run ./bench [-unkai bin/unkai] [-only name,…] [-large 100000]
+//	go run ./bench [-unkai bin/unkai] [-only name,…] [-large 100000] [-guest /var/cache/unkai/guest]
 package main
 
 import (
@@ -30,6 +30,7 @@ type bench struct {
 	unkai string
 	dir   string
 	large int
+	guest string // the directory of the demo guest
 	cloud *cloud
 	lines []measure
 	only  map[string]bool
@@ -43,6 +44,7 @@ var parts = []struct {
 	{"start", (*bench).start},
 	{"tokens", (*bench).tokens},
 	{"images", (*bench).images},
+	{"guests", (*bench).guests},
 	{"networks", (*bench).networks},
 	{"creates", (*bench).creates},
 	{"details", (*bench).details},
@@ -52,12 +54,13 @@ var parts = []struct {
 
 func main() {
 	unkai := flag.String("unkai", "bin/unkai", "the binary to measure")
-	only := flag.String("only", "", "parts to run, by commas: start, tokens, images, networks, creates, details, thousand, large")
+	only := flag.String("only", "", "parts to run, by commas: start, tokens, images, guests, networks, creates, details, thousand, large")
 	large := flag.Int("large", 100_000, "servers of the large cloud")
+	guest := flag.String("guest", "/var/cache/unkai/guest", "where the demo guest is (make guest)")
 	flag.Parse()
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
 	defer cancel()
-	b := &bench{ctx: ctx, unkai: *unkai, large: *large, only: map[string]bool{}}
+	b := &bench{ctx: ctx, unkai: *unkai, large: *large, guest: *guest, only: map[string]bool{}}
 	for name := range strings.SplitSeq(*only, ",") {
 		if name != "" {
 			b.only[name] = true
