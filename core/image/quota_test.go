@@ -104,17 +104,25 @@ func TestUploadsAtTheSameTimeShareTheQuota(t *testing.T) {
 	}
 	// The tenth byte fits, the eleventh does not, whoever brings it.
 	ticks[0].ticks <- struct{}{}
-	close(ticks[0].ticks)
-	for outcomes[0] == nil {
-		if u, err := r.Usage(r.owner); err != nil || u.Bytes == 4 {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
 	ticks[1].ticks <- struct{}{}
-	for n := 1; n < 3; n++ {
-		close(ticks[n].ticks)
+	kept := func(bytes int64) {
+		t.Helper()
+		for {
+			u, err := r.Usage(r.owner)
+			if err != nil || ctx.Err() != nil {
+				t.Fatal(u, err, ctx.Err())
+			}
+			if u.Bytes == bytes {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
 	}
+	close(ticks[0].ticks)
+	kept(4)
+	close(ticks[2].ticks)
+	kept(7)
+	close(ticks[1].ticks)
 	uploads.Wait()
 	if outcomes[0] != nil || outcomes[2] != nil || !fault.Is(outcomes[1], fault.TooLarge) {
 		t.Errorf("the uploads ended with %v", outcomes)

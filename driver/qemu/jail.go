@@ -159,7 +159,9 @@ func (b *builder) bind(inside, outside string) {
 		b.dir(inside)
 	} else {
 		b.dir(filepath.Dir(inside))
-		b.do("make file", os.WriteFile(b.root+inside, nil, 0o644))
+		// Never opened: a process that is forked just then would hold it open for writing until it executes its
+		// program, and the tree could not be made read-only.
+		b.do("make file", unix.Mknod(b.root+inside, unix.S_IFREG|0o644, 0))
 	}
 	b.mount(outside, b.root+inside, "", unix.MS_BIND, "")
 	b.mount("", b.root+inside, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, "")

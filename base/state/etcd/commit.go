@@ -30,21 +30,32 @@ func (e *Engine) Commit(ctx context.Context, b state.Batch) error {
 	if err := e.fault("encoded"); err != nil {
 		return err
 	}
-	revision, err := e.try(ctx, b, head, ops)
-	if err == nil {
-		err = e.fault("sent")
-	}
-	if err != nil && !errors.Is(err, state.ErrFenced) && !errors.Is(err, state.ErrTooLarge) {
-		if errors.Is(err, rpctypes.ErrNoSpace) {
-			e.reclaim()
-		}
-		revision, err = e.settle(ctx, head, err)
+	revision, err := e.tryAndSettle(ctx, b, head, ops)
+	if errors.Is(err, rpctypes.ErrNoSpace) && !errors.Is(err, state.ErrUncertain) {
+		// It was not stored, and there may be room now.
+		revision, err = e.tryAndSettle(context.WithoutCancel(ctx), b, head, ops)
 	}
 	if err != nil {
 		return err
 	}
 	e.compactBehind(revision, size)
 	return e.committed()
+}
+
+// tryAndSettle sends the transaction and does not return before it is known what became of it, if that can be known. When
+// the file is full it makes room before it asks.
+func (e *Engine) tryAndSettle(ctx context.Context, b state.Batch, head headValue, ops []clientv3.Op) (int64, error) {
+	revision, err := e.try(ctx, b, head, ops)
+	if err == nil {
+		err = e.fault("sent")
+	}
+	if err == nil || errors.Is(err, state.ErrFenced) || errors.Is(err, state.ErrTooLarge) {
+		return revision, err
+	}
+	if errors.Is(err, rpctypes.ErrNoSpace) {
+		e.reclaim()
+	}
+	return e.settle(ctx, head, err)
 }
 
 // committed is the last step: the batch is stored, whatever happens now.

@@ -53,12 +53,21 @@ func (e *Engine) compactBehind(revision, size int64) {
 	e.tidy(func(ctx context.Context) error { return e.compact(ctx, upTo) })
 }
 
-// reclaim makes room when the file has reached its quota. The caller holds mu.
+// reclaim makes room when the file has reached its quota, after whatever tidying is under way: nothing can be
+// stored until then anyway. The caller holds mu.
 func (e *Engine) reclaim() {
+	ctx, cancel := e.within(context.Background(), tidyWithin)
+	defer cancel()
 	if !e.idle() {
-		return
+		select {
+		case <-e.window.busy:
+		case <-ctx.Done():
+			return
+		}
 	}
-	e.tidy(e.makeRoom)
+	if err := e.makeRoom(ctx); err != nil {
+		slog.Error("the state's file is full, and no room could be made", "err", err)
+	}
 }
 
 // makeRoom forgets all history, gives what is free back, and lets etcd write again.
