@@ -394,7 +394,7 @@ func (b *bench) tenThousand() error {
 
 // filters that every page of the large cloud is asked with.
 var filters = []string{"", "&status=ACTIVE", "&name=^l99", "&image=%s", "&flavor=42", "&status=SHUTOFF", "&changes-since=2020-01-01T00:00:00Z",
-	"&all_tenants=1&status=ACTIVE", "&availability_zone=nova", "&tags=none-has-it", "&locked=false", "&key_name=none-has-it", "&sort_key=created_at&sort_dir=desc"}
+	"&all_tenants=1&status=ACTIVE", "&availability_zone=nova", "&tags=none-has-it", "&name=l9", "&name=none-has-it", "&locked=false", "&key_name=none-has-it", "&sort_key=created_at&sort_dir=desc"}
 
 func (b *bench) hundredThousand() error {
 	c, err := b.fresh(500)

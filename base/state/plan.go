@@ -79,7 +79,7 @@ func (p *Plan) update(s *State, ctx context.Context, fn func(*Tx) error) error {
 	if err == nil {
 		err = tx.spell()
 	}
-	if err == nil && !tx.cause.UserID.IsZero() && tx.made() > s.room() {
+	if err == nil && !tx.cause.UserID.IsZero() && tx.made() > s.mayMake() {
 		err = full()
 	}
 	if err != nil {

@@ -256,14 +256,18 @@ func full() error {
 // delete and its operation, still goes through.
 const smallBytes = 4096
 
-// room is how many bytes of new objects a user's transaction may add now. The control plane's own work
-// is not bound by it: it ends what was begun.
-func (s *State) room() int64 {
-	b, ok := s.engine.(Bounded)
-	if !ok {
-		return math.MaxInt64
+// Room says how full the engine is; the zero Room when it does not know.
+func (s *State) Room() Room {
+	if b, ok := s.engine.(Bounded); ok {
+		return b.Room()
 	}
-	r := b.Room()
+	return Room{}
+}
+
+// mayMake is how many bytes of new objects a user's transaction may add now. The control plane's own work
+// is not bound by it: it ends what was begun.
+func (s *State) mayMake() int64 {
+	r := s.Room()
 	switch {
 	case r.Quota == 0 || r.Used < r.Quota:
 		return math.MaxInt64
@@ -289,7 +293,7 @@ func (s *State) run(group []*request) {
 	for len(group) > 0 {
 		var txs []*Tx
 		var ran, writers []*request // writers[i] asked for txs[i]
-		changes, most := 0, s.room()
+		changes, most := 0, s.mayMake()
 		for len(group) > 0 && changes < groupChanges {
 			r := group[0]
 			group = group[1:]

@@ -44,6 +44,8 @@ type health struct {
 	At       clientsAt
 	Revision int64
 	Broken   string `json:",omitempty"`
+	Store    state.Room
+	Ahead    time.Duration `json:",omitempty"` // of the machine's clock, that the state's own is
 	Hosts    []hostHealth
 	Servers  map[string]int // by stage
 	Counts   map[string]int
@@ -185,7 +187,8 @@ func (c *cloud) discard(ctx context.Context, name, text string) error {
 
 func (c *cloud) health() health {
 	tx := c.state.Latest()
-	h := health{Version: version, Data: c.dir, Revision: tx.Revision(), Servers: map[string]int{}, Counts: map[string]int{}}
+	h := health{Version: version, Data: c.dir, Revision: tx.Revision(), Store: c.state.Room(),
+		Ahead: c.state.Now().Sub(time.Now()).Truncate(time.Second), Servers: map[string]int{}, Counts: map[string]int{}}
 	if err := c.state.Broken(); err != nil {
 		h.Broken = err.Error()
 	}
@@ -274,6 +277,16 @@ func (h *health) print(w io.Writer) error {
 		}
 	}
 	fmt.Fprintf(w, "unkai %s  %s  up %v  revision %d\n", h.Version, h.At.URL, time.Duration(h.Seconds*float64(time.Second)).Round(time.Second), h.Revision)
+	if h.Store.Quota > 0 {
+		full := ""
+		if h.Store.Used >= h.Store.Quota {
+			full = ": full, users can make nothing new until something is deleted"
+		}
+		fmt.Fprintf(w, "store   %d of %d MiB%s\n", h.Store.Used>>20, h.Store.Quota>>20, full)
+	}
+	if h.Ahead > time.Minute {
+		fmt.Fprintf(w, "clock   this machine's was set back by about %v; the cloud's goes on a tenth slower until it has caught up\n", h.Ahead)
+	}
 	if h.At.HostsURL != "" {
 		fmt.Fprintf(w, "agents join at %s\n", h.At.HostsURL)
 	}

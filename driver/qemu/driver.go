@@ -275,7 +275,8 @@ func (d *Driver) Close() error {
 		g.mu.Unlock()
 	}
 	d.watchers.Wait()
-	return d.lock.Close()
+	// Not only closed: a process that is being forked just now holds the same file until it executes its program.
+	return errors.Join(unix.Flock(int(d.lock.Fd()), unix.LOCK_UN), d.lock.Close())
 }
 
 // guest gives what is known of one, known or not.

@@ -167,7 +167,8 @@ func (s *server) stop() error {
 	if s.etcd != nil {
 		s.etcd.Close()
 	}
-	if err := s.lock.Close(); err != nil {
+	// Not only closed: a process that is being forked just now holds the same file until it executes its program.
+	if err := errors.Join(syscall.Flock(int(s.lock.Fd()), syscall.LOCK_UN), s.lock.Close()); err != nil {
 		return fmt.Errorf("unlock the data directory: %w", err)
 	}
 	return nil
