@@ -188,7 +188,7 @@ func (c *cloud) discard(ctx context.Context, name, text string) error {
 func (c *cloud) health() health {
 	tx := c.state.Latest()
 	h := health{Version: version, Data: c.dir, Revision: tx.Revision(), Store: c.state.Room(),
-		Ahead: c.state.Now().Sub(time.Now()).Truncate(time.Second), Servers: map[string]int{}, Counts: map[string]int{}}
+		Ahead: time.Until(c.state.Now()).Truncate(time.Second), Servers: map[string]int{}, Counts: map[string]int{}}
 	if err := c.state.Broken(); err != nil {
 		h.Broken = err.Error()
 	}
