@@ -29,7 +29,7 @@ up: packages
 	@scripts/up.sh "$(DATA)" "$(GUEST)"
 
 down: build
-	bin/unkai down --data "$(DATA)"
+	@scripts/down.sh "$(DATA)"
 
 # What a contributor runs before every commit that matters, and .ci/run runs too.
 test:
