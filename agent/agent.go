@@ -432,9 +432,19 @@ func (a *Agent) forget(key host.Key) (back bool, err error) {
 }
 
 func (a *Agent) done(key host.Key, now func() time.Time, again time.Duration, err error) {
+	again = spread(key.ID, again)
 	a.mu.Lock()
 	a.queue.Done(key, now(), again, err != nil)
 	a.mu.Unlock()
+}
+
+// spread shortens a long wait by up to a half, more or less for each thing: hundreds that were
+// made together are not to be looked at together for ever, and take a host's processors, or a simulation's, at once.
+func spread(id resource.ID, wait time.Duration) time.Duration {
+	if wait < 5*time.Second {
+		return wait
+	}
+	return wait - wait/2*time.Duration(id[15])/256
 }
 
 // tell puts a report into the outbox unless the controller knows it.

@@ -13,9 +13,11 @@ import (
 // tableData is one table's content: its objects and its indexes, in copy-on-write
 // trees. A published one never changes; the writer works on its own copy.
 type tableData struct {
-	rows    *btree.BTreeG[row]
-	places  []*btree.Map[string, struct{}] // by index: key, then the 16 bytes of the ID
-	tallies []*btree.Map[string, sum]      // by index; nil where it is no tally
+	rows *btree.BTreeG[row]
+	// By index, and nil where it is of another kind.
+	places  []*btree.Map[string, struct{}] // key, then the 16 bytes of the ID
+	tallies []*btree.Map[string, sum]
+	texts   []*texts
 }
 
 type row struct {
@@ -38,11 +40,15 @@ func newTableData(def *tableDef) *tableData {
 			btree.Options{NoLocks: true, Degree: degree}),
 		places:  make([]*btree.Map[string, struct{}], len(def.indexes)),
 		tallies: make([]*btree.Map[string, sum], len(def.indexes)),
+		texts:   make([]*texts, len(def.indexes)),
 	}
 	for i, index := range def.indexes {
-		if index.tally != nil {
+		switch {
+		case index.tally != nil:
 			d.tallies[i] = btree.NewMap[string, sum](degree)
-		} else {
+		case index.text != nil:
+			d.texts[i] = newTexts()
+		default:
 			d.places[i] = btree.NewMap[string, struct{}](degree)
 		}
 	}
@@ -55,11 +61,15 @@ func (d *tableData) fork() *tableData {
 		rows:    d.rows.Copy(),
 		places:  make([]*btree.Map[string, struct{}], len(d.places)),
 		tallies: make([]*btree.Map[string, sum], len(d.tallies)),
+		texts:   make([]*texts, len(d.texts)),
 	}
 	for i := range d.places {
-		if d.places[i] != nil {
+		switch {
+		case d.places[i] != nil:
 			f.places[i] = d.places[i].Copy()
-		} else {
+		case d.texts[i] != nil:
+			f.texts[i] = d.texts[i].fork()
+		default:
 			f.tallies[i] = d.tallies[i].Copy()
 		}
 	}
@@ -107,6 +117,10 @@ func (d *tableData) apply(def *tableDef, id resource.ID, before, after resource.
 			d.applyTally(i, index, before, after)
 			continue
 		}
+		if index.text != nil {
+			d.texts[i].apply(id, textIn(index, before), textIn(index, after))
+			continue
+		}
 		was, is := keysOf(index, before), keysOf(index, after)
 		if len(was) == 1 && len(is) == 1 && was[0] == is[0] {
 			continue
@@ -134,6 +148,14 @@ func keysOf(index indexDef, obj resource.Object) []Key {
 		return nil
 	}
 	return index.keys(obj)
+}
+
+func textIn(index indexDef, obj resource.Object) *string {
+	if obj == nil {
+		return nil
+	}
+	text := index.text(obj)
+	return &text
 }
 
 func (d *tableData) applyTally(i int, index indexDef, before, after resource.Object) {

@@ -41,6 +41,7 @@ var pieces = NewTable("test-piece",
 		}
 		return keys
 	}),
+	Text("words", func(p *piece) string { return p.Name }),
 	Tally("weight", func(p *piece) (Key, Amounts) { return KeyOf(p.ProjectID), Amounts{p.Weight, -1} }),
 )
 
@@ -90,13 +91,22 @@ func (c content) check(t *rapid.T, tx *Tx) {
 		t.Fatalf("Len is %d, want %d", n, len(c))
 	}
 	for _, index := range pieces.def.indexes {
-		if index.tally != nil {
+		if index.tally != nil || index.text != nil {
 			continue
 		}
 		c.checkIndex(t, tx, index.name, c.places(func(p *piece) []Key { return index.keys(p) }))
 	}
 	c.checkIndex(t, tx, "", c.places(func(p *piece) []Key { return []Key{Key(p.ID[:])} }))
 	c.checkTally(t, tx)
+	words := map[resource.ID]string{}
+	for id, text := range pieces.Texts(tx, "words", resource.ID{}, false) {
+		words[id] = text
+	}
+	for id, p := range c {
+		if words[id] != p.Name || len(words) != len(c) {
+			t.Fatalf("the words of %s are %q, want %q; %d in all, want %d", id, words[id], p.Name, len(words), len(c))
+		}
+	}
 }
 
 func (c content) checkIndex(t *rapid.T, tx *Tx, index string, want []placed) {

@@ -28,6 +28,7 @@ var things = NewTable[thing]("test-thing",
 		return keys
 	}),
 	Tally("size", func(t *thing) (Key, Amounts) { return KeyOf(t.ProjectID), Amounts{t.Size} }),
+	Text("words", func(t *thing) string { return t.Name }),
 )
 
 func open(t testing.TB, e Engine) *State {
@@ -215,6 +216,13 @@ func TestVerifyFindsDrift(t *testing.T) {
 				return false
 			})
 		},
+		"a text of what it was before": func(d *tableData) {
+			d.texts[3].pages.Scan(func(p *textPage) bool {
+				d.texts[3].pages.Set(&textPage{p.ids, p.ends, "b"})
+				return false
+			})
+		},
+		"a text that is missing": func(d *tableData) { d.texts[3].pages.Clear() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t, NewMemory(0))

@@ -30,6 +30,7 @@ type indexDef struct {
 	unique bool
 	keys   func(obj any) []Key
 	tally  func(obj any) (Key, Amounts) // set: it is a tally, and keys is not
+	text   func(obj any) string         // set: it is a Text, and keys is not
 }
 
 // Amounts is what a Tally adds up, besides the number of objects.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"iter"
 
 	"github.com/unkai-cloud/unkai/base/resource"
 )
@@ -32,6 +33,19 @@ func Verify(tx *Tx) []string {
 					have.tallies[i].Scan(func(key string, s sum) bool {
 						if is, ok := want.tallies[i].Get(key); !ok || is != s {
 							each(key, fmt.Sprintf("has %v, a recount gives %v", s, is))
+						}
+						return true
+					})
+				})...)
+				continue
+			}
+			if index.text != nil {
+				wrong = append(wrong, differences(def.kind, index.name, have.texts[i].len(), want.texts[i].len(), func(each func(string, any)) {
+					next, stop := iter.Pull2(func(yield func(resource.ID, string) bool) { want.texts[i].scan(resource.ID{}, false, yield) })
+					defer stop()
+					have.texts[i].scan(resource.ID{}, false, func(id resource.ID, text string) bool {
+						if whose, is, _ := next(); whose != id || is != text {
+							each(id.String(), fmt.Sprintf("has %q, a recount gives %q of %s", text, is, whose))
 						}
 						return true
 					})

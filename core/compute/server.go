@@ -219,6 +219,7 @@ var servers = state.NewTable("server",
 	}),
 	state.MultiIndex("flavor", func(s *Server) []state.Key { return bothScopes(s.ProjectID, s.Shape.FlavorID) }),
 	state.MultiIndex("name", func(s *Server) []state.Key { return bothScopes(s.ProjectID, s.Name) }),
+	state.Text("words", wordsOf),
 	state.MultiIndex("updated", func(s *Server) []state.Key { return bothScopes(s.ProjectID, s.UpdatedAt) }),
 	state.MultiIndex("key", func(s *Server) []state.Key {
 		if s.Key == nil {

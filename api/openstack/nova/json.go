@@ -2,7 +2,9 @@ package nova
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -13,7 +15,8 @@ import (
 // tenth of building the same of maps.
 type doc struct {
 	b     []byte
-	comma bool // something stands before what comes next
+	lent  *[]byte // the room that b is in, where it is to go back
+	comma bool    // something stands before what comes next
 }
 
 func (d *doc) sep() {
@@ -160,11 +163,27 @@ func appendString(b []byte, s string) []byte {
 	return append(append(b, s[from:]...), '"')
 }
 
-// write sends the text.
+// room is where texts were written before: a long list of servers is most of what its request allocates.
+var room = sync.Pool{New: func() any { return new([]byte) }}
+
+const mostRoom = 4 << 20 // of one text, to be kept for the next
+
+// borrow gives the doc room of an earlier one for its text, at least size bytes; write gives it back.
+func (d *doc) borrow(size int) {
+	d.lent = room.Get().(*[]byte)
+	d.b = slices.Grow((*d.lent)[:0], size)
+}
+
+// write sends the text, and ends the doc.
 func (d *doc) write(w http.ResponseWriter, status int) error {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(d.b)))
 	w.WriteHeader(status)
-	_, err := w.Write(d.b)
+	_, err := w.Write(d.b) // copies: nobody holds the text afterwards
+	if d.lent != nil && cap(d.b) <= mostRoom {
+		*d.lent = d.b
+		room.Put(d.lent)
+	}
+	d.b, d.lent = nil, nil
 	return err
 }

@@ -479,7 +479,7 @@ func (s *server) writeServers(w http.ResponseWriter, r *http.Request, view compu
 	if detail {
 		size = 2600
 	}
-	v.b = make([]byte, 0, size*len(view.Servers)+256)
+	v.borrow(size*len(view.Servers) + 256)
 	v.open('{')
 	v.array("servers")
 	for _, srv := range view.Servers {

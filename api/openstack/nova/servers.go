@@ -115,22 +115,30 @@ var filters = map[string]filter{
 	"deleted":      {admin: true, add: func(f *filtering, values []string) error { f.none = f.none || boolish[values[0]]; return nil }},
 	"soft_deleted": {admin: true, add: ignored}, "is_public": {add: ignored},
 	"name": {add: func(f *filtering, values []string) error {
-		return f.match("name", values[0], func(s *compute.Server) string { return s.Name })
+		return f.match("name", values[0], &f.NameIs)
 	}},
 	"display_name": {add: func(f *filtering, values []string) error {
-		return f.match("display_name", values[0], func(s *compute.Server) string { return s.Name })
+		return f.match("display_name", values[0], &f.NameIs)
 	}},
 	"description": {add: func(f *filtering, values []string) error {
-		return f.match("description", values[0], func(s *compute.Server) string { return s.Description })
+		return f.match("description", values[0], &f.DescriptionIs)
 	}},
 	"hostname": {add: func(f *filtering, values []string) error {
-		return f.match("hostname", values[0], func(s *compute.Server) string { return s.Hostname })
+		return f.match("hostname", values[0], &f.HostnameIs)
 	}},
 	"status":     {add: (*filtering).status},
 	"vm_state":   {add: func(f *filtering, values []string) error { f.Standings = standingsIn(values, nil); return nil }},
 	"task_state": {add: func(f *filtering, values []string) error { f.Standings = standingsIn(nil, values); return nil }},
 	"power_state": {add: func(f *filtering, values []string) error {
-		f.keep(func(s *compute.Server) bool { return slices.Contains(values, strconv.Itoa(powerStates[s.Seen.Power])) })
+		asked := map[compute.Power]bool{}
+		for power, number := range powerStates {
+			asked[power] = slices.Contains(values, strconv.Itoa(number))
+		}
+		unseen := slices.Contains(values, "0")
+		f.keep(func(s *compute.Server) bool {
+			is, known := asked[s.Seen.Power]
+			return is || !known && unseen
+		})
 		return nil
 	}},
 	"image": {add: func(f *filtering, values []string) error {
@@ -229,37 +237,46 @@ func readTime(name, text string) (time.Time, error) {
 	return time.Time{}, fault.Errorf(fault.Invalid, "Invalid input for query parameters %s. Value: %s. '%s' is not a 'date-time'", name, text, text)
 }
 
-// match keeps servers with a text that contains, or as a regular expression matches, what is asked.
-func (f *filtering) match(name, asked string, of func(*compute.Server) string) error {
-	if len(asked) > 255 {
-		return fault.Errorf(fault.Invalid, "Invalid input for query parameters %s: it is too long.", name)
-	}
-	re, err := regexp.Compile(asked)
+// match keeps servers with a text that is like what is asked: one of the query's patterns.
+func (f *filtering) match(parameter, asked string, is *func(string) bool) error {
+	like, err := like(parameter, asked)
 	if err != nil {
-		return fault.Errorf(fault.Invalid, "Invalid input for query parameters %s. Value: %s. '%s' is not a 'regex'", name, asked, asked)
+		return err
 	}
-	if regexp.QuoteMeta(asked) == asked {
-		f.keep(func(s *compute.Server) bool { return strings.Contains(of(s), asked) })
+	if before := *is; before != nil { // asked for by another name of the parameter, too
+		*is = func(text string) bool { return before(text) && like(text) }
 		return nil
 	}
-	if rest, anchored := strings.CutPrefix(asked, "^"); anchored && name == "name" {
-		f.NamePrefix = literal(rest)
-	}
-	f.keep(func(s *compute.Server) bool { return re.MatchString(of(s)) })
+	*is = like
 	return nil
 }
 
-// literal is how a pattern that is anchored before it surely begins.
-func literal(pattern string) string {
-	if strings.Contains(pattern, "|") {
-		return ""
+// like tells texts that contain what is asked, or that it matches as a regular expression.
+func like(parameter, asked string) (func(string) bool, error) {
+	if len(asked) > 255 {
+		return nil, fault.Errorf(fault.Invalid, "Invalid input for query parameters %s: it is too long.", parameter)
 	}
-	re, err := regexp.Compile(pattern)
+	re, err := regexp.Compile(asked)
 	if err != nil {
-		return ""
+		return nil, fault.Errorf(fault.Invalid, "Invalid input for query parameters %s. Value: %s. '%s' is not a 'regex'", parameter, asked, asked)
 	}
-	begin, _ := re.LiteralPrefix()
-	return begin
+	if regexp.QuoteMeta(asked) == asked {
+		return func(text string) bool { return strings.Contains(text, asked) }, nil
+	}
+	// What a match surely contains is found sooner than the match, or its absence.
+	part, whole := re.LiteralPrefix()
+	if whole {
+		return func(text string) bool { return strings.Contains(text, part) }, nil
+	}
+	begin := ""
+	if rest, anchored := strings.CutPrefix(asked, "^"); anchored && !strings.Contains(rest, "|") {
+		if re, err := regexp.Compile(rest); err == nil {
+			begin, _ = re.LiteralPrefix()
+		}
+	}
+	return func(text string) bool {
+		return strings.HasPrefix(text, begin) && strings.Contains(text, part) && re.MatchString(text)
+	}, nil
 }
 
 func (f *filtering) status(values []string) error {
