@@ -397,12 +397,12 @@ func (s *Service) Catalog(ctx context.Context, scope Scope, user resource.ID, ba
 	}
 	shown := filterOf(tx, scope.ProjectID)
 	var entries []Entry
-	for o := range offers.All(tx) {
+	for o := range offers.Peek(tx, "", state.Range{}) {
 		if !o.Enabled {
 			continue
 		}
 		entry := Entry{Offer: o}
-		for e := range endpoints.Each(tx, "offer", state.KeyOf(o.ID)) {
+		for e := range endpoints.Peek(tx, "offer", state.Range{Prefix: state.KeyOf(o.ID)}) {
 			if !e.Enabled || !shown(e) {
 				continue
 			}
@@ -410,8 +410,9 @@ func (s *Service) Catalog(ctx context.Context, scope Scope, user resource.ID, ba
 			if !ok {
 				continue // it is for projects, and this session has none
 			}
-			e.URL = url
-			entry.Endpoints = append(entry.Endpoints, e)
+			filled := *e
+			filled.URL = url
+			entry.Endpoints = append(entry.Endpoints, &filled)
 		}
 		if len(entry.Endpoints) > 0 {
 			entries = append(entries, entry)
@@ -439,7 +440,9 @@ func Resolve(url, base string) string {
 }
 
 func fill(url, base string, project, user resource.ID) (string, bool) {
-	url = Resolve(url, base)
+	if url = Resolve(url, base); !strings.Contains(url, "(") {
+		return url, true
+	}
 	for _, name := range []string{"project_id", "tenant_id"} {
 		for _, form := range []string{"$(" + name + ")s", "%(" + name + ")s"} {
 			if project.IsZero() && strings.Contains(url, form) {

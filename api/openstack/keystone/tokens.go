@@ -235,6 +235,12 @@ func (s *server) showToken(w http.ResponseWriter, r *http.Request) error {
 	if err := s.identity.MayValidate(r.Context(), n); err != nil {
 		return err
 	}
+	if r.Method == http.MethodHead {
+		w.Header().Set("X-Subject-Token", token)
+		w.Header().Set("Vary", "X-Auth-Token")
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}
 	return s.writeToken(w, r, http.StatusOK, token, n)
 }
 
@@ -313,20 +319,39 @@ func tokenShape(n *identity.Session) shape {
 
 func nameShape(p *identity.Project) shape { return shape{"id": spell(p.ID), "name": p.Name} }
 
+// service is a service in a catalog. It is no shape, for most of what a token's answer costs is to spell its catalog.
+type service struct {
+	Endpoints []endpoint `json:"endpoints"`
+	ID        string     `json:"id"`
+	Name      string     `json:"name"`
+	Type      string     `json:"type"`
+}
+
+type endpoint struct {
+	ID        string  `json:"id"`
+	Interface string  `json:"interface"`
+	Region    *string `json:"region"`
+	RegionID  *string `json:"region_id"`
+	URL       string  `json:"url"`
+}
+
 // catalog is the catalog as tokens and GET /v3/auth/catalog show it.
-func (s *server) catalog(r *http.Request, scope identity.Scope, user resource.ID) ([]shape, error) {
+func (s *server) catalog(r *http.Request, scope identity.Scope, user resource.ID) ([]service, error) {
 	entries, err := s.identity.Catalog(r.Context(), scope, user, wire.BaseURL(r))
 	if err != nil {
 		return nil, err
 	}
-	out := []shape{}
+	out := make([]service, 0, len(entries))
 	for _, entry := range entries {
-		at := []shape{}
+		at := make([]endpoint, 0, len(entry.Endpoints))
 		for _, e := range entry.Endpoints {
-			at = append(at, shape{"id": spell(e.ID), "interface": e.Interface, "url": e.URL,
-				"region": textOrNull(e.Region), "region_id": textOrNull(e.Region)})
+			var region *string
+			if e.Region != "" {
+				region = &e.Region
+			}
+			at = append(at, endpoint{spell(e.ID), e.Interface, region, region, e.URL})
 		}
-		out = append(out, shape{"id": spell(entry.Offer.ID), "type": entry.Offer.Type, "name": entry.Offer.Name, "endpoints": at})
+		out = append(out, service{at, spell(entry.Offer.ID), entry.Offer.Name, entry.Offer.Type})
 	}
 	return out, nil
 }
@@ -345,7 +370,8 @@ func (s *server) authCatalog(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.writeList(w, r, "catalog", catalog)
+	w.Header().Set("Vary", "X-Auth-Token")
+	return wire.WriteJSON(w, http.StatusOK, shape{"catalog": catalog, "links": shape{"self": s.base(r) + r.URL.RequestURI(), "previous": nil, "next": nil}})
 }
 
 func (s *server) authProjects(w http.ResponseWriter, r *http.Request) error {

@@ -156,9 +156,18 @@ var filters = map[string]filter{
 	"host": {admin: true, add: (*filtering).host}, "node": {admin: true, add: (*filtering).host},
 	"hypervisor_hostname": {admin: true, add: (*filtering).host},
 	"reservation_id":      {add: func(f *filtering, values []string) error { f.Reservation = values[0]; return nil }},
-	"uuid":                {add: equal(func(s *compute.Server) string { return s.ID.String() })},
-	"user_id":             {add: equal(func(s *compute.Server) string { return s.UserID.Hex() })},
-	"project_id":          {admin: true, add: (*filtering).project}, "tenant_id": {admin: true, add: (*filtering).project},
+	"uuid": {add: func(f *filtering, values []string) error {
+		ids := []resource.ID{}
+		for _, v := range values {
+			if id, err := resource.ParseID(v); err == nil {
+				ids = append(ids, id)
+			}
+		}
+		f.among(ids)
+		return nil
+	}},
+	"user_id":    {add: equal(func(s *compute.Server) string { return s.UserID.Hex() })},
+	"project_id": {admin: true, add: (*filtering).project}, "tenant_id": {admin: true, add: (*filtering).project},
 	"key_name":          {add: func(f *filtering, values []string) error { f.KeyName = values[0]; return nil }},
 	"availability_zone": {add: (*filtering).zone},
 	"config_drive": {add: func(f *filtering, values []string) error {
@@ -332,16 +341,25 @@ func (f *filtering) zone(values []string) error {
 	return nil
 }
 
+// among keeps those of these servers that are not left out yet.
+func (f *filtering) among(ids []resource.ID) {
+	if f.IDs != nil {
+		ids = slices.DeleteFunc(ids, func(id resource.ID) bool { return !slices.Contains(f.IDs, id) })
+	}
+	f.IDs = ids
+}
+
 // ip keeps servers with an address: a whole one exactly, anything else as a regular expression.
 func (f *filtering) ip(name, asked string, v4 bool) error {
 	tx := f.s.compute.State.Latest()
 	if a, err := netip.ParseAddr(asked); err == nil {
-		f.IDs = []resource.ID{}
+		ids := []resource.ID{}
 		for p := range network.Ports().Peek(tx, "ip", state.Range{Prefix: state.KeyOf(a)}) {
 			if id, err := resource.ParseID(p.DeviceID); err == nil {
-				f.IDs = append(f.IDs, id)
+				ids = append(ids, id)
 			}
 		}
+		f.among(ids)
 		return nil
 	}
 	re, err := regexp.Compile(asked)
