@@ -36,8 +36,8 @@ import (
 type Server struct {
 	Hub       *host.Hub
 	Authority *host.Authority
-	// Image opens an image for a host. The caller closes it.
-	Image func(ctx context.Context, id resource.ID) (io.ReadCloser, error)
+	// Image opens an image for a host, if that is to have it. The caller closes it.
+	Image func(ctx context.Context, host, id resource.ID) (io.ReadCloser, error)
 	Now   func() time.Time
 	// Patience is how long a host may take to read what it is sent, or to send a request; host.Expect when 0.
 	Patience time.Duration
@@ -246,12 +246,12 @@ func (s *Server) observations(w http.ResponseWriter, r *http.Request, id resourc
 	return nil
 }
 
-func (s *Server) image(w http.ResponseWriter, r *http.Request, _ resource.ID) error {
+func (s *Server) image(w http.ResponseWriter, r *http.Request, h resource.ID) error {
 	id, err := resource.ParseID(r.PathValue("id"))
 	if err != nil {
 		return fault.Missing("image", r.PathValue("id"))
 	}
-	in, err := s.Image(identity.Internal(r.Context()), id)
+	in, err := s.Image(identity.Internal(r.Context()), h, id)
 	if err != nil {
 		return err
 	}

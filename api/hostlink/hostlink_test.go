@@ -52,8 +52,8 @@ func newRig(t *testing.T, change ...func(*rig)) *rig {
 	}
 	r.server = &Server{Hub: r.Hub, Authority: r.authority, Patience: 5 * time.Second,
 		Now: func() time.Time { return time.Now().Add(time.Duration(r.late.Load())) },
-		Image: func(_ context.Context, id resource.ID) (io.ReadCloser, error) {
-			if id != r.Image {
+		Image: func(_ context.Context, h, id resource.ID) (io.ReadCloser, error) {
+			if id != r.Image || !compute.MadeFrom(r.State.Latest(), h, id) {
 				return nil, fault.Missing("image", id)
 			}
 			return io.NopCloser(io.MultiReader(strings.NewReader("half of the image"), failing{})), nil
@@ -525,6 +525,14 @@ func TestImages(t *testing.T) {
 	p, _ := r.host()
 	p.send("GET", "images/x", nil).must(404)
 	p.send("GET", "images/"+resource.NewID(time.Now(), nil).String(), nil).must(404)
+	// An image that no server there is made from is not for this host.
+	p.send("GET", "images/"+r.Image.String(), nil).must(404)
+	other, _ := r.host()
+	r.Must(r.State.Update(r.Admin, func(tx *state.Tx) error {
+		return compute.Servers().Put(tx, &compute.Server{Meta: resource.Meta{ID: tx.NewID(), ProjectID: r.Project, Name: "s"}, HostID: p.id,
+			Boot: compute.Boot{Initrd: &compute.ImageRef{ID: r.Image}}})
+	}))
+	other.send("GET", "images/"+r.Image.String(), nil).must(404)
 	if got := p.send("GET", "images/"+r.Image.String(), nil); got.err == nil {
 		t.Errorf("half an image is taken for the whole: %d %q", got.status, got.body)
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/unkai-cloud/unkai/api/openstack/neutron"
 	"github.com/unkai-cloud/unkai/api/openstack/nova"
 	"github.com/unkai-cloud/unkai/api/wire"
+	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/reconcile"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
@@ -101,7 +102,10 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix) (c *clou
 	return c, nil
 }
 
-func (c *cloud) openImage(ctx context.Context, id resource.ID) (io.ReadCloser, error) {
+func (c *cloud) openImage(ctx context.Context, host, id resource.ID) (io.ReadCloser, error) {
+	if !compute.MadeFrom(c.state.Latest(), host, id) {
+		return nil, fault.Missing("image", id)
+	}
 	return c.image.Open(ctx, id)
 }
 

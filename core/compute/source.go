@@ -56,6 +56,19 @@ func (s *Service) guest(tx *state.Tx, srv *Server) *Guest {
 	return g
 }
 
+// MadeFrom reports whether any of a host's servers is made from an image. Nobody else's image is a host to have, for who
+// takes a host over would have everybody's.
+func MadeFrom(tx *state.Tx, h, id resource.ID) bool {
+	for srv := range servers.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h)}) {
+		for _, ref := range []*ImageRef{srv.Boot.Image, srv.Boot.Kernel, srv.Boot.Initrd} {
+			if ref != nil && ref.ID == id {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func (s *Server) disks() []Disk {
 	shape := &s.Shape
 	if s.Before != nil {
