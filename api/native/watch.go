@@ -96,6 +96,7 @@ type stream struct {
 	w     http.ResponseWriter
 	b     bytes.Buffer
 	at    int64
+	past  *state.Past // while it follows from far behind: the state at the event before the next
 }
 
 const writeWithin = 30 * time.Second
@@ -145,7 +146,7 @@ func compacted(present int64) error {
 func (t *stream) run(ctx context.Context, r *http.Request, watcher *state.Watcher, events []state.Event) {
 	checked, said := t.Now(), time.Time{}
 	for {
-		if err := t.events(events); err != nil {
+		if err := t.events(ctx, events); err != nil {
 			if !errors.Is(err, errGone) {
 				slog.ErrorContext(ctx, "watch failed", "request", wire.RequestID(ctx), "err", err)
 				t.end("internal", "Something went wrong here.")
@@ -227,17 +228,27 @@ func (t *stream) flush() error {
 }
 
 // events writes what of a batch is in sight.
-func (t *stream) events(batch []state.Event) error {
-	views := views{state: t.State, now: t.State.Latest()}
+func (t *stream) events(ctx context.Context, batch []state.Event) error {
+	views := views{state: t.State, now: t.State.Latest(), past: t.past}
 	if len(batch) > 0 {
 		views.before = batch[0].Revision - 1
 	}
+	defer func(all []state.Event) {
+		// Close behind the present a new one is cheaper than to keep one.
+		if t.past = views.past; t.past != nil {
+			if len(all) == 0 || views.now.Revision()-all[len(all)-1].Revision < nearby {
+				t.past = nil
+			} else {
+				t.past.Redo(all)
+			}
+		}
+	}(batch)
 	for len(batch) > 0 {
 		n := 1
 		for n < len(batch) && batch[n].Revision == batch[0].Revision {
 			n++
 		}
-		if err := t.transaction(batch[:n], &views); err != nil {
+		if err := t.transaction(ctx, batch[:n], &views); err != nil {
 			return err
 		}
 		t.at = batch[0].Revision
@@ -251,6 +262,9 @@ func (t *stream) events(batch []state.Event) error {
 	return nil
 }
 
+// nearby is how many transactions behind the present a view of the past is made anew with each batch; more in tests.
+var nearby int64 = 256
+
 // A seen is one line to write.
 type seen struct {
 	kind    *kind
@@ -261,12 +275,12 @@ type seen struct {
 }
 
 // transaction writes the lines of one transaction: only the last lets a client resume after it.
-func (t *stream) transaction(events []state.Event, v *views) error {
+func (t *stream) transaction(ctx context.Context, events []state.Event, v *views) error {
 	var lines []seen
 	for _, e := range events {
 		for _, k := range t.kinds {
 			if e.Kind == k.name {
-				if line, ok := t.event(k, e, v); ok {
+				if line, ok := t.event(ctx, k, e, v); ok {
 					lines = append(lines, line)
 				}
 			}
@@ -287,9 +301,9 @@ func (t *stream) transaction(events []state.Event, v *views) error {
 
 // event tells what a change is to whoever watches: an object is there for them if it is in sight
 // and meets the conditions.
-func (t *stream) event(k *kind, e state.Event, v *views) (seen, bool) {
+func (t *stream) event(ctx context.Context, k *kind, e state.Event, v *views) (seen, bool) {
 	line := seen{kind: k, id: e.ID}
-	was := e.Before != nil && k.holds(t.see, t.where, e.Before) && v.saw(k, t.see, e.Before)
+	was := e.Before != nil && k.holds(t.see, t.where, e.Before) && v.saw(ctx, k, t.see, e.Before)
 	is := e.After != nil && k.holds(t.see, t.where, e.After) && k.sees(v.now, t.see, e.After)
 	switch {
 	case was && is:
@@ -333,25 +347,25 @@ type views struct {
 	state  *state.State
 	now    *state.Tx
 	before int64
-	old    *state.Tx // made when it is needed; nil also when it is no longer kept
+	past   *state.Past // made when it is needed; nil also when it is no longer kept
 	tried  bool
 }
 
 // saw reports whether an object that is no more, or is no more like this, was in sight.
-func (v *views) saw(k *kind, s sight, o resource.Object) bool {
+func (v *views) saw(ctx context.Context, k *kind, s sight, o resource.Object) bool {
 	if k.sees(v.now, s, o) {
 		return true
 	}
 	if k.moved == nil || s.all || k.mine(s.plain, o) {
 		return false
 	}
-	if !v.tried {
+	if v.past == nil && !v.tried {
 		v.tried = true
-		if old, err := v.state.View(state.WithAsOf(context.Background(), v.before)); err == nil {
-			v.old = old
+		if past, err := v.state.Past(ctx, v.before); err == nil {
+			v.past = past
 		}
 	}
-	return v.old != nil && k.sees(v.old, s, o)
+	return v.past != nil && k.sees(v.past.View(), s, o)
 }
 
 // write writes one line. The cause is told to those whose own project caused it.

@@ -274,6 +274,50 @@ func TestWatchShared(t *testing.T) {
 	}
 }
 
+// TestWatchSharedFromFarBehind is told the same of a long history, whether each batch has a view of the past of
+// its own or one view is moved on.
+func TestWatchSharedFromFarBehind(t *testing.T) {
+	w := newWorld(t)
+	since := w.state.Latest().Revision()
+	for i := range 4 {
+		var net, subnet resource.ID
+		w.update(func(tx *state.Tx) error {
+			net, subnet = tx.NewID(), tx.NewID()
+			if err := network.Networks().Put(tx, &network.Network{Meta: resource.Meta{ID: net, ProjectID: w.two, Name: fmt.Sprint("n", i)}, Shared: true}); err != nil {
+				return err
+			}
+			return network.Subnets().Put(tx, &network.Subnet{Meta: resource.Meta{ID: subnet, ProjectID: w.two, Name: "s"}, NetworkID: net})
+		})
+		for range 700 {
+			w.change(w.hers, func(s *compute.Server) { s.Description += "." })
+		}
+		w.update(func(tx *state.Tx) error {
+			if err := network.Subnets().Delete(tx, subnet); err != nil {
+				return err
+			}
+			return network.Networks().Delete(tx, net)
+		})
+	}
+	w.update(func(tx *state.Tx) error {
+		return network.Networks().Put(tx, &network.Network{Meta: resource.Meta{ID: tx.NewID(), ProjectID: w.one, Name: "last"}})
+	})
+	told := map[int64][]string{}
+	for _, near := range []int64{0, 1 << 40} {
+		defer func(was int64) { nearby = was }(nearby)
+		nearby = near
+		f := w.follow("one", fmt.Sprintf("/watch?kinds=networks,subnets&since=%d", since))
+		for last := false; !last; {
+			l := f.next()
+			told[near] = append(told[near], fmt.Sprint(l.Type, " ", l.Kind, " ", l.Revision))
+			last = l.Object["name"] == "last"
+		}
+		f.stop()
+	}
+	if !slices.Equal(told[0], told[1<<40]) || len(told[0]) < 9 {
+		t.Errorf("one view that is moved on tells\n%v\nand many tell\n%v", told[0], told[1<<40])
+	}
+}
+
 // TestWatchExactly changes servers at random. A watch without a break tells exactly what happened
 // to the tenant's; one that breaks off anywhere, and resumes, ends with the same servers as a list.
 func TestWatchExactly(t *testing.T) {

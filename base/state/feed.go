@@ -310,6 +310,48 @@ func (s *State) viewPast(ctx context.Context, p *past) (*Tx, error) {
 	return &view, nil
 }
 
+// A Past is the state of an earlier moment, which can be moved on through the changes that came then. To go through a
+// long history with it costs what one view of the past costs, and not one for each step. It belongs to one goroutine.
+type Past struct {
+	tx  *Tx
+	own []bool // by slot: the table is no one else's
+	s   *State
+}
+
+// Past gives the state right after a revision. Errors as of a View with WithAsOf.
+func (s *State) Past(ctx context.Context, revision int64) (*Past, error) {
+	select {
+	case s.building <- struct{}{}:
+		defer func() { <-s.building }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	tx, err := s.viewAt(ctx, moment{revision: revision})
+	if err != nil {
+		return nil, err
+	}
+	return &Past{tx: tx, own: make([]bool, len(tx.tables)), s: s}, nil
+}
+
+// View is the state that the Past is at. It is good until the Past moves on.
+func (p *Past) View() *Tx { return p.tx }
+
+// Redo moves on through all events that come next.
+func (p *Past) Redo(events []Event) {
+	for _, e := range events {
+		def := defOf(e.Kind)
+		if !p.own[def.slot] {
+			p.own[def.slot] = true
+			p.s.forkMu.Lock()
+			p.tx.tables[def.slot] = p.tx.tables[def.slot].fork()
+			p.s.forkMu.Unlock()
+		}
+		p.tx.tables[def.slot].apply(def, e.ID, e.Before, e.After)
+		p.tx.head = Head{e.Revision, e.Time}
+		p.tx.now, p.tx.revision = e.Time, e.Revision
+	}
+}
+
 // viewAt forks the newest snapshot and undoes what came after the moment.
 func (s *State) viewAt(ctx context.Context, m moment) (*Tx, error) {
 	s.feed.mu.Lock()

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/unkai-cloud/unkai/base/fault"
+
 	"github.com/unkai-cloud/unkai/base/resource"
 )
 
@@ -244,5 +247,65 @@ func TestVerifyFindsDrift(t *testing.T) {
 				t.Error("it finds nothing")
 			}
 		})
+	}
+}
+
+// TestPastMovesOn goes through the history from any moment, and compares with a view of each.
+func TestPastMovesOn(t *testing.T) {
+	s := open(t, NewMemory(0))
+	r := rand.New(rand.NewPCG(7, 8))
+	var ids []resource.ID
+	for range 200 {
+		if err := s.Update(t.Context(), func(tx *Tx) error {
+			if len(ids) > 5 && r.IntN(2) == 0 {
+				n := r.IntN(len(ids))
+				id := ids[n]
+				if r.IntN(2) == 0 {
+					ids = slices.Delete(ids, n, n+1)
+					return things.Delete(tx, id)
+				}
+				return things.Put(tx, &thing{Meta: resource.Meta{ID: id, Name: id.String()}, Size: r.Int64N(9)})
+			}
+			id := tx.NewID()
+			ids = append(ids, id)
+			return things.Put(tx, &thing{Meta: resource.Meta{ID: id, Name: id.String()}, Tags: []string{"x"}})
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	head := s.Latest().Revision()
+	before := Verify(s.Latest())
+	for range 20 {
+		at := 1 + r.Int64N(head-1)
+		past, err := s.Past(t.Context(), at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events, err := s.Watch(at).Poll()
+		if err != nil {
+			t.Fatal(err)
+		}
+		to := r.IntN(len(events) + 1)
+		past.Redo(events[:to])
+		if to > 0 {
+			at = events[to-1].Revision
+		}
+		want, err := s.View(WithAsOf(t.Context(), at))
+		if err != nil {
+			t.Fatal(err)
+		}
+		is := slices.Collect(things.All(past.View()))
+		if diff := cmp.Diff(slices.Collect(things.All(want)), is); diff != "" || past.View().Revision() != want.Revision() {
+			t.Fatalf("at revision %d, %d, want %d: %s", at, past.View().Revision(), want.Revision(), diff)
+		}
+		if wrong := Verify(past.View()); len(wrong) > 0 {
+			t.Fatal(wrong)
+		}
+	}
+	if after := Verify(s.Latest()); len(before)+len(after) > 0 || s.Latest().Revision() != head {
+		t.Errorf("the present was touched: %v, %v", before, after)
+	}
+	if _, err := s.Past(t.Context(), head+1); err == nil {
+		t.Error("there is a view of the future")
 	}
 }
