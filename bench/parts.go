@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
+	"crypto/md5"
+	"crypto/sha512"
 	"fmt"
+	"hash"
 	"io"
 	"net/http"
 	"os"
@@ -154,7 +157,16 @@ func (b *bench) images() error {
 		}
 		plain = max(plain, mibs(time.Since(began)))
 	}
-	b.note("image upload, 256 MiB, best of 3", ">= 400 MB/s", in >= 400, "%.0f MB/s (a plain copy with fsync: %.0f MB/s)", in, plain)
+	// An upload has a sha512 and an md5, neither of which can be split: they bound it.
+	digest := func(h hash.Hash) float64 {
+		began := time.Now()
+		for range size >> 20 {
+			h.Write(block)
+		}
+		return mibs(time.Since(began))
+	}
+	b.note("image upload, 256 MiB, best of 3", ">= 400 MB/s", in >= 400, "%.0f MB/s (a plain copy with fsync: %.0f MB/s; sha512 alone: %.0f MB/s, md5 alone: %.0f MB/s)",
+		in, plain, digest(sha512.New()), digest(md5.New()))
 	b.note("image download", ">= 1,500 MB/s", out >= 1500, "%.0f MB/s", out)
 	b.note("  resident meanwhile", "constant", peak < 300, "%d MiB", peak)
 	return nil

@@ -16,6 +16,8 @@ type Engine interface {
 	Lead(ctx context.Context) (term int64, err error)
 	// Load gives every record as of one moment, in any order, and that moment.
 	Load(ctx context.Context, each func(Record) error) (Head, error)
+	// Head is how far the newest committed batch has come; the zero Head if there is none.
+	Head(ctx context.Context) (Head, error)
 	// Commit makes the batch durable, all of it or nothing. Batch.Base must be the
 	// present head's revision, or it fails with ErrFenced too. An error means that nothing
 	// was stored and never will be, except ErrUncertain, after which only a new Load tells.

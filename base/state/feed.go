@@ -162,6 +162,30 @@ func (f *feed) append(txs []*Tx, publish func()) {
 	f.changed = make(chan struct{})
 }
 
+// extend is append for another writer's events, which reach as far as head.
+func (f *feed) extend(events []Event, head Head, publish func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range events {
+		f.add(e)
+	}
+	f.head = head.Revision
+	f.trim()
+	publish()
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// reset forgets everything before head.
+func (f *feed) reset(head Head, publish func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.events, f.bytes, f.floor, f.head = nil, 0, head, head.Revision
+	publish()
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
 // add appends one event. The caller holds mu, or nobody else knows the feed yet.
 func (f *feed) add(e Event) {
 	f.events = append(f.events, e)

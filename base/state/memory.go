@@ -55,6 +55,12 @@ func (m *Memory) Load(_ context.Context, each func(Record) error) (Head, error) 
 	return m.head, nil
 }
 
+func (m *Memory) Head(context.Context) (Head, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.head, nil
+}
+
 func (m *Memory) Commit(_ context.Context, b Batch) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -23,7 +23,6 @@ import (
 // number of goroutines.
 type State struct {
 	engine Engine
-	term   int64
 	clock  clock
 	random io.Reader
 	feed   *feed
@@ -32,15 +31,22 @@ type State struct {
 	forkMu    sync.Mutex // held while a published tree is forked: that touches it
 
 	mu      sync.Mutex
-	queue   []*request // guarded by mu
-	leading bool       // some caller of Update is the writer; guarded by mu
-	broken  error      // set for good when nothing more can be stored; guarded by mu
+	queue   []*request    // guarded by mu
+	leading bool          // some caller of Update is the writer; guarded by mu
+	broken  error         // set for good when nothing more can be stored; guarded by mu
+	term    int64         // of this writer; 0: another leads, or none; guarded by mu
+	quiet   sync.Cond     // with mu: told when leading becomes false
+	deposed chan struct{} // closed while term is 0; guarded by mu
 
 	stopped chan struct{} // closed when broken is set
 
+	confirming confirming
+
 	building chan struct{} // one place for each view of the past that may be built at once
 
-	live   *snapshot   // the writer's: the newest tables, committed or about to be
+	role   sync.Mutex  // held while the role changes, and while this state follows
+	stays  bool        // it stays when it is deposed, and can follow
+	live   *snapshot   // the writer's, or the follower's: the newest tables, committed or about to be
 	lastID resource.ID // the writer's: the newest that a transaction made
 }
 
@@ -68,8 +74,29 @@ const (
 	commitWithin = 15 * time.Second
 )
 
-// Open loads everything from the engine and becomes its writer.
+// Open loads everything from the engine and becomes its writer. When another takes that over, the State ends: see Broken.
 func Open(ctx context.Context, engine Engine, o Options) (*State, error) {
+	s, err := openState(ctx, engine, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Lead(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// OpenFollower loads everything from the engine, and does not lead. Follow keeps it up to date, Lead makes it the writer; when
+// another takes that over, it can follow again.
+func OpenFollower(ctx context.Context, engine Engine, o Options) (*State, error) {
+	s, err := openState(ctx, engine, o)
+	if err == nil {
+		s.stays = true
+	}
+	return s, err
+}
+
+func openState(ctx context.Context, engine Engine, o Options) (*State, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -82,14 +109,12 @@ func Open(ctx context.Context, engine Engine, o Options) (*State, error) {
 	if o.HistoryBytes == 0 {
 		o.HistoryBytes = 256 << 20
 	}
-	term, err := engine.Lead(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("become the writer: %w", err)
-	}
 	s := &State{
-		engine: engine, term: term, clock: clock{wall: o.Now}, random: o.Random, stopped: make(chan struct{}),
-		building: make(chan struct{}, pastViews),
+		engine: engine, clock: clock{wall: o.Now}, random: o.Random, stopped: make(chan struct{}),
+		deposed: make(chan struct{}), building: make(chan struct{}, pastViews),
 	}
+	s.quiet.L = &s.mu
+	close(s.deposed)
 	if err := s.load(ctx, o); err != nil {
 		return nil, err
 	}
@@ -184,9 +209,13 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) error {
 	}
 	r := &request{ctx: ctx, fn: fn, done: make(chan answer, 1)}
 	s.mu.Lock()
-	if s.broken != nil {
+	if s.broken != nil || s.term == 0 {
+		broken := s.broken != nil
 		s.mu.Unlock()
-		return unavailable()
+		if broken {
+			return unavailable()
+		}
+		return NotLeading()
 	}
 	s.queue = append(s.queue, r)
 	if s.leading {
@@ -215,6 +244,7 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) error {
 		s.queue[0].done <- answer{lead: true}
 	} else {
 		s.leading = false
+		s.quiet.Broadcast()
 	}
 	s.mu.Unlock()
 	for _, member := range group {
@@ -237,6 +267,7 @@ func (s *State) abandon(writer *request, group []*request) {
 		}
 	}
 	s.queue, s.leading = nil, false
+	s.quiet.Broadcast()
 }
 
 func unavailable() error {
@@ -376,11 +407,17 @@ func (s *State) commit(txs []*Tx) (int, error) {
 
 // store hands transactions to the engine, in halves when all at once are too large for it.
 func (s *State) store(txs []*Tx) (int, error) {
-	if s.Broken() != nil {
+	s.mu.Lock()
+	term, broken := s.term, s.broken != nil
+	s.mu.Unlock()
+	if broken {
 		return 0, unavailable()
 	}
+	if term == 0 {
+		return 0, NotLeading()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), commitWithin)
-	err := s.engine.Commit(ctx, makeBatch(s.term, txs[0].revision-1, txs))
+	err := s.engine.Commit(ctx, makeBatch(term, txs[0].revision-1, txs))
 	cancel()
 	switch {
 	case err == nil:
@@ -398,7 +435,11 @@ func (s *State) store(txs []*Tx) (int, error) {
 	slog.Error("commit failed", "err", err)
 	if errors.Is(err, ErrUncertain) || errors.Is(err, ErrFenced) {
 		s.mu.Lock()
-		s.stop(err)
+		if s.stays {
+			s.depose()
+		} else {
+			s.stop(err)
+		}
 		s.mu.Unlock()
 	}
 	return 0, unavailable()
@@ -516,5 +557,9 @@ type row2 struct {
 	id   resource.ID
 }
 
-// Close lets the engine go. No Update may be running.
-func (s *State) Close() error { return s.engine.Close() }
+// Close lets the engine go. No Update or Follow may be running.
+func (s *State) Close() error {
+	err := s.engine.Close()
+	s.confirming.running.Wait()
+	return err
+}

@@ -183,6 +183,10 @@ func load(t *testing.T, e state.Engine) (map[object]state.Record, state.Head) {
 	if err != nil {
 		t.Fatalf("load: %v", err)
 	}
+	// Nobody commits while a test loads, so that both are of one moment.
+	if read, err := e.Head(t.Context()); err != nil || read.Revision != head.Revision || !read.Time.Equal(head.Time) {
+		t.Fatalf("Head is %v, %v; Load gave %v", read, err, head)
+	}
 	return got, head
 }
 

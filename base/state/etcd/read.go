@@ -58,6 +58,24 @@ func (e *Engine) Load(ctx context.Context, each func(state.Record) error) (state
 	return head.stateHead(), <-failed
 }
 
+// Head reads how far the newest batch has come.
+func (e *Engine) Head(ctx context.Context) (state.Head, error) {
+	ctx, cancel := e.within(ctx, askWithin)
+	defer cancel()
+	read, err := e.client.Get(ctx, e.layout.head())
+	if err != nil {
+		return state.Head{}, fmt.Errorf("read the head: %w", err)
+	}
+	if len(read.Kvs) == 0 {
+		return state.Head{}, nil
+	}
+	head, err := parseHead(read.Kvs[0].Value)
+	if err != nil {
+		return state.Head{}, err
+	}
+	return head.stateHead(), nil
+}
+
 func (e *Engine) readPages(ctx context.Context, revision int64, pages chan<- []*mvccpb.KeyValue) error {
 	end := clientv3.GetPrefixRangeEnd(e.layout.objects())
 	for from := e.layout.objects(); ; {
