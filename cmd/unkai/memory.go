@@ -19,6 +19,8 @@ func boundMemory(ctx context.Context) {
 	if os.Getenv("GOGC") != "" {
 		return
 	}
+	// What a start has read and thrown away would else be held for minutes.
+	debug.FreeOSMemory()
 	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 	tick := time.NewTicker(2 * time.Second)
 	defer tick.Stop()

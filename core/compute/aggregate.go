@@ -75,10 +75,14 @@ func (s *Service) CreateAggregate(ctx context.Context, name, zone string) (*Aggr
 		if err := identity.Allow(ctx, "aggregate.create", resource.Meta{}); err != nil {
 			return nil, err
 		}
-		number := 1
+		highest := 0 // of what an earlier release made
 		for last := range aggregates.Peek(tx, "number", state.Range{Reverse: true}) {
-			number = last.Number + 1
+			highest = last.Number
 			break
+		}
+		number, err := state.NextNumber(tx, aggregates.Kind(), highest)
+		if err != nil {
+			return nil, err
 		}
 		a := &Aggregate{Meta: resource.Meta{ID: tx.NewID(), Name: name}, Number: number, Zone: zone}
 		return a, putAggregate(tx, a)
