@@ -113,12 +113,38 @@ func (d *tableData) conflict(def *tableDef, id resource.ID, obj resource.Object)
 // the rows and every index. apply(after, before) undoes it.
 func (d *tableData) apply(def *tableDef, id resource.ID, before, after resource.Object) {
 	for i, index := range def.indexes {
+		if index.text != nil {
+			d.texts[i].apply(id, textIn(index, before), textIn(index, after))
+		}
+	}
+	d.place(def, id, before, after)
+}
+
+// admit takes in one object of many; fillTexts ends that.
+func (d *tableData) admit(def *tableDef, id resource.ID, obj resource.Object) {
+	d.place(def, id, nil, obj)
+}
+
+// fillTexts makes the texts of all objects.
+func (d *tableData) fillTexts(def *tableDef) {
+	for i, index := range def.indexes {
+		if index.text != nil {
+			d.texts[i] = newTexts()
+			d.texts[i].fill(func(each func(resource.ID, string) bool) {
+				d.rows.Scan(func(r row) bool { return each(r.id, index.text(r.obj)) })
+			})
+		}
+	}
+}
+
+// place is apply without the texts.
+func (d *tableData) place(def *tableDef, id resource.ID, before, after resource.Object) {
+	for i, index := range def.indexes {
 		if index.tally != nil {
 			d.applyTally(i, index, before, after)
 			continue
 		}
 		if index.text != nil {
-			d.texts[i].apply(id, textIn(index, before), textIn(index, after))
 			continue
 		}
 		was, is := keysOf(index, before), keysOf(index, after)

@@ -77,6 +77,9 @@ func (l *loader) finish() ([]*tableData, error) {
 	if err := l.failed.Load(); err != nil {
 		return nil, *err
 	}
+	for _, def := range tableDefs() {
+		l.tables[def.slot].fillTexts(def)
+	}
 	return l.tables, nil
 }
 
@@ -119,7 +122,7 @@ func (l *loader) fill() {
 		}
 		for i, r := range c.records {
 			def := defOf(r.Kind)
-			l.tables[def.slot].apply(def, r.ID, nil, c.objects[i])
+			l.tables[def.slot].admit(def, r.ID, c.objects[i])
 		}
 	}
 }

@@ -221,7 +221,7 @@ func TestVerifyFindsDrift(t *testing.T) {
 		},
 		"a text of what it was before": func(d *tableData) {
 			d.texts[3].pages.Scan(func(p *textPage) bool {
-				d.texts[3].pages.Set(&textPage{p.ids, p.ends, "b"})
+				d.texts[3].pages.Set(&textPage{ids: p.ids, ends: p.ends, text: "b"})
 				return false
 			})
 		},

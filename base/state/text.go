@@ -34,12 +34,12 @@ type texts struct{ pages *btree.BTreeG[*textPage] }
 // textPage holds some texts. It never changes: what changes is put in its place.
 type textPage struct {
 	ids  []resource.ID
-	ends []int // where in text each one ends
+	ends []int32 // where in text each one ends
 	text string
 }
 
-// pageTexts is how many texts a page has at most: more make a search faster, and a change slower, which copies a page.
-const pageTexts = 128
+// pageTexts is how many texts a page has at most: more make a search faster, and a change dearer, which copies a page.
+const pageTexts = 64
 
 func newTexts() *texts {
 	return &texts{btree.NewBTreeGOptions(func(a, b *textPage) bool { return bytes.Compare(a.ids[0][:], b.ids[0][:]) < 0 },
@@ -79,20 +79,16 @@ func (t *texts) apply(id resource.ID, before, after *string) {
 	p := t.page(id)
 	if p == nil {
 		p = &textPage{}
-	} else {
-		t.pages.Delete(p)
 	}
 	at, there := p.find(id)
-	ids, words := slices.Clone(p.ids), p.all()
-	switch {
-	case after == nil && there:
-		ids, words = slices.Delete(ids, at, at+1), slices.Delete(words, at, at+1)
-	case after != nil && there:
-		words[at] = *after
-	case after != nil:
-		ids, words = slices.Insert(ids, at, id), slices.Insert(words, at, *after)
+	if after == nil && !there {
+		return
 	}
-	cut := len(ids)
+	if len(p.ids) > 0 {
+		t.pages.Delete(p)
+	}
+	p = p.splice(at, there, id, after)
+	cut := len(p.ids)
 	switch {
 	case cut <= pageTexts:
 	case at == cut-1:
@@ -100,29 +96,77 @@ func (t *texts) apply(id resource.ID, before, after *string) {
 	default:
 		cut /= 2
 	}
-	t.set(ids[:cut], words[:cut])
-	t.set(ids[cut:], words[cut:])
+	t.set(p.part(0, cut))
+	t.set(p.part(cut, len(p.ids)))
 }
 
-func (t *texts) set(ids []resource.ID, words []string) {
-	if len(ids) == 0 {
-		return
+func (t *texts) set(p *textPage) {
+	if len(p.ids) > 0 {
+		t.pages.Set(p)
 	}
-	p := &textPage{ids: slices.Clone(ids), ends: make([]int, len(ids)), text: strings.Join(words, "")}
-	end := 0
-	for i, w := range words {
-		end += len(w)
-		p.ends[i] = end
-	}
-	t.pages.Set(p)
 }
 
-func (p *textPage) all() []string {
-	words := make([]string, len(p.ids), len(p.ids)+1)
-	for i := range words {
-		words[i] = p.at(i)
+// splice is the page with one text at a place, instead of the one there if that is replaced; nil is none.
+func (p *textPage) splice(at int, replaced bool, id resource.ID, text *string) *textPage {
+	from, to := 0, 0 // what goes, in p.text
+	if at > 0 {
+		from = int(p.ends[at-1])
 	}
-	return words
+	to = from
+	next := at
+	if replaced {
+		to, next = int(p.ends[at]), at+1
+	}
+	made := &textPage{ids: make([]resource.ID, at, len(p.ids)+1), ends: make([]int32, at, len(p.ids)+1)}
+	copy(made.ids, p.ids)
+	copy(made.ends, p.ends)
+	word := ""
+	if text != nil {
+		word = *text
+		made.ids, made.ends = append(made.ids, id), append(made.ends, int32(from+len(word)))
+	}
+	made.ids = append(made.ids, p.ids[next:]...)
+	for _, end := range p.ends[next:] {
+		made.ends = append(made.ends, end+int32(from+len(word)-to))
+	}
+	made.text = p.text[:from] + word + p.text[to:]
+	return made
+}
+
+// part is some texts of a page.
+func (p *textPage) part(from, to int) *textPage {
+	if from == 0 && to == len(p.ids) || from == to {
+		return &textPage{p.ids[from:to], p.ends[from:to], p.text}
+	}
+	begin := int32(0)
+	if from > 0 {
+		begin = p.ends[from-1]
+	}
+	made := &textPage{slices.Clone(p.ids[from:to]), slices.Clone(p.ends[from:to]), strings.Clone(p.text[begin:p.ends[to-1]])}
+	for i := range made.ends {
+		made.ends[i] -= begin
+	}
+	return made
+}
+
+// fill makes all pages anew, of objects in the order of their IDs: when all are there, that is a hundredth of the work of
+// adding one after the other.
+func (t *texts) fill(objects func(each func(id resource.ID, text string) bool)) {
+	p, words := &textPage{}, strings.Builder{}
+	flush := func() {
+		p.text = words.String()
+		t.set(p)
+		p, words = &textPage{}, strings.Builder{}
+	}
+	objects(func(id resource.ID, text string) bool {
+		if len(p.ids) == pageTexts {
+			flush()
+		}
+		words.WriteString(text)
+		p.ids, p.ends = append(p.ids, id), append(p.ends, int32(words.Len()))
+		return true
+	})
+	flush()
 }
 
 func (t *texts) len() (n int) {

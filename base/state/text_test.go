@@ -44,6 +44,9 @@ func TestTexts(t *testing.T) {
 			held, heldWant = live.fork(), maps.Clone(want)
 		}
 	}
+	filled := newTexts()
+	filled.fill(func(each func(resource.ID, string) bool) { live.scan(resource.ID{}, false, each) })
+	sameTexts(t, filled, want, id())
 	for one, text := range want {
 		live.apply(one, &text, nil)
 	}
