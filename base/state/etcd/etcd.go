@@ -25,6 +25,8 @@ type Options struct {
 	// QuotaBytes is how much the server's file may hold before users can make nothing new; 5 GiB when 0. The
 	// file itself may grow half as large again, for what makes room.
 	QuotaBytes int64
+	// Member, when set, makes the server one of several.
+	Member *Member
 
 	// Endpoints are those of a server elsewhere. It must allow large transactions:
 	// --max-txn-ops=65536 --max-request-bytes=134217728.
@@ -70,6 +72,9 @@ type Engine struct {
 	close   context.CancelFunc
 	running sync.WaitGroup // the goroutines that the engine started
 
+	reachMu sync.Mutex
+	reach   context.Context // ends while the member has no leader: nobody would answer; guarded by reachMu
+
 	mu      sync.Mutex
 	term    int64 // 0: this engine does not lead; guarded by mu
 	fence   int64 // revision at which we last wrote the term key; guarded by mu
@@ -91,7 +96,17 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		if err != nil {
 			return nil, err
 		}
-		return newEngine(o, s.client(), s), nil
+		e := newEngine(o, s.client(), s)
+		if o.Member != nil {
+			e.running.Go(e.watchReach)
+		}
+		if o.Member != nil && len(o.Member.Existing) == 0 {
+			err = e.moveTo(ctx, o.Member.URL)
+		}
+		if err != nil {
+			return nil, errors.Join(err, e.Close())
+		}
+		return e, nil
 	}
 	client, err := clientv3.New(clientv3.Config{
 		Context: context.WithoutCancel(ctx), Endpoints: o.Endpoints, TLS: o.TLS, Username: o.Username, Password: o.Password,
@@ -123,6 +138,7 @@ func (o Options) withDefaults() Options {
 func newEngine(o Options, client *clientv3.Client, s *server) *Engine {
 	e := &Engine{options: o, layout: layout{o.Prefix}, client: client, server: s}
 	e.closed, e.close = context.WithCancel(context.Background())
+	e.reach = e.closed
 	return e
 }
 
@@ -188,10 +204,13 @@ func (e *Engine) raiseTerm(ctx context.Context) (int64, error) {
 	}
 }
 
-// within bounds a call by time and by the engine's own life.
+// within bounds a call by time, by the engine's own life, and by that of a majority of members.
 func (e *Engine) within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, d)
-	stop := context.AfterFunc(e.closed, cancel)
+	e.reachMu.Lock()
+	reach := e.reach
+	e.reachMu.Unlock()
+	stop := context.AfterFunc(reach, cancel)
 	return ctx, func() { stop(); cancel() }
 }
 

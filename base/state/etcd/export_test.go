@@ -32,3 +32,6 @@ func (e *Engine) Abort() { e.close() }
 func LogForTest(message, name, value string) {
 	zapTo(slog.Default()).Warn(message, zap.String(name, value))
 }
+
+// HardStop ends the server as a crash would: it hands its leadership to nobody.
+func (e *Engine) HardStop() { e.server.etcd.Server.HardStop() }

@@ -37,7 +37,7 @@ const (
 	defragAboveMiB = 2048
 )
 
-// server is an etcd member inside this process. Nothing outside can reach it.
+// server is an etcd server inside this process. Nothing outside can reach it, but other members.
 type server struct {
 	etcd *embed.Etcd
 	lock *os.File
@@ -94,7 +94,13 @@ func (s *server) start(ctx context.Context, o Options) error {
 			return fmt.Errorf("mark the member as unfinished: %w", err)
 		}
 	}
-	if s.etcd, err = embed.StartEtcd(config(o)); err != nil {
+	c := config(o)
+	if o.Member != nil {
+		if err := o.Member.apply(c); err != nil {
+			return err
+		}
+	}
+	if s.etcd, err = embed.StartEtcd(c); err != nil {
 		return fmt.Errorf("start etcd in %s: %w", o.Dir, err)
 	}
 	select {

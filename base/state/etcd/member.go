@@ -1,0 +1,199 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.etcd.io/etcd/server/v3/embed"
+)
+
+// A Member is how a server inside this process is one of several, which are on other machines.
+type Member struct {
+	Name   string // of this member; unlike any other's
+	Listen string // address for the others: "0.0.0.0:8703"
+	URL    string // where the others reach it: "https://10.0.0.1:8703"
+	// Certificate, key and authority (PEM) for mutual TLS with the others. The files are read again for each connection.
+	CertFile, KeyFile, CAFile string
+	// Role is the common name in the certificates of members. The authority signs others, too: they are refused.
+	Role string
+	// Of the members that there are: name to URL, with this one. Only for a server that is new, and joins them.
+	Existing map[string]string
+}
+
+// Settings of a server that is one of several.
+const (
+	memberTick     = 100 * time.Millisecond
+	memberElection = time.Second // without a word from its leader, a member calls an election
+	// How many applied log entries stay in memory for members that lag behind; further back they are sent all of it.
+	memberCatchUp = 2000
+	addWithin     = 20 * time.Second // for a new member to be let in
+)
+
+// apply makes a configuration that of a member.
+func (m *Member) apply(c *embed.Config) error {
+	at, err := url.Parse(m.URL)
+	if err != nil || at.Scheme != "https" {
+		return fmt.Errorf("etcd: a member's URL must begin with https://, and this is %q", m.URL)
+	}
+	c.Name = m.Name
+	c.AdvertisePeerUrls = []url.URL{*at}
+	c.ListenPeerUrls = []url.URL{{Scheme: "https", Host: m.Listen}}
+	c.PeerTLSInfo = transport.TLSInfo{CertFile: m.CertFile, KeyFile: m.KeyFile, TrustedCAFile: m.CAFile, ClientCertAuth: true,
+		AllowedCNs: []string{m.Role}}
+	c.TickMs, c.ElectionMs = uint(memberTick.Milliseconds()), uint(memberElection.Milliseconds())
+	c.SnapshotCatchUpEntries = memberCatchUp
+	c.InitialCluster = m.Name + "=" + m.URL
+	if len(m.Existing) > 0 {
+		var all []string
+		for name, url := range m.Existing {
+			all = append(all, name+"="+url)
+		}
+		sort.Strings(all)
+		c.InitialCluster, c.ClusterState = strings.Join(all, ","), embed.ClusterStateFlagExisting
+	}
+	return nil
+}
+
+// A MemberInfo is what all members know of one.
+type MemberInfo struct {
+	ID      uint64
+	Name    string // "" until it has started
+	URL     string
+	Learner bool // it has not caught up yet, and has no vote
+}
+
+// Members lists the members, as this one knows them.
+func (e *Engine) Members(ctx context.Context) ([]MemberInfo, error) {
+	ctx, cancel := e.within(ctx, askWithin)
+	defer cancel()
+	list, err := e.client.MemberList(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list etcd's members: %w", err)
+	}
+	var all []MemberInfo
+	for _, m := range list.Members {
+		all = append(all, MemberInfo{m.ID, m.Name, strings.Join(m.PeerURLs, ","), m.IsLearner})
+	}
+	return all, nil
+}
+
+// AddMember lets one more member in, which is then to start with the members that this answers, it among them with the name ""
+// until it has. It has a vote once it has caught up, and Promote says so. Asked again for the same URL it changes nothing.
+func (e *Engine) AddMember(ctx context.Context, url string) ([]MemberInfo, error) {
+	ctx, cancel := e.within(ctx, addWithin)
+	defer cancel()
+	for {
+		_, err := e.client.MemberAddAsLearner(ctx, []string{url})
+		switch {
+		case err == nil || errors.Is(err, rpctypes.ErrPeerURLExist):
+			return e.Members(ctx)
+		case !errors.Is(err, rpctypes.ErrUnhealthy):
+			return nil, fmt.Errorf("add a member at %s: %w", url, err)
+		}
+		// So etcd says until all members have been connected for five seconds.
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("add a member at %s: %w", url, err)
+		}
+	}
+}
+
+// Promote gives a vote to every member that has caught up.
+func (e *Engine) Promote(ctx context.Context) error {
+	all, err := e.Members(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := e.within(ctx, askWithin)
+	defer cancel()
+	for _, m := range all {
+		if !m.Learner {
+			continue
+		}
+		if _, err := e.client.MemberPromote(ctx, m.ID); err != nil && !errors.Is(err, rpctypes.ErrMemberLearnerNotReady) {
+			return fmt.Errorf("give a vote to the member at %s: %w", m.URL, err)
+		}
+	}
+	return nil
+}
+
+// RemoveMember takes a member out for good. It cannot come back with what it has on its disk.
+func (e *Engine) RemoveMember(ctx context.Context, id uint64) error {
+	ctx, cancel := e.within(ctx, askWithin)
+	defer cancel()
+	if _, err := e.client.MemberRemove(ctx, id); err != nil {
+		return fmt.Errorf("remove a member: %w", err)
+	}
+	return nil
+}
+
+// moveTo changes where the others reach this member, as when it had been alone. It asks nobody where it is: to start again
+// must not need more of the others than etcd itself does.
+func (e *Engine) moveTo(ctx context.Context, url string) error {
+	me := e.server.etcd.Server.Cluster().Member(e.server.etcd.Server.MemberID())
+	if me != nil && slices.Equal(me.PeerURLs, []string{url}) {
+		return nil
+	}
+	ctx, cancel := e.within(ctx, askWithin)
+	defer cancel()
+	if _, err := e.client.MemberUpdate(ctx, e.Self(), []string{url}); err != nil {
+		return fmt.Errorf("tell the members that this one is at %s: %w", url, err)
+	}
+	return nil
+}
+
+// watchReach ends calls that nobody will answer. Members that are well elect a leader within two elections.
+func (e *Engine) watchReach() {
+	tick := time.NewTicker(memberTick)
+	defer tick.Stop()
+	found := time.Now()
+	lose := e.reachAgain()
+	defer func() { lose() }()
+	for lost := false; ; {
+		select {
+		case <-tick.C:
+		case <-e.closed.Done():
+			return
+		}
+		switch {
+		case e.Leader() == 0:
+			if time.Since(found) > 2*memberElection {
+				lose()
+				lost = true
+			}
+		case lost:
+			lose, lost, found = e.reachAgain(), false, time.Now()
+		default:
+			found = time.Now()
+		}
+	}
+}
+
+// reachAgain lets calls begin that go on until what it answers is called.
+func (e *Engine) reachAgain() context.CancelFunc {
+	e.reachMu.Lock()
+	defer e.reachMu.Unlock()
+	var lose context.CancelFunc
+	e.reach, lose = context.WithCancel(e.closed)
+	return lose
+}
+
+// Self is this member's ID.
+func (e *Engine) Self() uint64 { return uint64(e.server.etcd.Server.MemberID()) }
+
+// Leader is the member that leads: 0 while none does, or none that a majority follows. The one that leads is the one to
+// write: its commits need no detour, and it is found as fast as etcd finds it. That another, who does not know yet that it
+// leads no more, writes too is what terms prevent.
+func (e *Engine) Leader() uint64 { return uint64(e.server.etcd.Server.Leader()) }
+
+// LeaderChanged is closed when a leader has been found, or lost, since the call.
+func (e *Engine) LeaderChanged() <-chan struct{} { return e.server.etcd.Server.LeaderChangedNotify() }

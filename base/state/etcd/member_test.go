@@ -1,0 +1,346 @@
+package etcd
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+)
+
+type note struct {
+	resource.Meta
+	Text string
+}
+
+var notes = state.NewTable("member-test-note", state.Index("text", func(n *note) state.Key { return state.KeyOf(n.Text) }))
+
+// A crowd is several controllers' states, each on an etcd member of its own.
+type crowd struct {
+	t    *testing.T
+	dir  string
+	ca   *x509.Certificate
+	key  *ecdsa.PrivateKey
+	mu   sync.Mutex
+	live map[int]*controller // guarded by mu
+}
+
+type controller struct {
+	engine *Engine
+	state  *state.State
+	stop   context.CancelFunc
+	done   chan struct{}
+}
+
+func newCrowd(t *testing.T) *crowd {
+	c := &crowd{t: t, dir: t.TempDir(), live: map[int]*controller{}}
+	var err error
+	if c.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, c.key.Public(), c.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.ca, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	c.write("ca.pem", "CERTIFICATE", der)
+	t.Cleanup(func() {
+		for n := range c.live {
+			c.kill(n)
+		}
+	})
+	return c
+}
+
+func (c *crowd) write(name, kind string, der []byte) string {
+	c.t.Helper()
+	path := filepath.Join(c.dir, name)
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	return path
+}
+
+// certificate makes one for this machine that is called role.
+func (c *crowd) certificate(name, role string) (cert, key string) {
+	c.t.Helper()
+	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: role}, NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+	der, err := x509.CreateCertificate(rand.Reader, template, c.ca, own.Public(), c.key)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(own)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return c.write(name+".pem", "CERTIFICATE", der), c.write(name+".key", "PRIVATE KEY", private)
+}
+
+func freeAddress(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// member says how controller n is a member; existing: of the ones there are, when it joins.
+func (c *crowd) member(n int, address string, existing map[string]string) *Member {
+	name := fmt.Sprint("c", n)
+	cert, key := c.certificate(name, "controller")
+	return &Member{Name: name, Listen: address, URL: "https://" + address, CertFile: cert, KeyFile: key,
+		CAFile: filepath.Join(c.dir, "ca.pem"), Role: "controller", Existing: existing}
+}
+
+func (c *crowd) start(n int, m *Member) *controller {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	e, err := Open(ctx, Options{Dir: filepath.Join(c.dir, fmt.Sprint("data", n)), Member: m})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	s, err := state.OpenFollower(ctx, e, state.Options{})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	run, stop := context.WithCancel(context.Background())
+	one := &controller{engine: e, state: s, stop: stop, done: make(chan struct{})}
+	go func() {
+		defer close(one.done)
+		err := Serve(run, e, s, func(ctx context.Context) { <-ctx.Done() })
+		if !errors.Is(err, context.Canceled) {
+			c.t.Errorf("controller %d ended with %v", n, err)
+		}
+	}()
+	c.mu.Lock()
+	c.live[n] = one
+	c.mu.Unlock()
+	return one
+}
+
+func (c *crowd) of(n int) *controller {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.live[n]
+}
+
+// out takes a controller out of those that are asked.
+func (c *crowd) out(n int) *controller {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	one := c.live[n]
+	delete(c.live, n)
+	return one
+}
+
+// crash ends a controller's member as a power cut would, and then what is left of the controller.
+func (c *crowd) crash(n int) {
+	one := c.out(n)
+	one.engine.HardStop()
+	one.stop()
+	<-one.done
+	if err := one.state.Close(); err != nil {
+		c.t.Error(err)
+	}
+}
+
+// kill ends a controller, which hands its leadership to another.
+func (c *crowd) kill(n int) {
+	one := c.out(n)
+	one.stop()
+	<-one.done
+	if err := one.state.Close(); err != nil {
+		c.t.Error(err)
+	}
+}
+
+// write writes on whichever controller leads, until one does it.
+func (c *crowd) put(text string) time.Duration {
+	c.t.Helper()
+	began := time.Now()
+	for {
+		c.mu.Lock()
+		all := make([]*controller, 0, len(c.live))
+		for _, one := range c.live {
+			all = append(all, one)
+		}
+		c.mu.Unlock()
+		for _, one := range all {
+			err := one.state.Update(c.t.Context(), func(tx *state.Tx) error {
+				if _, ok := notes.Lookup(tx, "text", state.KeyOf(text)); ok {
+					return nil // an answer was lost, and this is the second try
+				}
+				return notes.Put(tx, &note{Meta: resource.Meta{ID: tx.NewID()}, Text: text})
+			})
+			if err == nil {
+				return time.Since(began)
+			}
+			if !fault.Is(err, fault.Unavailable) {
+				c.t.Fatal(err)
+			}
+		}
+		if time.Since(began) > 20*time.Second {
+			c.t.Fatal("nobody leads")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// TestControllers has three take over from each other: what was acknowledged is there, once, on all of them.
+func TestControllers(t *testing.T) {
+	c := newCrowd(t)
+	first := freeAddress(t)
+	one := c.start(1, c.member(1, first, nil))
+	for n := range 50 {
+		c.put(fmt.Sprint("alone ", n))
+	}
+	addresses := map[int]string{1: first}
+	members := map[string]string{"c1": "https://" + first}
+	for n := 2; n <= 3; n++ {
+		addresses[n] = freeAddress(t)
+		if _, err := one.engine.AddMember(t.Context(), "https://"+addresses[n]); err != nil {
+			t.Fatal(err)
+		}
+		members[fmt.Sprint("c", n)] = "https://" + addresses[n]
+		c.start(n, c.member(n, addresses[n], members))
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+			if err := one.engine.Promote(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			all, err := one.engine.Members(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(all) == n && !all[n-1].Learner && !all[0].Learner {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("member %d gets no vote: %v", n, all)
+			}
+		}
+	}
+	written := 50
+	for round := range 4 {
+		var leader int
+		for range 20 {
+			c.put(fmt.Sprint("note ", written))
+			written++
+		}
+		for n, one := range c.live {
+			if one.state.Leads() {
+				leader = n
+			}
+		}
+		end := c.kill
+		if round%2 == 0 {
+			end = c.crash
+		}
+		var ended sync.WaitGroup
+		began := time.Now()
+		ended.Go(func() { end(leader) })
+		for c.of(leader) != nil { // from now on nobody asks it
+			time.Sleep(time.Millisecond)
+		}
+		c.put(fmt.Sprint("note ", written))
+		lost := time.Since(began)
+		ended.Wait()
+		written++
+		t.Logf("round %d: controller %d is gone, and another writes after %v", round, leader, lost.Round(time.Millisecond))
+		if lost > 5*time.Second { // 3 s are asked on a machine that does nothing else
+			t.Errorf("after %v", lost)
+		}
+		c.start(leader, c.member(leader, addresses[leader], nil))
+	}
+	c.put("last")
+	for n, one := range c.live {
+		if err := one.state.Confirm(t.Context()); err != nil {
+			t.Fatalf("controller %d: %v", n, err)
+		}
+		tx := one.state.Latest()
+		if got := notes.Len(tx); got != written+1 {
+			t.Errorf("controller %d has %d notes, want %d", n, got, written+1)
+		}
+		if wrong := state.Verify(tx); len(wrong) > 0 {
+			t.Errorf("controller %d: %v", n, wrong)
+		}
+	}
+
+	// Without a majority nothing is written, reads go on, and say that they may be old.
+	var left *controller
+	for n := range addresses {
+		if left == nil {
+			left = c.live[n]
+		} else {
+			c.kill(n)
+		}
+	}
+	var err error
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		began := time.Now()
+		err = left.state.Update(t.Context(), func(tx *state.Tx) error {
+			return notes.Put(tx, &note{Meta: resource.Meta{ID: tx.NewID()}, Text: "never"})
+		})
+		if err == nil {
+			t.Fatal("one of three writes alone")
+		}
+		if fault.From(err).Code == "not-leading" && time.Since(began) < 100*time.Millisecond {
+			break // at once, from now on
+		}
+	}
+	if !fault.Is(err, fault.Unavailable) || left.state.Leads() {
+		t.Errorf("a write without a majority: %v", err)
+	}
+	began := time.Now()
+	if err := left.state.Confirm(t.Context()); err == nil || time.Since(began) > time.Second {
+		t.Errorf("a read without a majority is confirmed, %v, after %v", err, time.Since(began))
+	}
+	if got := notes.Len(left.state.Latest()); got != written+1 {
+		t.Errorf("without a majority %d notes are read", got)
+	}
+}
+
+// TestStrangersAreNoMembers: the same authority signs hosts, which are not to speak with etcd.
+func TestStrangersAreNoMembers(t *testing.T) {
+	c := newCrowd(t)
+	address := freeAddress(t)
+	one := c.start(1, c.member(1, address, nil))
+	if _, err := one.engine.AddMember(t.Context(), "https://127.0.0.1:1"); err != nil {
+		t.Fatal(err)
+	}
+	m := c.member(2, freeAddress(t), map[string]string{"c1": "https://" + address, "c2": "https://127.0.0.1:1"})
+	m.CertFile, m.KeyFile = c.certificate("stranger", "some host")
+	m.URL = "https://127.0.0.1:1"
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if e, err := Open(ctx, Options{Dir: filepath.Join(c.dir, "stranger"), Member: m}); err == nil {
+		e.Close()
+		t.Fatal("a host became a member")
+	}
+}
