@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -35,6 +36,8 @@ type Identity struct {
 	Certificate []byte // DER
 	Key         []byte // PKCS #8
 	Authority   []byte // PEM
+	// Where the cloud's controllers are, as far as this host was told.
+	Controllers []string `json:",omitempty"`
 
 	dir string // where it is kept
 }
@@ -146,9 +149,8 @@ func decodeAnswer(res *http.Response, v any) error {
 	return json.Unmarshal(body, v)
 }
 
-// Remote is a Link to a controller over mutual TLS.
+// Remote is a Link to a cloud's controllers over mutual TLS: to the one that leads, once that is found.
 type Remote struct {
-	URL      string
 	Identity *Identity
 	Hello    func(context.Context) (host.Hello, error)
 	// Consoles connects calls from the controller to guests; nil: none can be made.
@@ -158,7 +160,48 @@ type Remote struct {
 	client *http.Client
 
 	mu   sync.Mutex
+	url  string           // of the controller that is asked now; guarded by mu
 	cert *tls.Certificate // guarded by mu
+}
+
+// at is the controller to ask.
+func (r *Remote) at() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.url
+}
+
+// elsewhere has the next request go to another controller: to the leader if the one that failed has named it, and else to the next
+// that is known. failed is where it was sent.
+func (r *Remote) elsewhere(failed, leader string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.url != failed {
+		return // another request has found that out
+	}
+	all := r.Identity.Controllers
+	switch at := slices.Index(all, failed); {
+	case slices.Contains(all, leader):
+		r.url = leader
+	case len(all) > 0:
+		r.url = all[(at+1)%len(all)]
+	}
+}
+
+// learn takes in where the controllers are, and keeps it for when none of those that are known is left.
+func (r *Remote) learn(controllers []string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if slices.Equal(controllers, r.Identity.Controllers) {
+		return nil
+	}
+	next := *r.Identity
+	next.Controllers = controllers
+	if err := next.save(); err != nil {
+		return fmt.Errorf("keep where the controllers are: %w", err)
+	}
+	*r.Identity = next
+	return nil
 }
 
 // NewRemote makes a link for a host that has joined.
@@ -172,7 +215,7 @@ func NewRemote(url string, id *Identity, hello func(context.Context) (host.Hello
 	if block == nil || !pool.AppendCertsFromPEM(id.Authority) {
 		return nil, errors.New("the authority's certificate is damaged")
 	}
-	r := &Remote{URL: strings.TrimSuffix(url, "/"), Identity: id, Hello: hello, Consoles: consoles, cert: cert}
+	r := &Remote{url: strings.TrimSuffix(url, "/"), Identity: id, Hello: hello, Consoles: consoles, cert: cert}
 	r.tls = &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			r.mu.Lock()
@@ -229,18 +272,23 @@ func (r *Remote) Renew(ctx context.Context, now time.Time) error {
 	if err := decodeAnswer(res, &answer); err != nil {
 		return err
 	}
+	r.mu.Lock()
 	next := *r.Identity
+	r.mu.Unlock()
 	next.Certificate, next.Key = answer.Certificate, private
 	cert, err := next.certificate()
 	if err != nil {
 		return err
 	}
-	if err := next.save(); err != nil {
+	r.mu.Lock()
+	next.Controllers = r.Identity.Controllers
+	if err = next.save(); err == nil {
+		*r.Identity, r.cert = next, cert
+	}
+	r.mu.Unlock()
+	if err != nil {
 		return fmt.Errorf("keep the next certificate: %w", err)
 	}
-	r.mu.Lock()
-	*r.Identity, r.cert = next, cert
-	r.mu.Unlock()
 	r.client.CloseIdleConnections() // what comes next is done with the new one
 	slog.InfoContext(ctx, "the host's certificate was renewed", "until", cert.Leaf.NotAfter)
 	return nil
@@ -255,13 +303,20 @@ func (r *Remote) do(ctx context.Context, method, path string, v any) (*http.Resp
 		}
 		body = bytes.NewReader(text)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, r.URL+"/host/v1/"+path, body)
+	at := r.at()
+	req, err := http.NewRequestWithContext(ctx, method, at+"/host/v1/"+path, body)
 	if err != nil {
 		return nil, err
 	}
 	res, err := r.client.Do(req)
 	if err != nil {
+		if ctx.Err() == nil {
+			r.elsewhere(at, "")
+		}
 		return nil, err
+	}
+	if res.StatusCode == http.StatusMisdirectedRequest {
+		r.elsewhere(at, res.Header.Get(host.LeaderHeader))
 	}
 	if res.StatusCode >= 300 {
 		defer res.Body.Close()
@@ -319,7 +374,7 @@ func (r *Remote) Connect(ctx context.Context) (Session, error) {
 	}
 	s := &remoteSession{remote: r, ctx: ctx, cancel: cancel, body: res.Body, lines: bufio.NewReaderSize(res.Body, 64<<10)}
 	s.silence = time.AfterFunc(host.Expect, cancel)
-	slog.InfoContext(ctx, "connected to the controller", "url", r.URL)
+	slog.InfoContext(ctx, "connected to the controller", "url", r.at())
 	return s, nil
 }
 
@@ -343,6 +398,11 @@ func (s *remoteSession) Next(ctx context.Context) (*host.Delivery, error) {
 		var m host.Message
 		if err := json.Unmarshal(line, &m); err != nil {
 			return nil, fmt.Errorf("read the session: %w", err)
+		}
+		if m.Controllers != nil {
+			if err := s.remote.learn(m.Controllers); err != nil {
+				slog.WarnContext(ctx, "a new controller may not be found again", "err", err)
+			}
 		}
 		if m.Call != nil {
 			go s.remote.answer(s.ctx, *m.Call) // ends with the call, or with the session's context
@@ -385,7 +445,7 @@ func (r *Remote) connect(ctx context.Context, call host.Call) error {
 		ours = conn
 	}
 	defer ours.Close()
-	address := strings.TrimPrefix(r.URL, "https://")
+	address := strings.TrimPrefix(r.at(), "https://")
 	conn, err := (&tls.Dialer{Config: r.tls}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return err

@@ -89,7 +89,7 @@ func serverCertificate(t *testing.T, a *host.Authority) tls.Certificate {
 
 func token(t *testing.T, a *host.Authority) string {
 	t.Helper()
-	text, err := a.Token(t.Context(), time.Hour)
+	text, err := a.Token(t.Context(), time.Hour, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,6 +76,7 @@ until_ok() {
 
 sshto() {
 	local address=$1; shift
-	ssh -n -i "$work/key" -o BatchMode=yes -o ConnectTimeout=5 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
+	# A guest that is power-cycled under a connection never says so.
+	ssh -n -i "$work/key" -o BatchMode=yes -o ConnectTimeout=5 -o ServerAliveInterval=3 -o ServerAliveCountMax=3 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
 		-o LogLevel=ERROR "cirros@$address" "$@"
 }

@@ -38,7 +38,11 @@ type Server struct {
 	Authority *host.Authority
 	// Image opens an image for a host, if that is to have it. The caller closes it.
 	Image func(ctx context.Context, host, id resource.ID) (io.ReadCloser, error)
-	Now   func() time.Time
+	// Leads reports whether this controller does; hosts that come to another are told where to go. nil: it is the only one.
+	Leads func() bool
+	// Leader is where the controller is that leads, when it is another.
+	Leader func() (link string, ok bool)
+	Now    func() time.Time
 	// Patience is how long a host may take to read what it is sent, or to send a request; host.Expect when 0.
 	Patience time.Duration
 
@@ -73,6 +77,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) answer(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		if s.Leads != nil && !s.Leads() {
+			if link, ok := s.Leader(); ok {
+				w.Header().Set(host.LeaderHeader, link)
+			}
+			http.Error(w, "this controller does not lead", http.StatusMisdirectedRequest)
+			return
+		}
 		err := h(w, r)
 		if err == nil {
 			return
@@ -190,6 +201,15 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 
 	out := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "application/x-ndjson")
+	if links := host.Links(s.Hub.State.Latest()); len(links) > 0 {
+		hello, err := json.Marshal(host.Message{Controllers: links})
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write(append(hello, '\n')); err != nil {
+			return err
+		}
+	}
 	beat := time.NewTicker(beatEvery)
 	defer beat.Stop()
 	send := func(m host.Message) error {

@@ -112,7 +112,7 @@ func (c *cloud) serveControl(ctx context.Context, l net.Listener, at clientsAt) 
 			http.Error(w, "a token is valid for some time, such as 1h", http.StatusBadRequest)
 			return
 		}
-		token, err := c.authority.Token(r.Context(), valid)
+		token, err := c.authority.Token(r.Context(), valid, r.FormValue("for"))
 		answerControl(w, token, err)
 	})
 	mux.HandleFunc("DELETE /hosts/{name}", func(w http.ResponseWriter, r *http.Request) {

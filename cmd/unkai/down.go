@@ -88,7 +88,7 @@ func (d *downCommand) clear(ctx context.Context, dir string) error {
 
 type controllerCommand struct {
 	Run    controllerRun    `cmd:"" default:"withargs" help:"Run a controller in the foreground."`
-	Token  controllerToken  `cmd:"" help:"Print a one-time token with which one machine joins as a host."`
+	Token  controllerToken  `cmd:"" help:"Print a one-time token with which one machine joins, as a host or as a controller."`
 	Remove controllerRemove `cmd:"" help:"Take a host out of the cloud. It is refused from then on, and can only join anew."`
 
 	Restored controllerRestored `cmd:"" help:"Say that the state was restored from a backup. Hosts, which have seen newer ones, heed it then; what it does not know they keep for a week."`
@@ -111,12 +111,13 @@ func (r *controllerRun) Run(ctx context.Context) error {
 type controllerToken struct {
 	dataOption
 	Valid time.Duration `default:"1h" help:"For how long it can be used."`
+	For   string        `enum:",host,controller" default:"" help:"What it is for alone: host or controller. Whoever joins as a controller holds the whole state."`
 }
 
 // Run prints the token, alone on the last line.
 func (t *controllerToken) Run(ctx context.Context) error {
 	var token string
-	if err := ask(ctx, t.Data, "POST", "/token?valid="+url.QueryEscape(t.Valid.String()), &token); err != nil {
+	if err := ask(ctx, t.Data, "POST", "/token?for="+t.For+"&valid="+url.QueryEscape(t.Valid.String()), &token); err != nil {
 		return err
 	}
 	fmt.Println(token)

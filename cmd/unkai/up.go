@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/agent"
+	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/identity"
 )
 
@@ -148,7 +149,7 @@ func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string,
 	id, err := agent.LoadIdentity(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		var token string
-		if token, err = c.authority.Token(identity.Internal(ctx), time.Minute); err == nil {
+		if token, err = c.authority.Token(identity.Internal(ctx), time.Minute, host.ForHosts); err == nil {
 			id, err = joinCloud(ctx, url, token, dir)
 		}
 	}

@@ -35,13 +35,21 @@ type authority struct {
 var authorities = state.NewTable[authority]("authority",
 	state.Unique("name", func(a *authority) state.Key { return state.KeyOf(a.Name) }))
 
-// A joinToken lets one machine become a host, once. Only its hash is kept.
+// A joinToken lets one machine join, once. Only its hash is kept.
 type joinToken struct {
 	resource.Meta
 
 	Hash    []byte `secret:"true"`
 	Expires time.Time
+	Only    string // ForHosts or ForControllers; "" for either
 }
+
+// What a join token may be for alone. A controller holds the whole state and the authority's key, so a token that is handed
+// to whoever sets up hosts is better for hosts alone.
+const (
+	ForHosts       = "host"
+	ForControllers = "controller"
+)
 
 var joinTokens = state.NewTable[joinToken]("join-token",
 	state.Unique("hash", func(t *joinToken) state.Key { return state.KeyOf(string(t.Hash)) }),
@@ -65,16 +73,17 @@ func OpenAuthority(ctx context.Context, s *state.State, now time.Time) (*Authori
 	if err != nil {
 		return nil, fmt.Errorf("make a certificate authority: %w", err)
 	}
-	var kept *authority
-	err = s.Update(ctx, func(tx *state.Tx) error {
-		var ok bool
-		if kept, ok = authorities.Lookup(tx, "name", state.KeyOf(made.Name)); ok {
-			return nil
-		}
-		made.ID = tx.NewID()
-		kept = made
-		return authorities.Put(tx, made)
-	})
+	kept, ok := authorities.Lookup(s.Latest(), "name", state.KeyOf(made.Name))
+	if !ok {
+		err = s.Update(ctx, func(tx *state.Tx) error {
+			if kept, ok = authorities.Lookup(tx, "name", state.KeyOf(made.Name)); ok {
+				return nil
+			}
+			made.ID = tx.NewID()
+			kept = made
+			return authorities.Put(tx, made)
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -148,9 +157,12 @@ func (a *Authority) ServerCertificate(now time.Time, names ...string) (tls.Certi
 	return tls.Certificate{Certificate: [][]byte{der, a.cert.Raw}, PrivateKey: key}, err
 }
 
-// Token makes a token with which one machine may join within the given time. It carries the
-// authority's fingerprint, so that the machine knows the controller too.
-func (a *Authority) Token(ctx context.Context, valid time.Duration) (string, error) {
+// Token makes a token with which one machine may join within the given time: only as ForHosts or ForControllers says, or "" for
+// either. It carries the authority's fingerprint, so that the machine knows the controller too.
+func (a *Authority) Token(ctx context.Context, valid time.Duration, only string) (string, error) {
+	if only != "" && only != ForHosts && only != ForControllers {
+		return "", fault.Errorf(fault.Invalid, "A token is for a %q, a %q or either, and not for %q.", ForHosts, ForControllers, only)
+	}
 	secret := make([]byte, 20)
 	rand.Read(secret)
 	text := strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(secret))
@@ -168,7 +180,7 @@ func (a *Authority) Token(ctx context.Context, valid time.Duration) (string, err
 				return err
 			}
 		}
-		return joinTokens.Put(tx, &joinToken{Meta: resource.Meta{ID: tx.NewID()}, Hash: hash[:], Expires: tx.Now().Add(valid)})
+		return joinTokens.Put(tx, &joinToken{Meta: resource.Meta{ID: tx.NewID()}, Hash: hash[:], Expires: tx.Now().Add(valid), Only: only})
 	})
 	print := sha256.Sum256(a.cert.Raw)
 	return text + "." + hex.EncodeToString(print[:16]), err
@@ -188,24 +200,29 @@ func (a *Authority) Join(ctx context.Context, token string, request []byte, now 
 	if err != nil || csr.CheckSignature() != nil {
 		return id, nil, fault.Errorf(fault.Invalid, "The certificate request is not valid.")
 	}
-	text, _, _ := strings.Cut(token, ".")
-	hash := sha256.Sum256([]byte(text))
 	err = a.State.Update(ctx, func(tx *state.Tx) error {
-		t, ok := joinTokens.Lookup(tx, "hash", state.KeyOf(string(hash[:])))
-		if !ok || !t.Expires.After(tx.Now()) {
-			return fault.Errorf(fault.Unauthorized, "The join token is not known, was used, or has expired. Make a new one.")
-		}
-		id = tx.NewID()
-		if err := newcomers.Put(tx, &newcomer{resource.Meta{ID: id}}); err != nil {
+		if err := spend(tx, token, ForHosts); err != nil {
 			return err
 		}
-		return joinTokens.Delete(tx, t.ID)
+		id = tx.NewID()
+		return newcomers.Put(tx, &newcomer{resource.Meta{ID: id}})
 	})
 	if err != nil {
 		return id, nil, err
 	}
 	certificate, err = a.SignHost(id, csr, now)
 	return id, certificate, err
+}
+
+// spend uses a token up.
+func spend(tx *state.Tx, token, purpose string) error {
+	text, _, _ := strings.Cut(token, ".")
+	hash := sha256.Sum256([]byte(text))
+	t, ok := joinTokens.Lookup(tx, "hash", state.KeyOf(string(hash[:])))
+	if !ok || !t.Expires.After(tx.Now()) || t.Only != "" && t.Only != purpose {
+		return fault.Errorf(fault.Unauthorized, "The join token is not known, was used, has expired, or is for something else. Make a new one.")
+	}
+	return joinTokens.Delete(tx, t.ID)
 }
 
 // SignHost makes a host's certificate (DER) for the key in a request.

@@ -140,6 +140,15 @@ func (s *Session) Close() {
 	}
 }
 
+// EndAll ends every session: the hosts connect again, where they find the controller that leads.
+func (h *Hub) EndAll() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.sessions {
+		s.end()
+	}
+}
+
 // Over is closed when the session has ended.
 func (s *Session) Over() <-chan struct{} { return s.over }
 

@@ -26,6 +26,8 @@ type RenewRequest struct {
 type Message struct {
 	Delivery *Delivery `json:",omitempty"`
 	Call     *Call     `json:",omitempty"`
+	// Where the cloud's controllers are, in a session's first line.
+	Controllers []string `json:",omitempty"`
 }
 
 // A Call asks the host to connect, for something that is a stream of bytes.

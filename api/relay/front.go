@@ -1,0 +1,194 @@
+package relay
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/unkai-cloud/unkai/api/wire"
+	"github.com/unkai-cloud/unkai/base/state"
+)
+
+// A Front is where clients come in. Whatever controller they reach, they see one cloud: a read is answered here once this
+// controller shows what any has acknowledged, and everything else by the one that leads.
+type Front struct {
+	Here  http.Handler // answers clients from this controller's own state
+	State *state.State
+	// Leader is where the controller is that leads, when it is another; false while there is none.
+	Leader    func() (link string, ok bool)
+	Transport http.RoundTripper // to other controllers
+	// Patience is how long a request waits for a leader; 10 seconds when 0.
+	Patience time.Duration
+}
+
+// StaleHeader is set on answers to reads that may be old: most controllers cannot be reached.
+const StaleHeader = "Unkai-Stale"
+
+// readable are the prefixes below which GET changes nothing and needs nothing that only the leader has.
+var readable = []string{"/identity", "/image", "/network", "/compute", "/v1"}
+
+func reads(r *http.Request) bool {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodOptions {
+		return false
+	}
+	if r.URL.Path == "/" {
+		return true
+	}
+	for _, p := range readable {
+		if r.URL.Path == p || strings.HasPrefix(r.URL.Path, p+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// ServeHTTP answers a client.
+func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if reads(r) {
+		if err := f.State.Confirm(r.Context()); err != nil {
+			if r.Context().Err() != nil {
+				return
+			}
+			w.Header().Set(StaleHeader, "true")
+		}
+		f.Here.ServeHTTP(w, r)
+		return
+	}
+	f.pass(w, r)
+}
+
+// errElsewhere: the controller that was asked does not lead, and did nothing.
+var errElsewhere = errors.New("it does not lead")
+
+// pass has the leader answer. Where it surely was not reached, or did nothing, the request is tried again; and where it is safe
+// to repeat, also when the answer was lost.
+func (f *Front) pass(w http.ResponseWriter, r *http.Request) {
+	patience := f.Patience
+	if patience == 0 {
+		patience = 10 * time.Second
+	}
+	again, err := rewind(r)
+	if err != nil {
+		refuse(w, http.StatusBadRequest, "The request's body could not be read.")
+		return
+	}
+	for end := time.Now().Add(patience); ; {
+		if f.State.Leads() {
+			f.Here.ServeHTTP(w, r)
+			return
+		}
+		link, ok := f.Leader()
+		if ok {
+			err := f.attempt(w, r, link)
+			if err == nil || r.Context().Err() != nil {
+				return
+			}
+			unsent := errors.Is(err, errElsewhere) || dialing(err)
+			if again == nil || !unsent && !repeatable(r) {
+				slog.WarnContext(r.Context(), "the leader's answer was lost", "leader", link, "method", r.Method, "path", r.URL.Path, "err", err)
+				refuse(w, http.StatusServiceUnavailable, "The controller that leads was lost before it answered. What was asked may have been done, or not.")
+				return
+			}
+			again()
+		}
+		if time.Now().After(end) {
+			refuse(w, http.StatusServiceUnavailable, "No controller leads now: most of them cannot be reached. Nothing was changed.")
+			return
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
+// keptBody is how much of a request is kept, so that it can be sent again.
+const keptBody = 1 << 20
+
+// rewind makes a request repeatable, and answers what rewinds it; nil if it is too large for that.
+func rewind(r *http.Request) (func(), error) {
+	if r.Body == nil || r.Body == http.NoBody {
+		return func() {}, nil
+	}
+	if r.ContentLength < 0 || r.ContentLength > keptBody {
+		return nil, nil
+	}
+	body, err := wire.Body(r, keptBody)
+	if err != nil {
+		return nil, err
+	}
+	set := func() { r.Body = io.NopCloser(bytes.NewReader(body)) }
+	set()
+	return set, nil
+}
+
+// repeatable requests have one effect however often they are made.
+func repeatable(r *http.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
+		return true
+	}
+	return r.Header.Get(wire.OnceHeader) != ""
+}
+
+func dialing(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
+}
+
+// attempt passes the request on, and the answer back. An error means that nothing was answered.
+func (f *Front) attempt(w http.ResponseWriter, r *http.Request, link string) (failed error) {
+	to, err := url.Parse(link)
+	if err != nil {
+		return err
+	}
+	scheme := "http"
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	if p := r.Header.Get("X-Forwarded-Proto"); p == "https" || p == "http" {
+		scheme = p
+	}
+	proxy := &httputil.ReverseProxy{
+		Transport:     f.Transport,
+		FlushInterval: -1,
+		ErrorLog:      slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.Out.URL.Scheme, p.Out.URL.Host = to.Scheme, to.Host
+			p.Out.URL.RawPath = strings.TrimSuffix(prefix, "/") + "/relay" + p.In.URL.EscapedPath()
+			p.Out.URL.Path = strings.TrimSuffix(prefix, "/") + "/relay" + p.In.URL.Path
+			p.Out.URL.RawQuery = p.In.URL.RawQuery // as it was: it may be signed
+			p.Out.Host = to.Host
+			p.Out.Header.Set(hostHeader, p.In.Host)
+			p.Out.Header.Set(protoHeader, scheme)
+			p.Out.Header.Set(sourceHeader, p.In.RemoteAddr)
+		},
+		ModifyResponse: func(res *http.Response) error {
+			if res.StatusCode == http.StatusMisdirectedRequest {
+				return errElsewhere
+			}
+			return nil
+		},
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
+	}
+	proxy.ServeHTTP(w, r)
+	return failed
+}
+
+// refuse answers what no dialect was asked about.
+func refuse(w http.ResponseWriter, status int, message string) {
+	w.Header().Set("Retry-After", "1")
+	body := map[string]any{"error": map[string]any{"code": status, "title": http.StatusText(status), "message": message}}
+	if err := wire.WriteJSON(w, status, body); err != nil {
+		slog.Debug("the client went away", "err", err)
+	}
+}
+

@@ -1,0 +1,242 @@
+// Package relay is how controllers speak with each other, over mutual TLS, beside the hosts that speak on the same
+// listener. What a controller that follows may not answer itself it passes to the one that leads.
+//
+//	POST /controller/v1/join              JoinRequest -> JoinAnswer, with a token instead of a certificate
+//	POST /controller/v1/present           host.Controller: where the caller is
+//	ANY  /controller/v1/relay/{path…}     a client's request; 421 from who does not lead
+//	GET  /controller/v1/blobs/{id}        an image's bytes
+//	POST /controller/v1/blobs/{id}/fetch  {"from": link}: take them over from there
+//
+// It decides nothing: who leads is the engine's to say, and what a request does is the dialects'.
+package relay
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/unkai-cloud/unkai/api/wire"
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
+	"github.com/unkai-cloud/unkai/core/image"
+)
+
+// A JoinRequest asks to become a controller.
+type JoinRequest struct {
+	Token   string
+	Request []byte   // certificate request, DER
+	Names   []string // under which the others are to reach it
+	Member  string   // the name, and
+	URL     string   // the address, of its part of the engine
+}
+
+// A JoinAnswer makes a machine a controller.
+type JoinAnswer struct {
+	Certificate []byte            // DER
+	Authority   []byte            // PEM
+	Members     map[string]string // of the engine: name to address, the caller's among them
+	Secrets     []byte            // the first accounts, as each controller's directory holds them
+}
+
+// Headers of a relayed request: who asked, and how, as the first controller saw it.
+const (
+	hostHeader   = "Unkai-Relayed-Host"
+	protoHeader  = "Unkai-Relayed-Proto"
+	sourceHeader = "Unkai-Relayed-Source"
+)
+
+const (
+	prefix  = "/controller/v1/"
+	maxBody = 1 << 20
+)
+
+// A Server answers other controllers.
+type Server struct {
+	Authority *host.Authority
+	State     *state.State
+	Clients   http.Handler // answers clients, when this controller leads
+	Blobs     Store
+	// Join lets a machine's part of the engine in and answers its members, and what else it needs.
+	Join func(ctx context.Context, name, url string) (members map[string]string, secrets []byte, err error)
+	Now  func() time.Time
+}
+
+// A Store is this controller's own copy of the images' bytes.
+type Store interface {
+	Open(ctx context.Context, id resource.ID) (image.Blob, error)
+	// Fetch takes a blob over from another controller, unless it is here.
+	Fetch(ctx context.Context, id resource.ID, from string) error
+}
+
+// ServeHTTP answers below /controller/v1/.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path, ok := strings.CutPrefix(r.URL.Path, prefix)
+	switch {
+	case !ok:
+		http.NotFound(w, r)
+	case path == "join" && r.Method == http.MethodPost:
+		answer(w, r, s.join(w, r))
+	default:
+		if err := known(r); err != nil {
+			answer(w, r, err)
+			return
+		}
+		if rest, ok := strings.CutPrefix(path, "relay/"); ok {
+			s.relayed(w, r, "/"+rest)
+			return
+		}
+		answer(w, r, s.others(w, r, path))
+	}
+}
+
+// known lets controllers through, and nobody else that the authority has signed.
+func known(r *http.Request) error {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return fault.Errorf(fault.Unauthorized, "A controller's certificate is needed.")
+	}
+	return host.IsController(r.TLS.VerifiedChains[0][0])
+}
+
+func answer(w http.ResponseWriter, r *http.Request, err error) {
+	if err == nil {
+		return
+	}
+	status, text := http.StatusInternalServerError, "internal error"
+	if f := fault.From(err); f != nil {
+		text = f.Message
+		switch f.Kind {
+		case fault.Unauthorized:
+			status = http.StatusUnauthorized
+		case fault.NotFound:
+			status = http.StatusNotFound
+		case fault.Unavailable:
+			status = http.StatusServiceUnavailable
+		default:
+			status = http.StatusBadRequest
+		}
+	} else if !errors.Is(err, context.Canceled) {
+		slog.ErrorContext(r.Context(), "another controller's request failed", "path", r.URL.Path, "err", err)
+	}
+	http.Error(w, text, status)
+}
+
+func decode(r *http.Request, v any) error {
+	body, err := wire.Body(r, maxBody)
+	if err != nil {
+		return err
+	}
+	if json.Unmarshal(body, v) != nil {
+		return fault.Errorf(fault.Invalid, "The request is not valid JSON.")
+	}
+	return nil
+}
+
+func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
+	var req JoinRequest
+	if err := decode(r, &req); err != nil {
+		return err
+	}
+	if req.Member == "" || req.URL == "" || len(req.Names) == 0 {
+		return fault.Errorf(fault.Invalid, "A controller that joins must say its name and where it is.")
+	}
+	if !s.State.Leads() {
+		return state.NotLeading()
+	}
+	ctx := identity.Internal(r.Context())
+	cert, err := s.Authority.JoinController(ctx, req.Token, req.Request, s.Now(), req.Names...)
+	if err != nil {
+		return err
+	}
+	members, secrets, err := s.Join(ctx, req.Member, req.URL)
+	if err != nil {
+		return err
+	}
+	slog.InfoContext(ctx, "a controller joined", "name", req.Member, "from", r.RemoteAddr)
+	return wire.WriteJSON(w, http.StatusOK, JoinAnswer{Certificate: cert, Authority: s.Authority.PEM(), Members: members, Secrets: secrets})
+}
+
+func (s *Server) others(w http.ResponseWriter, r *http.Request, path string) error {
+	if path == "present" && r.Method == http.MethodPost {
+		var is host.Controller
+		if err := decode(r, &is); err != nil {
+			return err
+		}
+		if err := host.Present(identity.Internal(r.Context()), s.State, is); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	}
+	name, fetch := strings.CutSuffix(strings.TrimPrefix(path, "blobs/"), "/fetch")
+	id, err := resource.ParseID(name)
+	if err != nil || !strings.HasPrefix(path, "blobs/") {
+		return fault.Errorf(fault.NotFound, "There is no such thing here.")
+	}
+	switch {
+	case fetch && r.Method == http.MethodPost:
+		var from struct{ From string }
+		if err := decode(r, &from); err != nil {
+			return err
+		}
+		if err := s.Blobs.Fetch(r.Context(), id, from.From); err != nil {
+			return err
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	case !fetch && r.Method == http.MethodGet:
+		return s.blob(w, r, id)
+	}
+	return fault.Errorf(fault.Invalid, "The method is not allowed here.")
+}
+
+func (s *Server) blob(w http.ResponseWriter, r *http.Request, id resource.ID) error {
+	b, err := s.Blobs.Open(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	size, err := b.Seek(0, io.SeekEnd)
+	if err == nil {
+		_, err = b.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
+	if _, err := io.Copy(w, b); err != nil {
+		panic(http.ErrAbortHandler) // a part must not be taken for the whole
+	}
+	return nil
+}
+
+// relayed answers a client of another controller, as if it had come here.
+func (s *Server) relayed(w http.ResponseWriter, r *http.Request, path string) {
+	if !s.State.Leads() {
+		http.Error(w, "this controller does not lead", http.StatusMisdirectedRequest)
+		return
+	}
+	client := r.Clone(r.Context())
+	client.TLS = nil
+	client.URL.Path = path
+	if raw, ok := strings.CutPrefix(r.URL.EscapedPath(), prefix+"relay"); ok {
+		client.URL.RawPath = raw
+	}
+	client.RequestURI = client.URL.RequestURI()
+	client.Host = r.Header.Get(hostHeader)
+	client.RemoteAddr = r.Header.Get(sourceHeader)
+	client.Header.Set("X-Forwarded-Proto", r.Header.Get(protoHeader))
+	for _, name := range []string{hostHeader, protoHeader, sourceHeader} {
+		client.Header.Del(name)
+	}
+	s.Clients.ServeHTTP(w, client)
+}

@@ -1,0 +1,137 @@
+package host
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"net"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+// A Controller is one of the processes that keep the state together and speak with clients. One of them leads.
+type Controller struct {
+	resource.Meta // its name is unlike any other's
+
+	Member  uint64 // of the engine that keeps the state, by which the leader is known
+	Link    string // where other controllers and hosts reach it: "https://10.0.0.1:8702"
+	URL     string // where clients do
+	Version string // of Unkai on it
+}
+
+var controllers = state.NewTable("controller",
+	state.Unique("name", func(c *Controller) state.Key { return state.KeyOf(c.Name) }),
+	state.Index("member", func(c *Controller) state.Key { return state.KeyOf(int64(c.Member)) }),
+)
+
+var _ = identity.Rules(map[string]identity.Rule{"controller.get": identity.Admin, "controller.list": identity.Admin})
+
+// Controllers gives the native API and `unkai status` a look at every controller.
+func Controllers() *state.Table[Controller] { return controllers }
+
+// ControllerOf gives the controller whose engine has a member.
+func ControllerOf(tx *state.Tx, member uint64) (*Controller, bool) {
+	for c := range controllers.Each(tx, "member", state.KeyOf(int64(member))) {
+		return c, true
+	}
+	return nil, false
+}
+
+// LeaderHeader names the controller that leads, in the answer of one that does not.
+const LeaderHeader = "Unkai-Leader"
+
+// Links are where hosts reach the controllers.
+func Links(tx *state.Tx) []string {
+	var links []string
+	for c := range controllers.Peek(tx, "name", state.Range{}) {
+		links = append(links, c.Link)
+	}
+	return links
+}
+
+// Present records where a controller is. What is no news writes nothing.
+func Present(ctx context.Context, s *state.State, is Controller) error {
+	if was, ok := controllers.Lookup(s.Latest(), "name", state.KeyOf(is.Name)); ok && same(was, &is) {
+		return nil
+	}
+	return s.Update(ctx, func(tx *state.Tx) error {
+		c, ok := controllers.Lookup(tx, "name", state.KeyOf(is.Name))
+		if !ok {
+			c = &Controller{Meta: resource.Meta{ID: tx.NewID(), Name: is.Name}}
+		}
+		c.Member, c.Link, c.URL, c.Version = is.Member, is.Link, is.URL, is.Version
+		return controllers.Put(tx, c)
+	})
+}
+
+func same(a, b *Controller) bool {
+	return a.Member == b.Member && a.Link == b.Link && a.URL == b.URL && a.Version == b.Version
+}
+
+// Dismiss forgets a controller.
+func Dismiss(ctx context.Context, s *state.State, name string) error {
+	return s.Update(ctx, func(tx *state.Tx) error {
+		c, ok := controllers.Lookup(tx, "name", state.KeyOf(name))
+		if !ok {
+			return fault.Missing("controller", name)
+		}
+		return controllers.Delete(tx, c.ID)
+	})
+}
+
+// ControllerRole is the common name in controllers' certificates. With one the whole state can be read and written: nobody
+// else is ever given it.
+const ControllerRole = "unkai controller"
+
+// ControllerCertificate makes the certificate with which a controller is server and client of the others. names are what it is
+// reached under.
+func (a *Authority) ControllerCertificate(now time.Time, names ...string) (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	der, err := a.signController(now, key.Public(), names)
+	return tls.Certificate{Certificate: [][]byte{der, a.cert.Raw}, PrivateKey: key}, err
+}
+
+func (a *Authority) signController(now time.Time, key any, names []string) ([]byte, error) {
+	template := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: ControllerRole, OrganizationalUnit: []string{"controller"}},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(1, 0, 0), KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, name)
+		}
+	}
+	return x509.CreateCertificate(rand.Reader, template, a.cert, key, a.key)
+}
+
+// IsController reports why a verified client certificate is not a controller's.
+func IsController(cert *x509.Certificate) error {
+	if cert.Subject.CommonName != ControllerRole || len(cert.Subject.OrganizationalUnit) != 1 || cert.Subject.OrganizationalUnit[0] != "controller" {
+		return fault.Errorf(fault.Unauthorized, "This certificate is not a controller's.")
+	}
+	return nil
+}
+
+// JoinController uses a token up and signs the certificate request (DER) of a machine that is to be one more controller.
+func (a *Authority) JoinController(ctx context.Context, token string, request []byte, now time.Time, names ...string) ([]byte, error) {
+	csr, err := x509.ParseCertificateRequest(request)
+	if err != nil || csr.CheckSignature() != nil {
+		return nil, fault.Errorf(fault.Invalid, "The certificate request is not valid.")
+	}
+	if err := a.State.Update(ctx, func(tx *state.Tx) error { return spend(tx, token, ForControllers) }); err != nil {
+		return nil, err
+	}
+	return a.signController(now, csr.PublicKey, names)
+}
