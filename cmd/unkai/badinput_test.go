@@ -26,7 +26,7 @@ type surface struct {
 
 func newSurface(t *testing.T) *surface {
 	t.Helper()
-	c, err := openCloud(t.Context(), t.TempDir(), netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("192.0.2.1/24"))
+	c, err := openCloud(t.Context(), t.TempDir(), netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("192.0.2.1/24"), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

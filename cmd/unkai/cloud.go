@@ -44,6 +44,7 @@ type cloud struct {
 	dir     string
 	state   *state.State
 	secrets *secrets
+	cluster *cluster // nil when this controller is the only one
 
 	identity *identity.Service
 	image    *image.Service
@@ -54,20 +55,28 @@ type cloud struct {
 	hub       *host.Hub
 	hosts     *hostlink.Server
 	near      near
-	work      *reconcile.Reconciler
 	reaper    *operation.Reaper
+
+	blobs   *manyBlobs                  // in a cluster
+	furnish func(context.Context) error // what a new cloud is never without; nothing if it has it
+	built   chan struct{}               // closed when all of the above is there
 }
 
-// openCloud takes up the cloud kept in dir, or makes a new one there.
-func openCloud(ctx context.Context, dir string, pool, own netip.Prefix) (c *cloud, err error) {
+// openCloud takes up the cloud kept in dir, or makes a new one there; as one of several controllers if it is a member. start begins
+// what goes on meanwhile.
+func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membership, start func(string, func(context.Context) error)) (c *cloud, err error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
 	}
-	c = &cloud{dir: dir}
+	c = &cloud{dir: dir, built: make(chan struct{})}
 	if c.secrets, err = openSecrets(dir); err != nil {
 		return nil, err
 	}
-	engine, err := etcd.Open(ctx, etcd.Options{Dir: filepath.Join(dir, "etcd")})
+	options := etcd.Options{Dir: filepath.Join(dir, "etcd")}
+	if m != nil {
+		options.Member = m.engine()
+	}
+	engine, err := etcd.Open(ctx, options)
 	if err != nil {
 		return nil, fmt.Errorf("open the state in %s: %w", dir, err)
 	}
@@ -76,19 +85,37 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix) (c *clou
 			err = errors.Join(err, engine.Close())
 		}
 	}()
-	if c.state, err = state.Open(ctx, engine, state.Options{}); err != nil {
+	if m == nil {
+		c.state, err = state.Open(ctx, engine, state.Options{})
+	} else {
+		err = c.openShare(ctx, engine, m, start)
+	}
+	if err != nil {
 		return nil, err
 	}
-	blobs, err := fileblob.New(filepath.Join(dir, "images"))
+	files, err := fileblob.New(filepath.Join(dir, "images"))
 	if err != nil {
 		return nil, fmt.Errorf("open the images: %w", err)
+	}
+	var blobs image.Blobs = files
+	if c.cluster != nil {
+		c.blobs = &manyBlobs{files, c.cluster}
+		blobs = c.blobs
 	}
 	c.identity = identity.New(c.state, identity.Config{Now: c.state.Now})
 	c.image = image.New(c.state, blobs, image.Config{InUse: compute.UsesImage})
 	c.network = network.New(c.state)
 	c.compute = compute.New(c.state, compute.Config{Hosts: c})
-	if err := c.bootstrap(ctx, pool, own); err != nil {
-		return nil, fmt.Errorf("furnish the new cloud: %w", err)
+	c.furnish = func(ctx context.Context) error {
+		if err := c.bootstrap(ctx, pool, own); err != nil {
+			return fmt.Errorf("furnish the new cloud: %w", err)
+		}
+		return nil
+	}
+	if c.state.Leads() {
+		if err := c.furnish(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if c.authority, err = host.OpenAuthority(ctx, c.state, time.Now()); err != nil {
 		return nil, err
@@ -98,8 +125,31 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix) (c *clou
 	expirers := c.compute.Expirers()
 	expirers[image.Table().Kind()] = c.image.Expire
 	c.reaper = &operation.Reaper{State: c.state, Now: c.state.Now, Expirers: expirers}
-	c.work = reconcile.New(c.state, time.Now(), c.tasks()...)
+	if c.cluster != nil {
+		c.hosts.Leads, c.hosts.Leader = c.state.Leads, c.cluster.leader
+	}
+	close(c.built)
 	return c, nil
+}
+
+// openShare opens this controller's share of a state that several keep, and returns when there is something to begin with: it
+// leads, or it has what another made.
+func (c *cloud) openShare(ctx context.Context, engine *etcd.Engine, m *membership, start func(string, func(context.Context) error)) (err error) {
+	if c.state, err = state.OpenFollower(ctx, engine, state.Options{}); err != nil {
+		return err
+	}
+	if c.cluster, err = newCluster(c, m, engine); err != nil {
+		return err
+	}
+	start("keep the state", func(ctx context.Context) error { return etcd.Serve(ctx, engine, c.state, c.lead) })
+	for !c.state.Leads() && (!host.HasAuthority(c.state.Latest()) || identity.ProjectNamed(c.state.Latest(), "admin").IsZero()) {
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 func (c *cloud) openImage(ctx context.Context, host, id resource.ID) (io.ReadCloser, error) {
@@ -170,13 +220,58 @@ func (c *cloud) bootstrapKey(ctx context.Context, project resource.ID) error {
 	return unlessThere(err)
 }
 
-// run does the controller's own work until ctx ends.
+// run does what each controller does, until ctx ends: and if it is the only one, what the one that leads does.
 func (c *cloud) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { c.hub.Run(ctx) })
-	wg.Go(func() { c.work.Run(ctx, 4) })
+	if c.cluster == nil {
+		wg.Go(func() { c.lead(ctx) })
+	} else {
+		wg.Go(func() { c.blobs.mirror(ctx) })
+		wg.Go(func() { c.sweepImages(ctx) })
+	}
+	wg.Wait()
+}
+
+// lead does what only the controller does that leads, for as long as it does.
+func (c *cloud) lead(ctx context.Context) {
+	select {
+	case <-c.built:
+	case <-ctx.Done():
+		return
+	}
+	if c.cluster != nil { // the one that led before may have died in the middle of it
+		if err := c.furnish(ctx); err != nil && ctx.Err() == nil {
+			slog.ErrorContext(ctx, "could not furnish the cloud", "err", err)
+		}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { reconcile.New(c.state, time.Now(), c.tasks()...).Run(ctx, 4) })
 	wg.Go(func() { c.sweep(ctx) })
 	wg.Wait()
+	c.hub.EndAll() // the hosts look for the one that leads now
+}
+
+// sweepImages lets bytes go, on a controller that may not lead, that no image has any more.
+func (c *cloud) sweepImages(ctx context.Context) {
+	tick := time.NewTicker(5 * time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if c.state.Leads() {
+			continue // sweep does it
+		}
+		if err := c.state.Confirm(ctx); err != nil {
+			continue // what is here may be old, and an image newer
+		}
+		if _, err := c.image.Sweep(identity.Internal(ctx)); err != nil && ctx.Err() == nil {
+			slog.WarnContext(ctx, "could not sweep the images", "err", err)
+		}
+	}
 }
 
 // sweep forgets, from time to time, what nobody will ask for any more.

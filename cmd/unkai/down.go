@@ -98,13 +98,14 @@ type controllerCommand struct {
 type controllerRun struct {
 	dataOption
 	listenOptions
+	clusterOptions
 	Hosts string `default:"0.0.0.0:8702" help:"Address for hosts' agents (mutual TLS)."`
 	Pool  string `default:"172.24.4.0/24" help:"The external network that a new cloud begins with."`
 }
 
 // Run is a controller without a host, until it is told to stop.
 func (r *controllerRun) Run(ctx context.Context) error {
-	u := &upCommand{dataOption: r.dataOption, listenOptions: r.listenOptions, machineOptions: machineOptions{Pool: r.Pool}, hosts: r.Hosts}
+	u := &upCommand{dataOption: r.dataOption, listenOptions: r.listenOptions, machineOptions: machineOptions{Pool: r.Pool}, hosts: r.Hosts, cluster: r.clusterOptions}
 	return u.Run(ctx)
 }
 

@@ -25,7 +25,8 @@ type upCommand struct {
 	Demo  bool   `help:"Boot a first server, and tell how to reach it."`
 	Guest string `help:"Where the demo guest's image is (guest/build.sh makes it)." type:"path" default:"/var/cache/unkai/guest"`
 
-	hosts string // a controller's address for other machines' agents; "" for a cloud on this machine alone
+	hosts   string // a controller's address for other machines' agents; "" for a cloud on this machine alone
+	cluster clusterOptions
 }
 
 // Run is a whole cloud until it is told to stop. Guests go on.
@@ -42,24 +43,12 @@ func (u *upCommand) Run(ctx context.Context) error {
 		return err
 	}
 	defer lock.Close()
-	c, err := openCloud(ctx, u.Data, pool, own)
+	member, err := u.cluster.membership(ctx, u.Data, u.hosts)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err := c.state.Close(); err != nil {
-			slog.Error("could not close the state", "err", err)
-		}
-	}()
-	l, secure, err := u.listener(c.authority)
-	if err != nil {
-		return err
-	}
-	url := urlOf(l, secure)
-	var wg sync.WaitGroup
-	defer wg.Wait()
 	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
+	var wg sync.WaitGroup
 	start := func(what string, run func(context.Context) error) {
 		wg.Go(func() {
 			if err := run(ctx); err != nil && ctx.Err() == nil {
@@ -67,6 +56,28 @@ func (u *upCommand) Run(ctx context.Context) error {
 			}
 		})
 	}
+	c, err := openCloud(ctx, u.Data, pool, own, member, start)
+	defer func() {
+		stop(nil)
+		wg.Wait()
+		if c == nil {
+			return
+		}
+		if err := c.state.Close(); err != nil {
+			slog.Error("could not close the state", "err", err)
+		}
+	}()
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		return err
+	}
+	l, secure, err := u.listener(c.authority)
+	if err != nil {
+		return err
+	}
+	url := urlOf(l, secure)
 	start("control", func(ctx context.Context) error { c.run(ctx); return nil })
 	start("bound memory", func(ctx context.Context) error { boundMemory(ctx); return nil })
 	hosts, err := u.startHosts(ctx, c, start)
@@ -81,7 +92,11 @@ func (u *upCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	start("serve clients", func(ctx context.Context) error { return serve(ctx, l, c.handler()) })
+	start("serve clients", func(ctx context.Context) error { return serve(ctx, l, c.front()) })
+	if c.cluster != nil {
+		start("be known to the other controllers", func(ctx context.Context) error { return c.cluster.present(ctx, url) })
+		start("keep the other controllers", c.cluster.keepWell)
+	}
 	start("serve the control socket", func(ctx context.Context) error {
 		return c.serveControl(ctx, control, clientsAt{URL: url, HostsURL: hosts})
 	})
@@ -140,7 +155,7 @@ func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string,
 	if err != nil {
 		return "", err
 	}
-	start("serve hosts", func(ctx context.Context) error { return serveTLS(ctx, l, config, c.hosts) })
+	start("serve hosts", func(ctx context.Context) error { return serveTLS(ctx, l, config, c.links()) })
 	url := urlOf(l, true)
 	if u.hosts != "" {
 		return url, nil

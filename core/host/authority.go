@@ -99,6 +99,9 @@ func OpenAuthority(ctx context.Context, s *state.State, now time.Time) (*Authori
 	return a, nil
 }
 
+// HasAuthority reports whether the cloud has its authority already.
+func HasAuthority(tx *state.Tx) bool { return authorities.Len(tx) > 0 }
+
 func makeAuthority(now time.Time) (*authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -95,6 +95,11 @@ func (e *Engine) AddMember(ctx context.Context, url string) ([]MemberInfo, error
 		switch {
 		case err == nil || errors.Is(err, rpctypes.ErrPeerURLExist):
 			return e.Members(ctx)
+		case errors.Is(err, rpctypes.ErrTooManyLearners):
+			// One at a time: another has joined, and may have caught up by now.
+			if err := e.Promote(ctx); err != nil {
+				return nil, err
+			}
 		case !errors.Is(err, rpctypes.ErrUnhealthy):
 			return nil, fmt.Errorf("add a member at %s: %w", url, err)
 		}
