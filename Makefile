@@ -9,7 +9,7 @@ SEEDS   ?= 1-300
 export CGO_ENABLED := 0
 GO      := go
 
-.PHONY: build up down test check unit sim cloud apart smoke tempest bench guest packages
+.PHONY: build up down test check unit sim cloud apart cluster smoke tempest bench guest packages
 
 build: bin/unkai
 
@@ -63,6 +63,10 @@ tempest: build
 # Controller and agent apart, on real QEMU.
 apart: build
 	test/apart.sh
+
+# Three controllers and a host: the one that leads is killed under load.
+cluster: build
+	test/cluster.sh
 
 bench: build
 	$(GO) run ./bench

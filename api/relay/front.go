@@ -24,6 +24,10 @@ type Front struct {
 	// Leader is where the controller is that leads, when it is another; false while there is none.
 	Leader    func() (link string, ok bool)
 	Transport http.RoundTripper // to other controllers
+	// Reads tells the requests that are answered here; those that only read, of the dialects, when nil.
+	Reads func(*http.Request) bool
+	// Operators is set where an operator comes in, on this controller's own machine.
+	Operators bool
 	// Patience is how long a request waits for a leader; 10 seconds when 0.
 	Patience time.Duration
 }
@@ -51,7 +55,7 @@ func reads(r *http.Request) bool {
 
 // ServeHTTP answers a client.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if reads(r) {
+	if f.Reads == nil && reads(r) || f.Reads != nil && f.Reads(r) {
 		if err := f.State.Confirm(r.Context()); err != nil {
 			if r.Context().Err() != nil {
 				return
@@ -163,8 +167,11 @@ func (f *Front) attempt(w http.ResponseWriter, r *http.Request, link string) (fa
 		ErrorLog:      slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL.Scheme, p.Out.URL.Host = to.Scheme, to.Host
-			p.Out.URL.RawPath = strings.TrimSuffix(prefix, "/") + "/relay" + p.In.URL.EscapedPath()
-			p.Out.URL.Path = strings.TrimSuffix(prefix, "/") + "/relay" + p.In.URL.Path
+			via := prefix + "relay"
+			if f.Operators {
+				via = prefix + "operate"
+			}
+			p.Out.URL.RawPath, p.Out.URL.Path = via+p.In.URL.EscapedPath(), via+p.In.URL.Path
 			p.Out.URL.RawQuery = p.In.URL.RawQuery // as it was: it may be signed
 			p.Out.Host = to.Host
 			p.Out.Header.Set(hostHeader, p.In.Host)
@@ -191,4 +198,3 @@ func refuse(w http.ResponseWriter, status int, message string) {
 		slog.Debug("the client went away", "err", err)
 	}
 }
-

@@ -4,6 +4,7 @@
 //	POST /controller/v1/join              JoinRequest -> JoinAnswer, with a token instead of a certificate
 //	POST /controller/v1/present           host.Controller: where the caller is
 //	ANY  /controller/v1/relay/{path…}     a client's request; 421 from who does not lead
+//	ANY  /controller/v1/operate/{path…}   an operator's, from a controller's own machine; likewise
 //	GET  /controller/v1/blobs/{id}        an image's bytes
 //	POST /controller/v1/blobs/{id}/fetch  {"from": link}: take them over from there
 //
@@ -64,6 +65,7 @@ type Server struct {
 	Authority *host.Authority
 	State     *state.State
 	Clients   http.Handler // answers clients, when this controller leads
+	Operators http.Handler // and operators
 	Blobs     Store
 	// Join lets a machine's part of the engine in and answers its members, and what else it needs.
 	Join func(ctx context.Context, name, url string) (members map[string]string, secrets []byte, err error)
@@ -90,9 +92,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			answer(w, r, err)
 			return
 		}
-		if rest, ok := strings.CutPrefix(path, "relay/"); ok {
-			s.relayed(w, r, "/"+rest)
-			return
+		for via, h := range map[string]http.Handler{"relay": s.Clients, "operate": s.Operators} {
+			if rest, ok := strings.CutPrefix(path, via+"/"); ok && h != nil {
+				s.relayed(w, r, h, via, "/"+rest)
+				return
+			}
 		}
 		answer(w, r, s.others(w, r, path))
 	}
@@ -220,7 +224,7 @@ func (s *Server) blob(w http.ResponseWriter, r *http.Request, id resource.ID) er
 }
 
 // relayed answers a client of another controller, as if it had come here.
-func (s *Server) relayed(w http.ResponseWriter, r *http.Request, path string) {
+func (s *Server) relayed(w http.ResponseWriter, r *http.Request, h http.Handler, via, path string) {
 	if !s.State.Leads() {
 		http.Error(w, "this controller does not lead", http.StatusMisdirectedRequest)
 		return
@@ -228,7 +232,7 @@ func (s *Server) relayed(w http.ResponseWriter, r *http.Request, path string) {
 	client := r.Clone(r.Context())
 	client.TLS = nil
 	client.URL.Path = path
-	if raw, ok := strings.CutPrefix(r.URL.EscapedPath(), prefix+"relay"); ok {
+	if raw, ok := strings.CutPrefix(r.URL.EscapedPath(), prefix+via); ok {
 		client.URL.RawPath = raw
 	}
 	client.RequestURI = client.URL.RequestURI()
@@ -238,5 +242,5 @@ func (s *Server) relayed(w http.ResponseWriter, r *http.Request, path string) {
 	for _, name := range []string{hostHeader, protoHeader, sourceHeader} {
 		client.Header.Del(name)
 	}
-	s.Clients.ServeHTTP(w, client)
+	h.ServeHTTP(w, client)
 }

@@ -299,7 +299,7 @@ func (c *cloud) links() http.Handler {
 	if c.cluster == nil {
 		return c.hosts
 	}
-	others := &relay.Server{Authority: c.authority, State: c.state, Clients: c.handler(), Blobs: own{c.blobs}, Join: c.cluster.letIn, Now: time.Now}
+	others := &relay.Server{Authority: c.authority, State: c.state, Clients: c.handler(), Operators: c.control(clientsAt{}), Blobs: own{c.blobs}, Join: c.cluster.letIn, Now: time.Now}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/controller/") {
 			others.ServeHTTP(w, r)

@@ -17,6 +17,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/unkai-cloud/unkai/api/relay"
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -43,15 +44,18 @@ type health struct {
 	Data     string
 	At       clientsAt
 	Revision int64
+	Leads    bool
 	Broken   string `json:",omitempty"`
-	Store    state.Room
-	Ahead    time.Duration `json:",omitempty"` // of the machine's clock, that the state's own is
-	Hosts    []hostHealth
-	Servers  map[string]int // by stage
-	Counts   map[string]int
-	Running  []runningOperation // those that run for longest
-	Held     []heldThing        // on hosts, and wanted by nobody
-	Seconds  float64            // since the start
+	// In a cluster: every controller that is known, and which leads.
+	Controllers []controllerHealth `json:",omitempty"`
+	Store       state.Room
+	Ahead       time.Duration `json:",omitempty"` // of the machine's clock, that the state's own is
+	Hosts       []hostHealth
+	Servers     map[string]int // by stage
+	Counts      map[string]int
+	Running     []runningOperation // those that run for longest
+	Held        []heldThing        // on hosts, and wanted by nobody
+	Seconds     float64            // since the start
 }
 
 type hostHealth struct {
@@ -63,6 +67,11 @@ type hostHealth struct {
 	Servers            int64
 	UsedVCPUs, VCPUs   int64
 	UsedMiB, MiB       int64
+}
+
+type controllerHealth struct {
+	Name, Link, URL, Version string
+	Leads                    bool
 }
 
 type heldThing struct {
@@ -95,6 +104,16 @@ func (c *cloud) openControl() (net.Listener, error) {
 
 // serveControl answers on the control socket until ctx ends.
 func (c *cloud) serveControl(ctx context.Context, l net.Listener, at clientsAt) error {
+	var h http.Handler = c.control(at)
+	if c.cluster != nil {
+		h = &relay.Front{Here: h, State: c.state, Leader: c.cluster.leader, Transport: c.cluster.transport, Operators: true,
+			Reads: func(r *http.Request) bool { return r.Method == http.MethodGet }}
+	}
+	return serve(ctx, l, h)
+}
+
+// control answers operators.
+func (c *cloud) control(at clientsAt) http.Handler {
 	began := time.Now()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
@@ -140,7 +159,7 @@ func (c *cloud) serveControl(ctx context.Context, l net.Listener, at clientsAt) 
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	return serve(ctx, l, mux)
+	return mux
 }
 
 // audit is everything that an auditor can find: in the state, and on this controller's disk.
@@ -191,6 +210,13 @@ func (c *cloud) health() health {
 		Ahead: time.Until(c.state.Now()).Truncate(time.Second), Servers: map[string]int{}, Counts: map[string]int{}}
 	if err := c.state.Broken(); err != nil {
 		h.Broken = err.Error()
+	}
+	h.Leads = c.state.Leads()
+	if c.cluster != nil {
+		leader := c.cluster.engine.Leader()
+		for k := range host.Controllers().Peek(tx, "name", state.Range{}) {
+			h.Controllers = append(h.Controllers, controllerHealth{k.Name, k.Link, k.URL, k.Version, leader != 0 && k.Member == leader})
+		}
 	}
 	for m := range host.Table().Peek(tx, "name", state.Range{}) {
 		n, used := compute.Servers().Sum(tx, "load", state.KeyOf(m.ID))
@@ -286,6 +312,19 @@ func (h *health) print(w io.Writer) error {
 	}
 	if h.Ahead > time.Minute {
 		fmt.Fprintf(w, "clock   this machine's was set back by about %v; the cloud's goes on a tenth slower until it has caught up\n", h.Ahead)
+	}
+	if len(h.Controllers) > 0 {
+		led := false
+		for _, k := range h.Controllers {
+			role := "follows"
+			if k.Leads {
+				role, led = "leads", true
+			}
+			fmt.Fprintf(w, "controller %s %s  %s  %s\n", k.Name, role, k.URL, k.Version)
+		}
+		if !led {
+			fmt.Fprintln(w, "NO CONTROLLER LEADS: most of them cannot be reached from here; nothing can be changed, and what is shown may be old")
+		}
 	}
 	if h.At.HostsURL != "" {
 		fmt.Fprintf(w, "agents join at %s\n", h.At.HostsURL)
