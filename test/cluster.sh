@@ -100,6 +100,7 @@ for i in $(seq 30); do
 	ask $(((i + 2) % 3 + 1)) DELETE "/network/v2.0/networks/$id"
 	[ "$(ask $((i % 3 + 1)) GET "/network/v2.0/networks/$id" -o /dev/null -w '%{http_code}')" = 404 ] || fail "what one controller deleted another still shows"
 done
+[ "$(ask "$(($(led_by) % 3 + 1))" GET "/network/v2.0/security-groups?project_id=$admin" | jq '.security_groups | length')" -ge 1 ] || fail "a read that writes is not answered by a follower"
 ok "what is written through one is read at once through each"
 
 image=$(ask 2 POST /image/v2/images -d '{"name":"blank","disk_format":"raw","container_format":"bare"}' | jq -r .id)
@@ -161,6 +162,17 @@ until_ok 30 bash -c "$(declare -f ask inside url ns); net=$net auth=$auth; ns() 
 controller "$leader"
 [ "$(ask "$leader" GET '/network/v2.0/networks?name=alone' | jq '.networks | length')" = 0 ] || fail "a refused write was done"
 ok "without a majority reads go on and say so, writes are refused, and both come back"
+
+# --- one is lost for good, and another takes its place
+leader=$(led_by)
+lost=$((leader % 3 + 1))
+end "$lost" KILL
+"$unkai" controller dismiss "c$lost" --data "$work/c$leader" >/dev/null || fail "a lost controller cannot be dismissed"
+rm -rf "$work/c$lost"
+controller "$lost" --join https://$net."$leader":8702 --token "$(token "$leader" controller)"
+until_ok 30 bash -c "$unkai status --data $work/c$leader --json | jq -e '.Controllers | length == 3'" || fail "there are not three controllers again"
+left=$lost
+ok "a controller that is lost for good is dismissed, and replaced"
 
 # --- the end
 until_ok 30 up $left || fail "the host is not up"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -62,11 +63,72 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 			w.Header().Set(StaleHeader, "true")
 		}
-		f.Here.ServeHTTP(w, r)
-		return
+		if f.State.Leads() {
+			f.Here.ServeHTTP(w, r)
+			return
+		}
+		// Some reads write, as the list of security groups makes a project's first: then the leader is asked.
+		ctx, tried := state.NoteWrites(r.Context())
+		u := &undecided{ResponseWriter: w, header: w.Header().Clone(), tried: tried}
+		f.Here.ServeHTTP(u, r.WithContext(ctx))
+		if !u.dropped {
+			u.decide(http.StatusOK)
+			return
+		}
 	}
 	f.pass(w, r)
 }
+
+// undecided is an answer that counts only if nothing was to be written for it.
+type undecided struct {
+	http.ResponseWriter
+	header  http.Header
+	tried   func() bool
+	begun   bool // it counts
+	dropped bool
+}
+
+func (u *undecided) Header() http.Header { return u.header }
+
+func (u *undecided) decide(status int) {
+	switch {
+	case u.begun || u.dropped:
+	case u.tried():
+		u.dropped = true
+	default:
+		u.begun = true
+		maps.Copy(u.ResponseWriter.Header(), u.header)
+		u.ResponseWriter.WriteHeader(status)
+	}
+}
+
+func (u *undecided) WriteHeader(status int) { u.decide(status) }
+
+func (u *undecided) Write(b []byte) (int, error) {
+	if u.decide(http.StatusOK); u.dropped {
+		return len(b), nil
+	}
+	return u.ResponseWriter.Write(b)
+}
+
+// ReadFrom lets the kernel copy files.
+func (u *undecided) ReadFrom(r io.Reader) (int64, error) {
+	if u.decide(http.StatusOK); u.dropped {
+		return io.Copy(io.Discard, r)
+	}
+	return io.Copy(u.ResponseWriter, r)
+}
+
+// FlushError lets streams through.
+func (u *undecided) FlushError() error {
+	if u.decide(http.StatusOK); u.dropped {
+		return nil
+	}
+	return http.NewResponseController(u.ResponseWriter).Flush()
+}
+
+// Unwrap lets http.ResponseController set deadlines.
+func (u *undecided) Unwrap() http.ResponseWriter { return u.ResponseWriter }
 
 // errElsewhere: the controller that was asked does not lead, and did nothing.
 var errElsewhere = errors.New("it does not lead")

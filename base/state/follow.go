@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -264,5 +265,20 @@ func (s *State) Reached(ctx context.Context, revision int64) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+type writesKey struct{}
+
+// NoteWrites returns a context that remembers whether an Update in it was refused because another controller leads: then
+// whatever came of it has to be asked of that one.
+func NoteWrites(ctx context.Context) (noted context.Context, tried func() bool) {
+	seen := new(atomic.Bool)
+	return context.WithValue(ctx, writesKey{}, seen), seen.Load
+}
+
+func noteWrite(ctx context.Context) {
+	if seen, ok := ctx.Value(writesKey{}).(*atomic.Bool); ok {
+		seen.Store(true)
 	}
 }

@@ -215,6 +215,7 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) error {
 		if broken {
 			return unavailable()
 		}
+		noteWrite(ctx)
 		return NotLeading()
 	}
 	s.queue = append(s.queue, r)

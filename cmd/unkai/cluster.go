@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/api/relay"
+	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/base/state/etcd"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -363,6 +364,27 @@ func (k *cluster) tell(ctx context.Context, is host.Controller) error {
 		return errors.New("no controller leads, or where it is is not known yet")
 	}
 	return k.post(ctx, link, "present", is)
+}
+
+// dismiss takes another controller out for good. What it has on its disk is of no use to anybody then.
+func (c *cloud) dismiss(ctx context.Context, name string) error {
+	if c.cluster == nil {
+		return fault.Errorf(fault.Invalid, "This is the only controller.")
+	}
+	if name == c.cluster.Name {
+		return fault.Errorf(fault.Conflict, "%s leads now. End it first; then another leads, and can dismiss it.", name)
+	}
+	for k := range host.Controllers().All(c.state.Latest()) {
+		if k.Name != name {
+			continue
+		}
+		// The engine first: a controller that is unknown and still has a vote would be forgotten.
+		if err := c.cluster.engine.RemoveMember(ctx, k.Member); err != nil {
+			return err
+		}
+		return host.Dismiss(ctx, c.state, name)
+	}
+	return fault.Missing("controller", name)
 }
 
 func (k *cluster) post(ctx context.Context, link, path string, v any) error {

@@ -142,6 +142,9 @@ func (c *cloud) control(at clientsAt) http.Handler {
 		}
 		answerControl(w, h.ID, c.compute.DismissHost(identity.Internal(r.Context()), h.ID))
 	})
+	mux.HandleFunc("DELETE /controllers/{name}", func(w http.ResponseWriter, r *http.Request) {
+		answerControl(w, r.PathValue("name"), c.dismiss(identity.Internal(r.Context()), r.PathValue("name")))
+	})
 	mux.HandleFunc("POST /restored", func(w http.ResponseWriter, r *http.Request) {
 		if err := host.Restored(identity.Internal(r.Context()), c.state); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)

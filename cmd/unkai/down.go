@@ -91,6 +91,8 @@ type controllerCommand struct {
 	Token  controllerToken  `cmd:"" help:"Print a one-time token with which one machine joins, as a host or as a controller."`
 	Remove controllerRemove `cmd:"" help:"Take a host out of the cloud. It is refused from then on, and can only join anew."`
 
+	Dismiss controllerDismiss `cmd:"" help:"Take a controller out that will not come back, so that it has no vote any more."`
+
 	Restored controllerRestored `cmd:"" help:"Say that the state was restored from a backup. Hosts, which have seen newer ones, heed it then; what it does not know they keep for a week."`
 	Discard  controllerDiscard  `cmd:"" help:"Have a host take away what it keeps though nobody wants it (see unkai status). Its disks are lost."`
 }
@@ -137,6 +139,21 @@ func (c *controllerRemove) Run(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("removed host %s (%s)\n", c.Name, id)
+	return nil
+}
+
+type controllerDismiss struct {
+	dataOption
+	Name string `arg:"" help:"The controller's name."`
+}
+
+// Run dismisses a controller.
+func (c *controllerDismiss) Run(ctx context.Context) error {
+	var name string
+	if err := ask(ctx, c.Data, "DELETE", "/controllers/"+url.PathEscape(c.Name), &name); err != nil {
+		return err
+	}
+	fmt.Printf("dismissed controller %s\n", c.Name)
 	return nil
 }
 

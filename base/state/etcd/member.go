@@ -135,7 +135,7 @@ func (e *Engine) Promote(ctx context.Context) error {
 func (e *Engine) RemoveMember(ctx context.Context, id uint64) error {
 	ctx, cancel := e.within(ctx, askWithin)
 	defer cancel()
-	if _, err := e.client.MemberRemove(ctx, id); err != nil {
+	if _, err := e.client.MemberRemove(ctx, id); err != nil && !errors.Is(err, rpctypes.ErrMemberNotFound) {
 		return fmt.Errorf("remove a member: %w", err)
 	}
 	return nil
