@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -21,7 +22,7 @@ type Provider struct {
 	Used       map[string]int64 // of every class in Inventory
 }
 
-// Generation changes whenever the provider does.
+// Generation changes whenever the host does, and what operators say of it: not with each server.
 func (p *Provider) Generation() int64 { return p.Host.Revision }
 
 // inventory is what a host offers: what it reports, as much of it as placement promises, and what operators added.
@@ -195,12 +196,13 @@ type Holding struct {
 	ProjectID  resource.ID
 	UserID     resource.ID
 	Generation int64 // changes whenever the server does
+	Since      time.Time
 	Provider   *host.Host
 	Amounts    map[string]int64 // only what it takes any of
 }
 
 func holding(srv *Server, h *host.Host) *Holding {
-	held := &Holding{ServerID: srv.ID, ProjectID: srv.ProjectID, UserID: srv.UserID, Generation: srv.Revision, Provider: h, Amounts: srv.claims()}
+	held := &Holding{ServerID: srv.ID, ProjectID: srv.ProjectID, UserID: srv.UserID, Generation: srv.Revision, Since: srv.UpdatedAt, Provider: h, Amounts: srv.claims()}
 	if held.Amounts == nil {
 		held.Amounts = map[string]int64{}
 	}
