@@ -127,7 +127,11 @@ func (c *client) request(p *project) (string, error) {
 	}
 	n := w.rng.IntN(100)
 	if n < 30 || len(p.order) == 0 {
-		return c.create(p)
+		flavor := "42"
+		if w.chance(250) {
+			flavor = "seated"
+		}
+		return c.create(p, flavor)
 	}
 	if n < 33 && len(p.networks) < 5 {
 		return "network", c.addNetwork(p)
@@ -178,14 +182,11 @@ func (c *client) cancel(p *project) (string, error) {
 }
 
 // create asks for a server; now and then as a plan, or twice with the same key.
-func (c *client) create(p *project) (string, error) {
+func (c *client) create(p *project, flavor string) (string, error) {
 	w := c.w
 	c.serial++
-	launch := compute.Launch{Name: fmt.Sprint("server-", c.serial), Flavor: "42", ImageID: c.image,
+	launch := compute.Launch{Name: fmt.Sprint("server-", c.serial), Flavor: flavor, ImageID: c.image,
 		NICs: []compute.NICWanted{{NetworkID: p.networks[w.rng.IntN(len(p.networks))]}}, Max: 1 + w.rng.IntN(2)}
-	if w.chance(250) {
-		launch.Flavor = "seated"
-	}
 	if w.chance(100) {
 		before := w.control.state.Latest().Revision()
 		_, err := w.control.compute.Create(state.WithPlan(p.ctx, new(state.Plan)), launch)

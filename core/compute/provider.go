@@ -335,17 +335,6 @@ func (s *Service) SetInventory(ctx context.Context, id resource.ID, generation *
 
 // mayOffer refuses a change of what a host offers that is not an operator's to make.
 func mayOffer(tx *state.Tx, h *host.Host, now, next map[string]host.Inventory) error {
-	for _, class := range slices.Sorted(maps.Keys(now)) {
-		if _, stays := next[class]; stays {
-			continue
-		}
-		if !host.Custom(class) {
-			return fault.Errorf(fault.Conflict, "The inventory of %s is what host %s reports of itself: it cannot be taken away.", class, h.Name).WithCode("derived")
-		}
-		if n := claimed(tx, h.ID, class); n > 0 {
-			return fault.Errorf(fault.Conflict, "Inventory for '%s' on resource provider '%s' in use: servers hold %d of it.", class, h.ID, n).WithCode("inventory-in-use")
-		}
-	}
 	for _, class := range slices.Sorted(maps.Keys(next)) {
 		v := next[class]
 		if v == now[class] {
@@ -362,6 +351,17 @@ func mayOffer(tx *state.Tx, h *host.Host, now, next map[string]host.Inventory) e
 			return fault.Errorf(fault.Conflict, "The inventory of %s is what host %s reports of itself, and is overcommitted as the cloud is configured: it cannot be changed.", class, h.Name).WithCode("derived")
 		default:
 			return fault.Errorf(fault.Conflict, "No guest is given any %s here, so that a host cannot offer it. Custom resource classes can be counted.", class).WithCode("derived")
+		}
+	}
+	for _, class := range slices.Sorted(maps.Keys(now)) {
+		if _, stays := next[class]; stays {
+			continue
+		}
+		if !host.Custom(class) {
+			return fault.Errorf(fault.Conflict, "The inventory of %s is what host %s reports of itself: it cannot be taken away.", class, h.Name).WithCode("derived")
+		}
+		if n := claimed(tx, h.ID, class); n > 0 {
+			return fault.Errorf(fault.Conflict, "Inventory for '%s' on resource provider '%s' in use: servers hold %d of it.", class, h.ID, n).WithCode("inventory-in-use")
 		}
 	}
 	return nil

@@ -101,7 +101,7 @@ func (s *Service) CreateClass(ctx context.Context, name string) (made bool, err 
 
 // RenameClass gives a class that no host offers another name.
 func (s *Service) RenameClass(ctx context.Context, name, to string) error {
-	return s.changeClass(ctx, "resource-class.create", name, func(tx *state.Tx, c *ResourceClass) error {
+	return s.changeClass(ctx, "resource-class.create", "update", name, func(tx *state.Tx, c *ResourceClass) error {
 		if !Custom(to) {
 			return notCustom("resource class", to)
 		}
@@ -115,18 +115,18 @@ func (s *Service) RenameClass(ctx context.Context, name, to string) error {
 
 // DeleteClass takes a class away that no host offers.
 func (s *Service) DeleteClass(ctx context.Context, name string) error {
-	return s.changeClass(ctx, "resource-class.delete", name, func(tx *state.Tx, c *ResourceClass) error {
+	return s.changeClass(ctx, "resource-class.delete", "delete", name, func(tx *state.Tx, c *ResourceClass) error {
 		return classes.Delete(tx, c.ID)
 	})
 }
 
-func (s *Service) changeClass(ctx context.Context, action, name string, change func(*state.Tx, *ResourceClass) error) error {
+func (s *Service) changeClass(ctx context.Context, action, verb, name string, change func(*state.Tx, *ResourceClass) error) error {
 	return s.State.Update(ctx, func(tx *state.Tx) error {
 		if err := identity.Allow(ctx, action, resource.Meta{}); err != nil {
 			return err
 		}
 		if slices.Contains(standardClasses, name) {
-			return fault.Errorf(fault.Invalid, "Cannot change or delete standard resource class %s.", name)
+			return fault.Errorf(fault.Invalid, "Cannot %s standard resource class %s.", verb, name)
 		}
 		c, ok := classes.Lookup(tx, "name", state.KeyOf(name))
 		if !ok {

@@ -154,7 +154,7 @@ func (s *Service) CreateTrait(ctx context.Context, name string) (made bool, err 
 }
 
 func notCustom(noun, name string) error {
-	return fault.Errorf(fault.Invalid, "The name of a custom %s begins with CUSTOM_ and has only A to Z, 0 to 9 and _; %.60q does not.", noun, name)
+	return fault.InvalidField("name", "of a custom %s must begin with CUSTOM_ and have only A to Z, 0 to 9 and _; %.60q does not", noun, name)
 }
 
 // DeleteTrait takes a trait away that no host has.
@@ -214,7 +214,7 @@ func Change(ctx context.Context, s *state.State, id resource.ID, generation *int
 			return fault.Missing("host", id)
 		}
 		if generation != nil && *generation != h.Revision {
-			return fault.Errorf(fault.Conflict, "resource provider generation conflict: it is %d now, and not %d.", h.Revision, *generation).
+			return fault.Errorf(fault.Conflict, "resource provider generation conflict: it is %d now, and not %d. Please update the generation and try again.", h.Revision, *generation).
 				WithCode("host-changed")
 		}
 		if err := change(tx, h); err != nil {

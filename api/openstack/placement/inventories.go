@@ -207,7 +207,7 @@ func (s *server) deleteInventory(w http.ResponseWriter, r *http.Request) error {
 	class := r.PathValue("name")
 	_, err = s.change(r, p.Host.ID, nil, func(all map[string]host.Inventory) (map[string]host.Inventory, error) {
 		if _, there := all[class]; !there {
-			return nil, noInventory(p.Host.ID, class)
+			return nil, fault.Errorf(fault.NotFound, "No inventory of class %.60s found for delete: %s has none", class, p.Host.ID).WithCode("inventory-not-found")
 		}
 		delete(all, class)
 		return all, nil

@@ -156,6 +156,9 @@ var codes = map[string]string{
 
 func writeError(w http.ResponseWriter, r *http.Request, status int, f *fault.Error) {
 	e := object{"status": status, "title": http.StatusText(status), "detail": f.Message, "request_id": wire.RequestID(r.Context())}
+	if f.Field != "" && r.ContentLength != 0 {
+		e["detail"] = "JSON does not validate: " + f.Message
+	}
 	if f.Code == "microversion" {
 		status = http.StatusNotAcceptable
 		e["status"], e["title"] = status, http.StatusText(status)

@@ -191,8 +191,11 @@ func (s *server) setAggregates(w http.ResponseWriter, r *http.Request) error {
 	ids := []resource.ID{}
 	for _, text := range *wish.Aggregates {
 		id, err := resource.ParseID(text)
-		if err != nil || seen[id] {
-			return fault.InvalidField("aggregates", "must hold UUIDs, each once, and not %.60q", text)
+		if err != nil {
+			return fault.InvalidField("aggregates", "must hold UUIDs: '%.60s' is not a 'uuid'", text)
+		}
+		if seen[id] {
+			return fault.InvalidField("aggregates", "must hold each UUID once, and has %s twice", id)
 		}
 		seen[id] = true
 		ids = append(ids, id)

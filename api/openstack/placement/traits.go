@@ -20,7 +20,7 @@ func (s *server) listTraits(w http.ResponseWriter, r *http.Request) error {
 	}
 	associated, all := false, true
 	if values.Has("associated") {
-		switch last(values, "associated") {
+		switch strings.ToLower(last(values, "associated")) {
 		case "true":
 			associated = true
 		case "false":
