@@ -53,6 +53,17 @@ func (w *world) checkSafety() error {
 			}
 		}
 	}
+	for h := range host.Table().Peek(tx, "", state.Range{}) {
+		taken := 0
+		for srv := range compute.Servers().Peek(tx, "host", state.Range{Prefix: state.KeyOf(h.ID)}) {
+			if srv.Shape.Ref == "seated" {
+				taken++
+			}
+		}
+		if _, offers := h.Offers[seat]; taken > 0 && !offers {
+			return fmt.Errorf("%d servers have a seat on %s, where there are none", taken, h.Name)
+		}
+	}
 	running := map[resource.ID]string{}
 	for _, n := range w.nodes {
 		ids, err := n.machine.Guests().Present(w.ctx)

@@ -12,6 +12,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/identity"
 	"github.com/unkai-cloud/unkai/core/image"
 	"github.com/unkai-cloud/unkai/core/image/imagetest"
@@ -42,6 +43,13 @@ func (w *world) newClient() (*client, error) {
 	admin := identity.Internal(w.ctx)
 	if err := compute.Bootstrap(admin, w.control.state); err != nil {
 		return nil, err
+	}
+	if _, err := (&host.Service{State: w.control.state}).CreateClass(admin, seat); err != nil {
+		return nil, fmt.Errorf("make a resource class: %w", err)
+	}
+	if _, err := w.control.compute.CreateFlavor(admin, compute.Flavor{Meta: resource.Meta{Name: "seated"}, Ref: "seated", VCPUs: 1, MemoryMiB: 128, RootGiB: 1,
+		Extra: map[string]string{"resources:" + seat: "1", "trait:COMPUTE_NODE": "required"}}); err != nil {
+		return nil, fmt.Errorf("make a flavor: %w", err)
 	}
 	images := image.New(w.control.state, new(imagetest.Memory), image.Config{})
 	i, err := images.Create(admin, image.Request{Name: "small", ProjectID: resource.NewID(w.clock, w),
@@ -79,6 +87,23 @@ func (c *client) addNetwork(p *project) error {
 	return err
 }
 
+// seat is a custom resource of which the operator gives hosts a few, or none.
+const seat = "CUSTOM_SEAT"
+
+// offer changes how many seats a host has. Those that are taken cannot all be taken away.
+func (c *client) offer() (string, error) {
+	n := c.w.nodes[c.w.rng.IntN(len(c.w.nodes))]
+	seats := int64(c.w.rng.IntN(4))
+	_, err := c.w.control.compute.SetInventory(identity.Internal(c.w.ctx), n.id, nil, func(all map[string]host.Inventory) (map[string]host.Inventory, error) {
+		delete(all, seat)
+		if seats > 0 {
+			all[seat] = host.Inventory{Total: seats, Ratio: 1, Min: 1, Max: 1, Step: 1}
+		}
+		return all, nil
+	})
+	return fmt.Sprintf("%d seats on %s", seats, n.name), err
+}
+
 // ask makes one request.
 func (c *client) ask() {
 	p := c.projects[c.w.rng.IntN(len(c.projects))]
@@ -97,9 +122,16 @@ func (c *client) ask() {
 
 func (c *client) request(p *project) (string, error) {
 	w := c.w
+	if w.chance(30) {
+		return c.offer()
+	}
 	n := w.rng.IntN(100)
 	if n < 30 || len(p.order) == 0 {
-		return c.create(p)
+		flavor := "42"
+		if w.chance(250) {
+			flavor = "seated"
+		}
+		return c.create(p, flavor)
 	}
 	if n < 33 && len(p.networks) < 5 {
 		return "network", c.addNetwork(p)
@@ -150,10 +182,10 @@ func (c *client) cancel(p *project) (string, error) {
 }
 
 // create asks for a server; now and then as a plan, or twice with the same key.
-func (c *client) create(p *project) (string, error) {
+func (c *client) create(p *project, flavor string) (string, error) {
 	w := c.w
 	c.serial++
-	launch := compute.Launch{Name: fmt.Sprint("server-", c.serial), Flavor: "42", ImageID: c.image,
+	launch := compute.Launch{Name: fmt.Sprint("server-", c.serial), Flavor: flavor, ImageID: c.image,
 		NICs: []compute.NICWanted{{NetworkID: p.networks[w.rng.IntN(len(p.networks))]}}, Max: 1 + w.rng.IntN(2)}
 	if w.chance(100) {
 		before := w.control.state.Latest().Revision()

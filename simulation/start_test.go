@@ -20,7 +20,7 @@ func TestStartOvertakesStop(t *testing.T) {
 		if err := w.settle(); err != nil { // the host arrives
 			t.Fatal(err)
 		}
-		if what, err := w.client.create(p); err != nil {
+		if what, err := w.client.create(p, "42"); err != nil {
 			t.Fatal(what, err)
 		}
 	}

@@ -72,6 +72,8 @@ func kinds(n *network.Service) []*kind {
 			own: owned[operation.Operation]("project"), operator: fields("Steps.HostID Why.Chosen Why.Scores Why.Removed.Examples"),
 			by: places{"target_id": on("target")}}),
 		show("hosts", host.Table(), "host.get", rule[host.Host]{}),
+		show("traits", host.Traits(), "trait.get", rule[host.Trait]{}),
+		show("resource-classes", host.ResourceClasses(), "resource-class.get", rule[host.ResourceClass]{}),
 	}
 }
 

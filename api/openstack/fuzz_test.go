@@ -57,12 +57,15 @@ func FuzzQuery(f *testing.F) {
 		{"/network/v2.0/security-groups", "sort_key=name&sort_dir=up&tags-any=a"}, {"/network/v2.0/agents", "agent_type=x&alive=1"}, {"/network/v2.0/floatingips", "floating_ip_address=::1&status=x"},
 		{"/identity/v3/users", "name__contains=x&enabled=maybe&limit=0"}, {"/identity/v3/users", "password_expires_at=lt:2030-01-01T00:00:00Z"}, {"/identity/v3/projects", "tags=a,b&parents_as_ids"},
 		{"/identity/v3/role_assignments", "scope.project.id=x&effective&include_names=1"}, {"/identity/v3/role_assignments", "a;b&%zz=%"},
+		{"/placement/resource_providers", "resources=VCPU:2,DISK_GB:1&required=in:HW_CPU_X86_AVX2,CUSTOM_GOLD&required=!CUSTOM_GOLD&member_of=!in:" + stranger}, {"/placement/traits", "name=startswith:CUSTOM&associated=true"},
+		{"/placement/allocation_candidates", "resources=VCPU:1&resources_A=MEMORY_MB:99999999999999999999&required_A=!CUSTOM_GOLD&same_subtree=_A&group_policy=isolate&limit=2&root_required=COMPUTE_NODE&in_tree=" + stranger},
+		{"/placement/usages", "project_id=x&user_id=y&consumer_type=all"},
 	} {
 		at := slices.Index(reads, seed[0])
 		if at < 0 {
 			f.Fatalf("no route for %s", seed[0])
 		}
-		f.Add(uint16(at), seed[1], "compute 2.93")
+		f.Add(uint16(at), seed[1], "compute 2.93, placement 1.39")
 	}
 	f.Add(uint16(0), "", "compute 2.0000000000000000000001")
 	f.Add(uint16(0), "", "compute latest, volume 3.0,")

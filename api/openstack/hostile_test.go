@@ -19,20 +19,22 @@ import (
 	"github.com/unkai-cloud/unkai/api/openstack/keystone"
 	"github.com/unkai-cloud/unkai/api/openstack/neutron"
 	"github.com/unkai-cloud/unkai/api/openstack/nova"
+	"github.com/unkai-cloud/unkai/api/openstack/placement"
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/identity"
 	"github.com/unkai-cloud/unkai/core/image"
 	"github.com/unkai-cloud/unkai/core/image/imagetest"
 	"github.com/unkai-cloud/unkai/core/network"
 )
 
-// What follows tries every route of all four services with what a stranger, a thief of tokens or a broken client may
+// What follows tries every route of all five services with what a stranger, a thief of tokens or a broken client may
 // send. Whatever comes back has to be an error in the service's own shape, and the state has to be what it was.
 
-// A cloud is all four services over one state, with something of each kind that belongs to the project demo.
+// A cloud is all five services over one state, with something of each kind that belongs to the project demo.
 type cloud struct {
 	testing.TB
 	http.Handler
@@ -65,10 +67,11 @@ func newCloud(t testing.TB) *cloud {
 	who := identity.New(st, config)
 	images, networks, servers := image.New(st, new(imagetest.Memory), image.Config{}), network.New(st), compute.New(st, compute.Config{})
 	c.services = map[string]*openstack.Service{
-		"/identity": keystone.New(keystone.Options{Identity: who}),
-		"/image":    glance.New(glance.Options{Images: images, Auth: who}),
-		"/network":  neutron.New(neutron.Options{Networks: networks, Auth: who}),
-		"/compute":  nova.New(nova.Options{Compute: servers, Auth: who, Images: images, Network: networks}),
+		"/identity":  keystone.New(keystone.Options{Identity: who}),
+		"/image":     glance.New(glance.Options{Images: images, Auth: who}),
+		"/network":   neutron.New(neutron.Options{Networks: networks, Auth: who}),
+		"/compute":   nova.New(nova.Options{Compute: servers, Auth: who, Images: images, Network: networks}),
+		"/placement": placement.New(placement.Options{Compute: servers, Auth: who}),
 	}
 	mux := http.NewServeMux()
 	for prefix, service := range c.services {
@@ -211,6 +214,29 @@ func (c *cloud) furnish() {
 	c.ids["os-security-groups"], c.ids["os-security-group-rules"] = c.ids["security-groups"], c.ids["security-group-rules"]
 	c.ids["os-floating-ips"], c.ids["os-interface"], c.ids["flavors"] = c.ids["floatingips"], c.ids["ports"], "42"
 	c.furnishServer()
+	c.furnishHost()
+}
+
+// furnishHost adds a host with something of each kind that an operator gives one.
+func (c *cloud) furnishHost() {
+	c.Helper()
+	ctx, id := identity.Internal(c.Context()), resource.NewID(c.now, nil)
+	if err := host.Arrive(ctx, c.st, id, host.Hello{Name: "n1", Capacity: host.Capacity{VCPUs: 4, MemoryMiB: 4096, DiskGiB: 100, Arch: "x86_64"}}); err != nil {
+		c.Fatal(err)
+	}
+	hosts := host.Service{State: c.st}
+	_, err := hosts.CreateTrait(ctx, "CUSTOM_GOLD")
+	if err == nil {
+		_, err = hosts.CreateClass(ctx, "CUSTOM_LICENSE")
+	}
+	if err == nil {
+		_, err = hosts.SetTraits(ctx, id, nil, []string{"CUSTOM_GOLD"})
+	}
+	if err != nil {
+		c.Fatal(err)
+	}
+	c.ids["resource_providers"], c.ids["allocations"] = id.String(), c.ids["servers"]
+	c.ids["traits"], c.ids["resource_classes"], c.ids["inventories"] = "CUSTOM_GOLD", "CUSTOM_LICENSE", "CUSTOM_LICENSE"
 }
 
 // furnishServer makes a server. It needs an image, and no host: it stays one that is being made.
@@ -293,6 +319,18 @@ func misshapen(prefix string, w *httptest.ResponseRecorder) string {
 	}
 	if len(body) != 1 {
 		return "has not one key"
+	}
+	if prefix == "/placement" {
+		all, _ := body["errors"].([]any)
+		if len(all) != 1 {
+			return "is not Placement's error"
+		}
+		e, _ := all[0].(map[string]any)
+		status, _ := e["status"].(float64)
+		if detail, _ := e["detail"].(string); int(status) != w.Code || detail == "" || e["title"] == "" || e["request_id"] == "" {
+			return "is not Placement's error"
+		}
+		return ""
 	}
 	for key, v := range body {
 		inner, _ := v.(map[string]any)
@@ -413,6 +451,18 @@ var wishes = []struct{ pattern, body string }{
 	{"PUT /v2.1/os-quota-class-sets/{id}", `{"quota_class_set": {"cores": 1}}`},
 	{"PUT /v2.1/os-security-groups/{id}", `{"security_group": {"name": "mine", "description": "d"}}`},
 
+	{"PUT /resource_providers/{uuid}/inventories/{name}", `{"total": 3, "reserved": 1, "min_unit": 1, "max_unit": 2, "step_size": 1, "allocation_ratio": 1.5, "resource_provider_generation": 1}`},
+	{"PUT /resource_providers/{uuid}/inventories", `{"resource_provider_generation": 1, "inventories": {"CUSTOM_LICENSE": {"total": 3}}}`},
+	{"POST /resource_providers/{uuid}/inventories", `{"resource_class": "CUSTOM_LICENSE", "total": 3, "reserved": 1, "min_unit": 1, "max_unit": 2, "step_size": 1, "allocation_ratio": 1.5}`},
+	{"PUT /resource_providers/{uuid}/aggregates", `{"aggregates": ["` + stranger + `"], "resource_provider_generation": 1}`},
+	{"PUT /resource_providers/{uuid}/traits", `{"traits": ["CUSTOM_GOLD", "HW_CPU_X86_AVX2"], "resource_provider_generation": 1}`},
+	{"PUT /resource_providers/{uuid}", `{"name": "mine"}`},
+	{"POST /resource_providers", `{"name": "mine", "uuid": "` + stranger + `", "parent_provider_uuid": null}`},
+	{"POST /resource_classes", `{"name": "CUSTOM_MINE"}`},
+	{"PUT /allocations/{consumer}", `{"allocations": {"$resource_providers": {"resources": {"VCPU": 1}}}, "project_id": "p", "user_id": "u", "consumer_generation": null, "consumer_type": "INSTANCE"}`},
+	{"POST /allocations", `{"$servers": {"allocations": {}, "project_id": "p", "user_id": "u", "consumer_generation": 1}}`},
+	{"POST /reshaper", `{"inventories": {}, "allocations": {}}`},
+
 	{"POST /v3/users/{user_id}/application_credentials", `{"application_credential": {"name": "mine"}}`},
 	{"POST /v3/users/{user_id}/credentials/OS-EC2", `{"tenant_id": "$projects"}`},
 	{"PATCH /v3/credentials/{credential_id}", `{"credential": {"blob": "mine"}}`},
@@ -449,6 +499,8 @@ func (c *cloud) wish(prefix, pattern string) (body string, headers []string) {
 		headers = []string{"Content-Type", "application/openstack-images-v2.1-json-patch"}
 	case body == "bytes":
 		headers = []string{"Content-Type", "application/octet-stream"}
+	case prefix == "/placement":
+		headers = []string{"OpenStack-API-Version", "placement 1.39"}
 	case strings.Contains(pattern, "/servers/{id}/tags"):
 		headers = []string{"OpenStack-API-Version", "compute 2.26"}
 	case strings.Contains(pattern, "remote-consoles"):
@@ -483,7 +535,7 @@ func TestForeignThingsAreNotThere(t *testing.T) {
 			if w.Code == http.StatusBadRequest {
 				t.Errorf("%s: the wish is not a sound one: %s", route.Pattern, w.Body)
 			}
-			text := strings.ReplaceAll(w.Body.String(), id, "ID")
+			text := strings.NewReplacer(id, "ID", w.Header().Get("X-Openstack-Request-Id"), "REQUEST").Replace(w.Body.String())
 			if parsed, err := resource.ParseID(id); err == nil {
 				text = strings.NewReplacer(parsed.String(), "ID", parsed.Hex(), "ID").Replace(text)
 			}
@@ -618,7 +670,7 @@ func TestOversizedBodiesAreRefused(t *testing.T) {
 func TestPathTricks(t *testing.T) {
 	c := newCloud(t)
 	before := c.st.Latest().Revision()
-	for prefix, base := range map[string]string{"/identity": "/v3/users/", "/image": "/v2/images/", "/network": "/v2.0/networks/", "/compute": "/v2.1/servers/"} {
+	for prefix, base := range map[string]string{"/identity": "/v3/users/", "/image": "/v2/images/", "/network": "/v2.0/networks/", "/compute": "/v2.1/servers/", "/placement": "/resource_providers/"} {
 		for _, tail := range []string{"..%2f..%2fetc%2fpasswd", "%2e%2e", "%00", "a%00b", "%ff%fe", "a%2fb", "%20", strings.Repeat("x", 60_000), "x%0d%0aSet-Cookie:%20a=b",
 			stranger + "%00", stranger + "/", "{" + stranger + "}", "urn:uuid:" + stranger, "%F0%9F%98%80", "'%20OR%201=1--", "..", ".", "*", "$(id)", "%25%32%65"} {
 			for _, method := range []string{"GET", "DELETE"} {

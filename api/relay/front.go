@@ -37,7 +37,7 @@ type Front struct {
 const StaleHeader = "Unkai-Stale"
 
 // readable are the prefixes below which GET changes nothing and needs nothing that only the leader has.
-var readable = []string{"/identity", "/image", "/network", "/compute", "/v1"}
+var readable = []string{"/identity", "/image", "/network", "/compute", "/placement", "/v1"}
 
 func reads(r *http.Request) bool {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodOptions {

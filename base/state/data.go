@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 
 	"github.com/tidwall/btree"
@@ -44,7 +45,7 @@ func newTableData(def *tableDef) *tableData {
 	}
 	for i, index := range def.indexes {
 		switch {
-		case index.tally != nil:
+		case index.tally != nil || index.shares != nil:
 			d.tallies[i] = btree.NewMap[string, sum](degree)
 		case index.text != nil:
 			d.texts[i] = newTexts()
@@ -144,6 +145,10 @@ func (d *tableData) place(def *tableDef, id resource.ID, before, after resource.
 			d.applyTally(i, index, before, after)
 			continue
 		}
+		if index.shares != nil {
+			d.applyShares(i, index, before, after)
+			continue
+		}
 		if index.text != nil {
 			continue
 		}
@@ -198,6 +203,25 @@ func (d *tableData) applyTally(i int, index indexDef, before, after resource.Obj
 	}
 	d.add(i, oldKey, -1, was)
 	d.add(i, newKey, 1, is)
+}
+
+func (d *tableData) applyShares(i int, index indexDef, before, after resource.Object) {
+	var was, is []Share
+	if before != nil {
+		was = index.shares(before)
+	}
+	if after != nil {
+		is = index.shares(after)
+	}
+	if slices.Equal(was, is) {
+		return
+	}
+	for _, share := range was {
+		d.add(i, share.Key, -1, share.Amounts)
+	}
+	for _, share := range is {
+		d.add(i, share.Key, 1, share.Amounts)
+	}
 }
 
 func (d *tableData) add(i int, key Key, sign int64, amounts Amounts) {

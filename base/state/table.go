@@ -30,6 +30,7 @@ type indexDef struct {
 	unique bool
 	keys   func(obj any) []Key
 	tally  func(obj any) (Key, Amounts) // set: it is a tally, and keys is not
+	shares func(obj any) []Share        // set: it is a tally of several keys, and keys is not
 	text   func(obj any) string         // set: it is a Text, and keys is not
 }
 
@@ -104,6 +105,19 @@ func Unique[T any](name string, key func(*T) Key) Option[T] {
 func Tally[T any](name string, amounts func(*T) (Key, Amounts)) Option[T] {
 	return func(d *tableDef) {
 		d.indexes = append(d.indexes, indexDef{name: name, tally: func(o any) (Key, Amounts) { return amounts(o.(*T)) }})
+	}
+}
+
+// A Share is what an object adds under one key of a MultiTally.
+type Share struct {
+	Key     Key
+	Amounts Amounts
+}
+
+// MultiTally is a Tally to which an object adds under several keys, each given once and always in the same order.
+func MultiTally[T any](name string, shares func(*T) []Share) Option[T] {
+	return func(d *tableDef) {
+		d.indexes = append(d.indexes, indexDef{name: name, shares: func(o any) []Share { return shares(o.(*T)) }})
 	}
 }
 
@@ -238,7 +252,7 @@ func (t *Table[T]) PeekOne(tx *Tx, id resource.ID) (*T, bool) {
 // Len is how many objects there are.
 func (t *Table[T]) Len(tx *Tx) int { return tx.tables[t.def.slot].rows.Len() }
 
-// Sum reads a Tally: how many objects have this key, and the sum of their amounts.
+// Sum reads a Tally or MultiTally: how many objects have this key, and the sum of their amounts.
 func (t *Table[T]) Sum(tx *Tx, tally string, key Key) (count int64, sums Amounts) {
 	i := t.def.index(tally)
 	sum, _ := tx.tables[t.def.slot].tallies[i].Get(string(key))

@@ -28,7 +28,7 @@ func Verify(tx *Tx) []string {
 			return true
 		})
 		for i, index := range def.indexes {
-			if index.tally != nil {
+			if have.tallies[i] != nil {
 				wrong = append(wrong, differences(def.kind, index.name, have.tallies[i].Len(), want.tallies[i].Len(), func(each func(string, any)) {
 					have.tallies[i].Scan(func(key string, s sum) bool {
 						if is, ok := want.tallies[i].Get(key); !ok || is != s {

@@ -24,6 +24,7 @@ import (
 	"github.com/unkai-cloud/unkai/api/openstack/keystone"
 	"github.com/unkai-cloud/unkai/api/openstack/neutron"
 	"github.com/unkai-cloud/unkai/api/openstack/nova"
+	"github.com/unkai-cloud/unkai/api/openstack/placement"
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/reconcile"
@@ -178,6 +179,7 @@ var offers = []identity.NewOffer{
 	{Type: "image", Name: "glance", URL: "/image"},
 	{Type: "network", Name: "neutron", URL: "/network"},
 	{Type: "compute", Name: "nova", URL: "/compute/v2.1"},
+	{Type: "placement", Name: "placement", URL: "/placement"},
 	{Type: "ec2", Name: "ec2", URL: "/ec2"},
 }
 
@@ -325,6 +327,7 @@ func (c *cloud) handler() http.Handler {
 	mount("/image", glance.New(glance.Options{Images: c.image, Auth: c.identity}))
 	mount("/network", neutron.New(neutron.Options{Networks: c.network, Auth: c.identity}))
 	mount("/compute", nova.New(nova.Options{Compute: c.compute, Auth: c.identity, Images: c.image, Network: c.network}))
+	mount("/placement", placement.New(placement.Options{Compute: c.compute, Auth: c.identity}))
 	v1 := native.New(native.Options{State: c.state, Auth: c.identity, Operations: c.operations(), Dialects: mux, Version: version})
 	mount("/v1", v1)
 	mount("/console", console.New(console.Options{Compute: c.compute, Hosts: c}))

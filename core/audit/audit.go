@@ -50,6 +50,7 @@ func State(tx *state.Tx) []Finding {
 	a.images()
 	a.ports()
 	a.aggregates()
+	a.hosts()
 	return a.findings
 }
 
@@ -136,6 +137,22 @@ func (a *auditor) ports() {
 			a.find("port", p.ID, "is on a host for server %s, which is gone", id)
 		case s.HostID != p.HostID:
 			a.find("port", p.ID, "is on host %s, and its server %s on another", p.HostID, id)
+		}
+	}
+}
+
+// hosts: what operators say of them is said in words that there are.
+func (a *auditor) hosts() {
+	for h := range host.Table().Peek(a.tx, "", state.Range{}) {
+		for _, t := range h.Traits {
+			if !host.TraitExists(a.tx, t) {
+				a.find("host", h.ID, "has the trait %s, which is not there", t)
+			}
+		}
+		for class := range h.Offers {
+			if !host.ClassExists(a.tx, class) {
+				a.find("host", h.ID, "offers %s, which is not there", class)
+			}
 		}
 	}
 }

@@ -75,18 +75,25 @@ func (s *Service) CreateAggregate(ctx context.Context, name, zone string) (*Aggr
 		if err := identity.Allow(ctx, "aggregate.create", resource.Meta{}); err != nil {
 			return nil, err
 		}
-		highest := 0 // of what an earlier release made
-		for last := range aggregates.Peek(tx, "number", state.Range{Reverse: true}) {
-			highest = last.Number
-			break
-		}
-		number, err := state.NextNumber(tx, aggregates.Kind(), highest)
+		a, err := newAggregate(tx, tx.NewID(), name, zone)
 		if err != nil {
 			return nil, err
 		}
-		a := &Aggregate{Meta: resource.Meta{ID: tx.NewID(), Name: name}, Number: number, Zone: zone}
 		return a, putAggregate(tx, a)
 	})
+}
+
+func newAggregate(tx *state.Tx, id resource.ID, name, zone string) (*Aggregate, error) {
+	highest := 0 // of what an earlier release made
+	for last := range aggregates.Peek(tx, "number", state.Range{Reverse: true}) {
+		highest = last.Number
+		break
+	}
+	number, err := state.NextNumber(tx, aggregates.Kind(), highest)
+	if err != nil {
+		return nil, err
+	}
+	return &Aggregate{Meta: resource.Meta{ID: id, Name: name}, Number: number, Zone: zone}, nil
 }
 
 func putAggregate(tx *state.Tx, a *Aggregate) error {
@@ -209,8 +216,19 @@ func (s *Service) AddHost(ctx context.Context, number int, name string) (*Aggreg
 			return err
 		}
 		a.Hosts = append(a.Hosts, h.ID)
-		return nil
+		return host.Touch(tx, h.ID)
 	})
+}
+
+// mayLeaveZone refuses to take a host out whose servers would change their zone.
+func mayLeaveZone(tx *state.Tx, a *Aggregate, h *host.Host) error {
+	if a.Zone == "" || a.Zone == h.Zone {
+		return nil
+	}
+	if held, _ := servers.Sum(tx, "load", state.KeyOf(h.ID)); held > 0 {
+		return fault.Errorf(fault.Conflict, "Cannot remove host from aggregate %d. Reason: Host contains instances in zone %s.", a.Number, a.Zone)
+	}
+	return nil
 }
 
 // RemoveHost takes a host out of an aggregate.
@@ -224,13 +242,11 @@ func (s *Service) RemoveHost(ctx context.Context, number int, name string) (*Agg
 		if n < 0 {
 			return fault.Errorf(fault.NotFound, "Host %s could not be found in aggregate %d.", name, number)
 		}
-		if a.Zone != "" && a.Zone != h.Zone {
-			if held, _ := servers.Sum(tx, "load", state.KeyOf(h.ID)); held > 0 {
-				return fault.Errorf(fault.Conflict, "Cannot remove host from aggregate %d. Reason: Host contains instances in zone %s.", number, a.Zone)
-			}
+		if err := mayLeaveZone(tx, a, h); err != nil {
+			return err
 		}
 		a.Hosts = slices.Delete(a.Hosts, n, n+1)
-		return nil
+		return host.Touch(tx, h.ID)
 	})
 }
 

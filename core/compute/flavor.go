@@ -155,6 +155,11 @@ func (f *Flavor) check() error {
 	case f.RootGiB < 0 || f.EphemeralGiB < 0 || f.SwapMiB < 0:
 		return fault.InvalidField("disk", "must not be negative")
 	}
+	for k, v := range f.Extra {
+		if err := checkExtra(k, v); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -208,6 +213,9 @@ func (s *Service) SetExtra(ctx context.Context, ref string, add map[string]strin
 		for k, v := range add {
 			if !extraKey.MatchString(k) || len(v) > 255 {
 				return fault.InvalidField("extra_specs", "must have keys of 1 to 255 letters, digits, '-', '_', ':', '.' and spaces, and values of at most 255 characters")
+			}
+			if err := checkExtra(k, v); err != nil {
+				return err
 			}
 		}
 		if f.Extra == nil {

@@ -20,6 +20,9 @@ type demand struct {
 	arch      string      // "" for any
 	isolating bool
 	labels    map[string]string // of an aggregate that the host must be in
+	required  []string          // traits
+	forbidden []string
+	claims    map[string]int64 // of custom resource classes
 	group     *Group
 	apart     map[resource.ID]bool // hosts to keep off
 	beside    map[resource.ID]bool // hosts to keep to; nil for any
@@ -34,7 +37,8 @@ const (
 
 // ask makes the demands that lie in the shape itself.
 func (s *Shape) ask() demand {
-	d := demand{load: s.load(), isolating: strings.EqualFold(s.Extra[isolatingKey], "true")}
+	d := demand{load: s.load(), isolating: strings.EqualFold(s.Extra[isolatingKey], "true"), claims: s.claims()}
+	d.required, d.forbidden = s.traits()
 	for k, v := range s.Extra {
 		if label, ok := strings.CutPrefix(k, aggregateKey); ok {
 			if d.labels == nil {
@@ -81,6 +85,9 @@ var constraints = []constraint{
 		func(_ *placing, h *host.Host) bool { return h.Capacity.Isolating }},
 	{"is in an aggregate for the flavor", func(p *placing) bool { return p.labels != nil },
 		func(p *placing, h *host.Host) bool { return p.labeled[h.ID] }},
+	{"has the traits that the flavor requires", func(p *placing) bool { return p.required != nil }, (*placing).hasRequired},
+	{"is without the traits that the flavor forbids", func(p *placing) bool { return p.forbidden != nil },
+		func(p *placing, h *host.Host) bool { return !p.hasForbidden(h) }},
 	{"is away from the servers that were named", func(p *placing) bool { return p.apart != nil },
 		func(p *placing, h *host.Host) bool { return !p.apart[h.ID] }},
 	{"is beside the servers that were named", func(p *placing) bool { return p.beside != nil },
@@ -89,6 +96,7 @@ var constraints = []constraint{
 	{"can run so many processors in one guest", nil, func(p *placing, h *host.Host) bool {
 		return h.Capacity.MaxVCPUs == 0 || p.load[0] <= int64(h.Capacity.MaxVCPUs)
 	}},
+	{"has the custom resources of the flavor", func(p *placing) bool { return p.claims != nil }, (*placing).offers},
 	{"has the processors", nil, func(p *placing, h *host.Host) bool { return p.room(h, 0) }},
 	{"has the memory", nil, func(p *placing, h *host.Host) bool { return p.room(h, 1) }},
 	{"has the disk", nil, func(p *placing, h *host.Host) bool { return p.room(h, 2) }},

@@ -91,7 +91,7 @@ func (s *Service) fitsWhereItIs(tx *state.Tx, srv *Server, shape *Shape) error {
 	if d := shape.ask(); d.isolating && !h.Capacity.Isolating {
 		return fault.Errorf(fault.Exhausted, "No valid host was found. The server's host does not separate guests by hardware.").WithCode("no-host")
 	}
-	return nil
+	return srv.suits(tx, h, shape)
 }
 
 // recast makes the guest take its present shape. One that is off takes it when it starts.

@@ -264,6 +264,7 @@ var servers = state.NewTable("server",
 		}
 		return state.KeyOf(s.HostID), s.taken()
 	}),
+	state.MultiTally("claims", claimShares),
 )
 
 // taken is what the server takes of its host, and of its owner's quota. While a new shape is

@@ -23,6 +23,8 @@ type Host struct {
 	Disabled       bool // nothing new is placed here
 	DisabledReason string
 	Maintenance    bool
+	Traits         []string             `json:",omitempty"` // besides those that follow from what it reports; see AllTraits
+	Offers         map[string]Inventory `json:",omitempty"` // of custom resource classes, by their names
 
 	// Reported by the host when it connects.
 	Capacity Capacity
