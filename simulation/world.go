@@ -63,6 +63,7 @@ type world struct {
 	// The controller. nil while it is down.
 	control *control
 	nodes   []*node
+	net     sim.Net
 	client  *client
 	result  Result
 	calm    bool // no more faults
@@ -327,6 +328,7 @@ func (w *world) newNode(n int) *node {
 	node := &node{w: w, name: fmt.Sprintf("host-%02d", n), store: &memoryStore{items: map[host.Key]json.RawMessage{}, held: map[host.Key]agent.Held{}}}
 	node.id = resource.NewID(w.clock, w)
 	node.machine = sim.New(compute.Capabilities{VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Arch: "x86_64"})
+	w.net.Join(node.machine)
 	node.machine.Now = w.now
 	node.machine.Takes = func(string) time.Duration {
 		if w.clock.Before(node.slowUntil) {
@@ -392,7 +394,7 @@ func (n *node) converse() bool {
 		return false
 	}
 	if n.session == nil {
-		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Arch: "x86_64"}}
+		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Arch: "x86_64"}}
 		if err := host.Arrive(w.ctx, w.control.state, n.id, hello); err != nil {
 			return false
 		}

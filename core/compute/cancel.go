@@ -30,12 +30,18 @@ func (s *Service) cancel(ctx context.Context, tx *state.Tx, o *operation.Operati
 	if srv.OperationID != o.ID {
 		return operation.NotCancellable("Nothing of it is under way any more.")
 	}
-	if final := moves[srv.Task].final; final != "" {
+	if final := moves[srv.Task].final; final != "" && srv.Move == nil {
 		return operation.NotCancellable(final)
 	}
 	by := "It was cancelled by its owner."
 	if a := identity.ActorOf(ctx); a.ProjectID != srv.ProjectID {
 		by = "It was cancelled by an operator."
+	}
+	if srv.Move != nil {
+		if err := srv.stay(tx, operation.Cancelled, by); err != nil {
+			return err
+		}
+		return servers.Put(tx, srv)
 	}
 	if srv.Task == Creating {
 		if err := settle(tx, srv, operation.Cancelled, by); err != nil {
