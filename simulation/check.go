@@ -53,6 +53,11 @@ func (w *world) checkSafety() error {
 			}
 		}
 	}
+	return w.checkNoneTwice()
+}
+
+// checkNoneTwice is that no guest runs on two machines. It is cheap enough for every step.
+func (w *world) checkNoneTwice() error {
 	running := map[resource.ID]string{}
 	for _, n := range w.nodes {
 		ids, err := n.machine.Guests().Present(w.ctx)

@@ -158,6 +158,9 @@ func Run(ctx context.Context, o Options) (Result, error) {
 		if err := w.step(); err != nil {
 			return w.result, fmt.Errorf("seed %d, step %d: %w", o.Seed, n, err)
 		}
+		if err := w.checkNoneTwice(); err != nil {
+			return w.result, fmt.Errorf("seed %d, step %d: %w", o.Seed, n, err)
+		}
 		if n%50 == 0 {
 			if err := w.checkSafety(); err != nil {
 				return w.result, fmt.Errorf("seed %d, step %d: %w", o.Seed, n, err)
@@ -359,6 +362,19 @@ func (n *node) restart() {
 		panic(err) // a store in memory does not fail
 	}
 	n.agent = a
+}
+
+// replace is a new machine in the place of one that died: nothing is left of what it had.
+func (n *node) replace() {
+	n.machine.Wipe()
+	n.store = &memoryStore{items: map[host.Key]json.RawMessage{}, held: map[host.Key]agent.Held{}}
+	n.restart()
+}
+
+// lost reports whether a host cannot be heard, as far as the controller knows.
+func (w *world) lost(id resource.ID) bool {
+	h, ok := host.Table().PeekOne(w.control.state.Latest(), id)
+	return ok && !h.Up()
 }
 
 // drop ends the session; what was on its way is lost.

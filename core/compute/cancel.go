@@ -17,8 +17,11 @@ func (s *Service) Cancellers() map[string]operation.Canceller {
 // deleted; of any other the wish becomes what was last seen, and its host undoes what it has done since.
 func (s *Service) cancel(ctx context.Context, tx *state.Tx, o *operation.Operation) error {
 	action := "server.operate"
-	if Task(o.Verb) == Creating {
+	switch Task(o.Verb) {
+	case Creating:
 		action = "server.delete"
+	case Migrating, LiveMigrating, Evacuating:
+		action = "server.move" // an operator's wish is an operator's to take back
 	}
 	srv, err := serverFor(ctx, tx, action, o.TargetID)
 	if err != nil {

@@ -195,7 +195,7 @@ func (s *Service) setOut(ctx context.Context, tx *state.Tx, srv *Server, task Ta
 // HurryMove ends a live move soon: what is still missing goes with the guest stopped.
 func (s *Service) HurryMove(ctx context.Context, id resource.ID, number int) error {
 	_, err := s.change(ctx, "server.move", id, func(tx *state.Tx, srv *Server) error {
-		if err := srv.onLiveWay(tx, number); err != nil {
+		if err := srv.onLiveWay(tx, number, Sending); err != nil {
 			return err
 		}
 		srv.Move.Urgent = true
@@ -207,21 +207,24 @@ func (s *Service) HurryMove(ctx context.Context, id resource.ID, number int) err
 // AbortMove gives a live move up, and leaves the guest where it is.
 func (s *Service) AbortMove(ctx context.Context, id resource.ID, number int) error {
 	_, err := s.change(ctx, "server.move", id, func(tx *state.Tx, srv *Server) error {
-		if err := srv.onLiveWay(tx, number); err != nil {
+		if err := srv.onLiveWay(tx, number, Preparing, Sending); err != nil {
 			return err
 		}
-		return srv.stay(tx, operation.Cancelled, "It was cancelled by an operator.")
+		if err := srv.stay(tx, operation.Cancelled, "It was cancelled by an operator."); err != nil {
+			return err
+		}
+		return record(ctx, tx, srv, "live_migration_cancel")
 	})
 	return err
 }
 
-// onLiveWay makes sure that a migration is the server's live move that is under way.
-func (s *Server) onLiveWay(tx *state.Tx, number int) error {
+// onLiveWay makes sure that a migration is the server's live move that is under way, and stands so.
+func (s *Server) onLiveWay(tx *state.Tx, number int, so ...MigrationState) error {
 	m, ok := migrations.Lookup(tx, "number", state.KeyOf(number))
 	switch {
 	case !ok || m.ServerID != s.ID:
 		return fault.Errorf(fault.NotFound, "Migration %d for server %s could not be found.", number, s.ID).WithCode("migration-not-found")
-	case m.ID != s.MigrationID || s.Move == nil || !s.Move.Live:
+	case m.ID != s.MigrationID || s.Move == nil || !s.Move.Live || !slices.Contains(so, m.State):
 		return fault.Errorf(fault.Invalid, "Migration %d state of instance %s is %s. It must be running and live.", number, s.ID, m.State).WithCode("migration-state")
 	}
 	return nil

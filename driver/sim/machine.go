@@ -136,4 +136,15 @@ func (m *Machine) Reboot() {
 	}
 }
 
+// Wipe is what is left after another machine was put in its place: nothing.
+func (m *Machine) Wipe() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id := range m.guests {
+		m.unplugConsoles(id)
+	}
+	clear(m.guests)
+	clear(m.things)
+}
+
 func compareIDs(a, b resource.ID) int { return bytes.Compare(a[:], b[:]) }

@@ -32,8 +32,9 @@ func serve(t testing.TB, hosts int) (*httptest.Server, *cloudtest.Cloud) {
 	return server, c
 }
 
-// TestConversations replays testdata. "! settle" lets the hosts work; "! trouble WORDS" makes them fail, "! lazy" idle, "! well"
-// neither; "! lose" cuts them off; "! wait 2h" lets time pass.
+// TestConversations replays testdata. "! settle" lets the hosts work; "! trouble WORDS" makes them fail, "! lazy" idle, "! sending" take
+// for ever to send a guest to another, "! well" none of these; "! lose" cuts them off; "! wait 2h" lets time pass, "! expire"
+// ends what has had its time.
 func TestConversations(t *testing.T) {
 	openstacktest.Replay(t, func(t *testing.T) openstacktest.Stage {
 		server, c := serve(t, 2)
@@ -47,12 +48,14 @@ func command(c *cloudtest.Cloud, words string) {
 	verb, rest, _ := strings.Cut(words, " ")
 	for _, h := range c.Hosts {
 		switch verb {
+		case "sending":
+			h.Sends = &compute.Transit{}
 		case "trouble":
 			h.Trouble = rest
 		case "lazy":
 			h.Lazy = true
 		case "well":
-			h.Trouble, h.Lazy = "", false
+			h.Trouble, h.Lazy, h.Sends = "", false, nil
 		case "lose":
 			c.Lose(h)
 		}
@@ -60,6 +63,8 @@ func command(c *cloudtest.Cloud, words string) {
 	switch verb {
 	case "settle":
 		c.Settle()
+	case "expire":
+		c.Expire()
 	case "wait":
 		d, err := time.ParseDuration(rest)
 		c.Must(err)
