@@ -404,7 +404,9 @@ var refusals = map[string]struct {
 	"to a host that is not there": {func(c *cloudtest.Cloud, _ context.Context, id resource.ID) error {
 		return c.Compute.LiveMigrate(c.Admin, id, "nowhere")
 	}, fault.Invalid},
-	"by its owner": {func(c *cloudtest.Cloud, ctx context.Context, id resource.ID) error { return c.Compute.Migrate(ctx, id, "") }, fault.Forbidden},
+	"by its owner": {func(c *cloudtest.Cloud, ctx context.Context, id resource.ID) error {
+		return c.Compute.Migrate(ctx, id, "")
+	}, fault.Forbidden},
 	"live, while it is off": {func(c *cloudtest.Cloud, ctx context.Context, id resource.ID) error {
 		c.Must(c.Compute.Do(ctx, id, compute.Stopping))
 		c.Settle()

@@ -50,12 +50,12 @@ type Host struct {
 	Trouble string // what it says of every guest, instead of doing anything
 	Lazy    bool   // it takes in what is wanted and does nothing about it
 
-	Guests  map[resource.ID]compute.Guest
-	Seen    map[resource.ID]compute.Observation
+	Guests map[resource.ID]compute.Guest
+	Seen   map[resource.ID]compute.Observation
 	// What it says of guests that come and go; empty: it takes them in and lets them go at once.
 	Receives, Sends *compute.Transit
-	session *host.Session
-	waiting []host.Observation
+	session         *host.Session
+	waiting         []host.Observation
 }
 
 // Capacity of each host.
