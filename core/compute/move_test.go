@@ -26,7 +26,7 @@ func other(c *cloudtest.Cloud, id resource.ID) *cloudtest.Host {
 	return nil
 }
 
-// moves are the ways to another host that an operator can ask for.
+// ways are the ways to another host that an operator can ask for.
 var ways = map[string]struct {
 	task compute.Task
 	ask  func(c *cloudtest.Cloud, id resource.ID, to string) error
@@ -318,6 +318,26 @@ func TestDeleteWhileItMoves(t *testing.T) {
 			}
 			clean(t, c, id)
 		})
+	}
+}
+
+// A guest that ends by itself before it is switched off for the way is not started for having moved.
+func TestAGuestThatEndsBeforeItsMove(t *testing.T) {
+	c, id := running(t, 2)
+	from, to := c.HostOf(id), other(c, id)
+	to.Receives = &compute.Transit{}
+	c.Must(c.Compute.Migrate(c.Admin, id, ""))
+	c.Settle()
+	c.Tell(from, id, compute.Observation{Power: compute.Off})
+	c.Report(to, id, compute.Seen{Wish: c.Server(id).Wish, Transit: compute.Transit{Move: 1, Where: "there", Done: true}})
+	to.Receives = nil
+	c.Settle()
+	if srv := c.Server(id); srv.HostID != to.ID || srv.Power != compute.Off || srv.Seen.Power != compute.Off {
+		t.Fatalf("it came to be %v, %s on %s", srv.Standing(), srv.Power, srv.HostID)
+	}
+	c.Must(c.Compute.Confirm(c.Ctx, id))
+	if got := c.Server(id).Stage(); got != compute.Stopped {
+		t.Errorf("confirmed it is %s", got)
 	}
 }
 

@@ -166,6 +166,9 @@ func (s *Service) observe(tx *state.Tx, h, id resource.ID, report json.RawMessag
 	if srv.Move != nil {
 		return srv.take(tx, func() error {
 			srv.Seen = seen
+			if transit.Move == 0 && !srv.Move.Live && seen.Wish >= srv.Wish && seen.ended(srv) {
+				srv.Power = Off // before it was switched off for the way: it goes as one that is off
+			}
 			return srv.travel(tx, h, transit)
 		})
 	}

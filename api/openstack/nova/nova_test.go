@@ -221,3 +221,31 @@ func FuzzCreateServer(f *testing.F) {
 		}
 	})
 }
+
+// Evacuation answers the new password until 2.14, and nothing from then on.
+func TestEvacuate(t *testing.T) {
+	server, c := serve(t, 2)
+	for minor, answers := range map[string]string{"": `{"evacuate": {"onSharedStorage": false, "adminPass": "secret"}}`, "14": `{"evacuate": {}}`} {
+		id := c.Launch(compute.Launch{})[0]
+		c.Settle()
+		lost := c.HostOf(id)
+		c.Lose(lost)
+		status, got := ask(t, server.URL, "admin", "POST", "/v2.1/servers/"+id.String()+"/action", minor, answers)
+		if status != 200 || strings.Contains(string(got), "secret") != (minor == "") {
+			t.Errorf("in 2.%s it answers %d: %s", minor, status, got)
+		}
+		if status, got := ask(t, server.URL, "owner", "GET", "/v2.1/servers/"+id.String(), "", ""); status != 200 || !strings.Contains(string(got), `"REBUILD"`) {
+			t.Errorf("it shows as %s", got)
+		}
+		c.Settle()
+		if srv := c.Server(id); srv.HostID == lost.ID || srv.Stage() != compute.Running {
+			t.Errorf("it came to be %v", srv.Standing())
+		}
+		status, got = ask(t, server.URL, "admin", "GET", "/v2.1/os-migrations?migration_type=evacuation&instance_uuid="+id.String(), "23", "")
+		if status != 200 || !strings.Contains(string(got), `"done"`) {
+			t.Errorf("recorded is %s", got)
+		}
+		c.Return(lost)
+		c.Settle()
+	}
+}
