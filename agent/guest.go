@@ -36,6 +36,7 @@ const (
 	whileBusy     = 100 * time.Millisecond
 	whileUnwired  = 250 * time.Millisecond
 	whileFetching = 2 * time.Second // its arrival wakes us
+	whileMoving   = 500 * time.Millisecond
 	whileWell     = 30 * time.Second
 )
 
@@ -49,6 +50,12 @@ func (g *Guests) ensure(ctx context.Context, _ resource.ID, body json.RawMessage
 	// As encoding/json would, in a third of the time: each guest is decoded again whenever it is looked at.
 	if err := jsonv2.Unmarshal(body, &want); err != nil {
 		return nil, 0, fmt.Errorf("decode what is wanted: %w", err)
+	}
+	switch {
+	case want.Arrive != nil:
+		return g.receive(ctx, &want)
+	case want.Leave != nil:
+		return g.send(ctx, &want)
 	}
 	if again, err := g.prepare(ctx, &want); err != nil || again > 0 {
 		return g.wait(ctx, &want, again, err)
@@ -97,6 +104,11 @@ func (g *Guests) prepare(ctx context.Context, want *compute.Guest) (again time.D
 			want.NICs[i].Tap = tap
 		}
 	}
+	return g.gather(want)
+}
+
+// gather sees to the files that a guest is made from.
+func (g *Guests) gather(want *compute.Guest) (again time.Duration, err error) {
 	if g.Images != nil {
 		refs := imagesOf(want)
 		asked := make([]compute.ImageRef, len(refs))
@@ -117,6 +129,58 @@ func (g *Guests) prepare(ctx context.Context, want *compute.Guest) (again time.D
 		}
 	}
 	return 0, nil
+}
+
+// receive takes in a guest that is another host's still: its files first, for the disks that come lie over them. The
+// network follows when the guest is ours.
+func (g *Guests) receive(ctx context.Context, want *compute.Guest) (any, time.Duration, error) {
+	report := func(t compute.Transit, again time.Duration) (any, time.Duration, error) {
+		t.Move = want.Arrive.Move
+		return compute.Seen{Observation: compute.Observation{Power: compute.Off, Busy: !t.Done}, Wish: want.Wish, Transit: t}, again, nil
+	}
+	mover, ok := g.Driver.(compute.Mover)
+	if !ok {
+		return report(compute.Transit{Trouble: "The other host cannot take in guests."}, whileWell)
+	}
+	again, err := g.gather(want)
+	var never *ImageError
+	switch {
+	case errors.As(err, &never):
+		return report(compute.Transit{Trouble: never.Message}, whileWell)
+	case err != nil:
+		return nil, 0, err
+	case again > 0:
+		return report(compute.Transit{}, again)
+	}
+	t, err := mover.Receive(ctx, *want)
+	if err != nil {
+		return nil, 0, err
+	}
+	if t.Done {
+		return report(t, whileWell)
+	}
+	return report(t, whileMoving)
+}
+
+// send has a guest go to another host.
+func (g *Guests) send(ctx context.Context, want *compute.Guest) (any, time.Duration, error) {
+	report := compute.Seen{Wish: want.Wish, Transit: compute.Transit{Trouble: "The guest's host cannot send it to another."}}
+	again := whileMoving
+	if mover, ok := g.Driver.(compute.Mover); ok {
+		var err error
+		if report.Observation, report.Transit, err = mover.Send(ctx, *want); err != nil {
+			return nil, 0, err
+		}
+		if report.Transit.Done {
+			again = whileWell
+		}
+	} else if seen, err := g.Driver.Observe(ctx, want.ID); err != nil {
+		return nil, 0, err
+	} else {
+		report.Observation = seen
+	}
+	report.Transit.Move = want.Leave.Move
+	return report, again, nil
 }
 
 // imagesOf lists what a guest is made from.

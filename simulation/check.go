@@ -64,6 +64,11 @@ func (w *world) checkSafety() error {
 			return fmt.Errorf("%d servers have a seat on %s, where there are none", taken, h.Name)
 		}
 	}
+	return w.checkNoneTwice()
+}
+
+// checkNoneTwice is that no guest runs on two machines. It is cheap enough for every step.
+func (w *world) checkNoneTwice() error {
 	running := map[resource.ID]string{}
 	for _, n := range w.nodes {
 		ids, err := n.machine.Guests().Present(w.ctx)

@@ -149,10 +149,60 @@ func (c *client) request(p *project) (string, error) {
 		p.renounce(id)
 		return "delete " + id.String(), remove(p.ctx, id)
 	}
+	if n < 80 {
+		return c.move(id)
+	}
 	tasks := []compute.Task{compute.Starting, compute.Stopping, compute.SoftRebooting, compute.HardRebooting,
 		compute.Pausing, compute.Unpausing, compute.Suspending, compute.Resuming}
 	task := tasks[w.rng.IntN(len(tasks))]
 	return string(task) + " " + id.String(), w.control.compute.Do(p.ctx, id, task)
+}
+
+// move has an operator take a server to another host, its owner settle what became of it, or somebody hurry it or
+// give it up.
+func (c *client) move(id resource.ID) (string, error) {
+	w, admin := c.w, identity.Internal(c.w.ctx)
+	s := w.control.compute
+	number := 0
+	if srv, ok := compute.Servers().PeekOne(w.control.state.Latest(), id); ok {
+		if m, ok := compute.Migrations().PeekOne(w.control.state.Latest(), srv.MigrationID); ok {
+			number = m.Number
+		}
+	}
+	asks := []struct {
+		what string
+		ask  func() error
+	}{
+		{"migrate", func() error { return s.Migrate(admin, id, "") }},
+		{"migrate", func() error { return s.Migrate(admin, id, w.nodes[w.rng.IntN(len(w.nodes))].name) }},
+		{"migrate live", func() error { return s.LiveMigrate(admin, id, "") }},
+		{"migrate live", func() error { return s.LiveMigrate(admin, id, w.nodes[w.rng.IntN(len(w.nodes))].name) }},
+		{"resize", func() error { return s.Reshape(admin, id, []string{"42", "84", "1"}[w.rng.IntN(3)], nil) }},
+		{"confirm", func() error { return s.Confirm(admin, id) }},
+		{"revert", func() error { return s.Revert(admin, id) }},
+		{"hurry the move of", func() error { return s.HurryMove(admin, id, number) }},
+		{"abort the move of", func() error { return s.AbortMove(admin, id, number) }},
+		{"evacuate", func() error { return c.evacuate(id) }},
+	}
+	a := asks[w.rng.IntN(len(asks))]
+	return a.what + " " + id.String(), a.ask()
+}
+
+// evacuate has an operator make a server anew elsewhere, who first makes sure that its host is dead: here it loses
+// all that it has, and hears of the cloud again only with its agent's memory gone.
+func (c *client) evacuate(id resource.ID) error {
+	w := c.w
+	srv, ok := compute.Servers().PeekOne(w.control.state.Latest(), id)
+	if !ok || !w.lost(srv.HostID) {
+		return w.control.compute.Evacuate(identity.Internal(w.ctx), id, "", "")
+	}
+	for _, n := range w.nodes {
+		if n.id == srv.HostID {
+			w.fault("machine replaced")
+			n.replace()
+		}
+	}
+	return w.control.compute.Evacuate(identity.Internal(w.ctx), id, "", "")
 }
 
 // renounce lets a server go: whatever is answered, it may be gone from now on.
@@ -177,7 +227,11 @@ func (c *client) cancel(p *project) (string, error) {
 	if o.Verb == string(compute.Creating) {
 		p.renounce(o.TargetID)
 	}
-	_, err := c.w.control.operations.Cancel(p.ctx, o.ID)
+	ctx := p.ctx
+	if c.w.chance(500) {
+		ctx = identity.Internal(c.w.ctx) // an operator
+	}
+	_, err := c.w.control.operations.Cancel(ctx, o.ID)
 	return "cancel " + o.Verb + " " + o.TargetID.String(), err
 }
 

@@ -63,6 +63,7 @@ type world struct {
 	// The controller. nil while it is down.
 	control *control
 	nodes   []*node
+	net     sim.Net
 	client  *client
 	result  Result
 	calm    bool // no more faults
@@ -155,6 +156,9 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	}
 	for n := range w.Steps {
 		if err := w.step(); err != nil {
+			return w.result, fmt.Errorf("seed %d, step %d: %w", o.Seed, n, err)
+		}
+		if err := w.checkNoneTwice(); err != nil {
 			return w.result, fmt.Errorf("seed %d, step %d: %w", o.Seed, n, err)
 		}
 		if n%50 == 0 {
@@ -327,6 +331,7 @@ func (w *world) newNode(n int) *node {
 	node := &node{w: w, name: fmt.Sprintf("host-%02d", n), store: &memoryStore{items: map[host.Key]json.RawMessage{}, held: map[host.Key]agent.Held{}}}
 	node.id = resource.NewID(w.clock, w)
 	node.machine = sim.New(compute.Capabilities{VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Arch: "x86_64"})
+	w.net.Join(node.machine)
 	node.machine.Now = w.now
 	node.machine.Takes = func(string) time.Duration {
 		if w.clock.Before(node.slowUntil) {
@@ -357,6 +362,19 @@ func (n *node) restart() {
 		panic(err) // a store in memory does not fail
 	}
 	n.agent = a
+}
+
+// replace is a new machine in the place of one that died: nothing is left of what it had.
+func (n *node) replace() {
+	n.machine.Wipe()
+	n.store = &memoryStore{items: map[host.Key]json.RawMessage{}, held: map[host.Key]agent.Held{}}
+	n.restart()
+}
+
+// lost reports whether a host cannot be heard, as far as the controller knows.
+func (w *world) lost(id resource.ID) bool {
+	h, ok := host.Table().PeekOne(w.control.state.Latest(), id)
+	return ok && !h.Up()
 }
 
 // drop ends the session; what was on its way is lost.
@@ -392,7 +410,7 @@ func (n *node) converse() bool {
 		return false
 	}
 	if n.session == nil {
-		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Arch: "x86_64"}}
+		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Arch: "x86_64"}}
 		if err := host.Arrive(w.ctx, w.control.state, n.id, hello); err != nil {
 			return false
 		}

@@ -48,6 +48,7 @@ func kinds(n *network.Service) []*kind {
 			own:  func(a *identity.Actor) []span { return []span{{index: "name", key: state.KeyOf(a.UserID)}} }}),
 		show("server-groups", compute.Groups(), "server-group.get", rule[compute.Group]{own: owned[compute.Group]("project")}),
 		show("aggregates", compute.Aggregates(), "aggregate.get", rule[compute.Aggregate]{}),
+		show("migrations", compute.Migrations(), "migration.get", rule[compute.Migration]{}),
 		show("images", image.Table(), "image.get", rule[image.Image]{
 			own: func(a *identity.Actor) []span {
 				return []span{{index: "owner", key: state.KeyOf(a.ProjectID)}, {index: "member", key: state.KeyOf(a.ProjectID)},

@@ -222,7 +222,7 @@ func (c *cloud) health() health {
 		}
 	}
 	for m := range host.Table().Peek(tx, "name", state.Range{}) {
-		n, used := compute.Servers().Sum(tx, "load", state.KeyOf(m.ID))
+		n, used := compute.Load(tx, m.ID)
 		h.Hosts = append(h.Hosts, hostHealth{Name: m.Name, Zone: m.Zone, Driver: m.Capacity.Driver, Up: m.Up(), Disabled: m.Disabled,
 			Lost: m.Lost, Ahead: m.Ahead, Isolating: m.Capacity.Isolating, Servers: n, UsedVCPUs: used[0], VCPUs: int64(m.Capacity.VCPUs),
 			UsedMiB: used[1], MiB: int64(m.Capacity.MemoryMiB)})

@@ -150,7 +150,7 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 
 func capacityOf(c compute.Capabilities) host.Capacity {
 	return host.Capacity{Driver: c.Driver, Release: c.Version, VCPUs: c.VCPUs, MemoryMiB: c.MemoryMiB, DiskGiB: c.DiskGiB,
-		MaxVCPUs: c.MaxVCPUs, Isolating: c.Isolating, Arch: c.Arch, CPUModel: c.CPUModel}
+		MaxVCPUs: c.MaxVCPUs, Isolating: c.Isolating, Moves: c.Moves, Arch: c.Arch, CPUModel: c.CPUModel}
 }
 
 const agentWorkers = 8

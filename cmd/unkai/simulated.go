@@ -19,7 +19,7 @@ import (
 
 // simulatedHost is the capacity of one simulated host.
 var simulatedHost = compute.Capabilities{Driver: "sim", Version: version, VCPUs: 32, MemoryMiB: 128 << 10, DiskGiB: 4000,
-	MaxVCPUs: 32, Arch: "x86_64", CPUModel: "simulated"}
+	MaxVCPUs: 32, Moves: true, Arch: "x86_64", CPUModel: "simulated"}
 
 // simulatedID is the same host's ID at each start.
 func simulatedID(n int) resource.ID {
@@ -32,9 +32,11 @@ func simulatedID(n int) resource.ID {
 // startSimulated begins so many simulated hosts, each with an agent of its own that speaks to
 // the hub directly.
 func (c *cloud) startSimulated(ctx context.Context, count int, start func(string, func(context.Context) error)) error {
+	joined := new(sim.Net)
 	for n := range count {
 		id := simulatedID(n)
 		m := sim.New(simulatedHost)
+		joined.Join(m)
 		c.near.add(id, m.Guests())
 		taps := new(agent.Taps)
 		var a *agent.Agent

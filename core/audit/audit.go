@@ -47,6 +47,7 @@ func State(tx *state.Tx) []Finding {
 	slices.SortStableFunc(a.findings, func(x, y Finding) int { return strings.Compare(x.Kind, y.Kind) })
 	a.operations()
 	a.servers()
+	a.migrations()
 	a.images()
 	a.ports()
 	a.aggregates()
@@ -100,8 +101,41 @@ func (a *auditor) servers() {
 		if s.Task == "" && s.HostID.IsZero() && s.Failure == nil {
 			a.find("server", s.ID, "is on no host, and nobody looks for one")
 		}
+		a.move(s)
 		if s.Task == "" && s.Stage() == compute.Building {
 			a.find("server", s.ID, "is being built, and nobody does it")
+		}
+	}
+}
+
+// move: a server that goes to another host does nothing else, and both hosts are there. Where it may have to go back
+// to is there too.
+func (a *auditor) move(s *compute.Server) {
+	if m := s.Move; m != nil {
+		switch s.Task {
+		case compute.Migrating, compute.LiveMigrating, compute.Reshaping, compute.Reverting:
+		default:
+			a.find("server", s.ID, "is on its way to another host, and what is under way is %q", s.Task)
+		}
+		if m.To == s.HostID || !host.Table().Has(a.tx, m.To) {
+			a.find("server", s.ID, "is on its way to host %s, which is its own or not there", m.To)
+		}
+	}
+	if b := s.Before; b != nil && !b.HostID.IsZero() && !host.Table().Has(a.tx, b.HostID) {
+		a.find("server", s.ID, "may go back to host %s, which is not there", b.HostID)
+	}
+	for m := range compute.Migrations().Peek(a.tx, "server", state.Range{Prefix: state.KeyOf(s.ID)}) {
+		if !m.State.Over() && (m.ID != s.MigrationID || s.Task == "") {
+			a.find("migration", m.ID, "is %s, and its server %s knows nothing of it", m.State, s.ID)
+		}
+	}
+}
+
+// migrations: they go with their servers.
+func (a *auditor) migrations() {
+	for m := range compute.Migrations().Peek(a.tx, "", state.Range{}) {
+		if !compute.Servers().Has(a.tx, m.ServerID) {
+			a.find("migration", m.ID, "is of server %s, which is gone", m.ServerID)
 		}
 	}
 }

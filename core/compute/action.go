@@ -69,8 +69,17 @@ var moves = map[Task]move{
 		}},
 	Reshaping: {within: slowly, boots: true, done: recast, final: "A resize cannot be cancelled. Revert it once it is done."},
 	Reverting: {within: slowly, boots: true, done: recast, final: "The way back cannot be cancelled. Resize again once it is done."},
-	Deleting:  {within: quickly}, // it ends with the server
+	// What leads to another host ends there: see Move.
+	Migrating: {from: []Stage{Running, Stopped}, within: slowly, boots: true, final: alreadyMoved,
+		done: func(want *Server, seen *Seen) bool { return seen.Power == want.Power }},
+	LiveMigrating: {from: []Stage{Running, Frozen}, within: slowly, boots: true, final: alreadyMoved,
+		done: func(want *Server, seen *Seen) bool { return seen.Power == want.Power }},
+	Evacuating: {within: createWithin, boots: true, final: "The server has left its lost host already.",
+		done: func(want *Server, seen *Seen) bool { return seen.Power == want.Power }},
+	Deleting: {within: quickly}, // it ends with the server
 }
+
+const alreadyMoved = "The server is on its new host already."
 
 // wrongState is the fault for what cannot be done to a server as it stands.
 func wrongState(s *Server, verb string) error {
@@ -187,6 +196,9 @@ func (s *Service) remove(ctx context.Context, id resource.ID, force bool) error 
 func (s *Service) doom(ctx context.Context, tx *state.Tx, srv *Server, force bool) error {
 	var op *operation.Operation
 	if !srv.Doomed() {
+		if err := srv.turnBack(tx); err != nil {
+			return err
+		}
 		if err := settle(tx, srv, operation.Cancelled, "The server was deleted."); err != nil {
 			return err
 		}
@@ -229,6 +241,9 @@ func (s *Service) bury(tx *state.Tx, srv *Server, message string) error {
 		return err
 	}
 	if err := remember(tx, srv); err != nil {
+		return err
+	}
+	if err := srv.forgetMigrations(tx); err != nil {
 		return err
 	}
 	return servers.Delete(tx, srv.ID)
@@ -281,14 +296,22 @@ func (s *Service) Reset(ctx context.Context, id resource.ID, failed bool) error 
 		if srv.Doomed() || !failed && srv.LaunchedAt.IsZero() {
 			return wrongState(srv, "reset")
 		}
-		if err := srv.conclude(tx, operation.Cancelled, "An operator settled the server's state."); err != nil {
+		const why = "An operator settled the server's state."
+		moving := srv.Move != nil
+		if moving {
+			if err := srv.stay(tx, operation.Cancelled, why); err != nil {
+				return err
+			}
+		} else if err := srv.conclude(tx, operation.Cancelled, why); err != nil {
 			return err
 		}
 		srv.Failure = nil
 		if failed {
 			srv.fail(tx, 500, "An operator marked the server as failed.")
 		}
-		srv.fallBack()
+		if !moving { // else what was seen is of the move, which the host takes back
+			srv.fallBack()
+		}
 		return servers.Put(tx, srv)
 	})
 }

@@ -166,7 +166,7 @@ func mayJoinZone(tx *state.Tx, a *Aggregate, id resource.ID, zone string) error 
 		}
 	}
 	if now := ZonesOf(tx).Of(h); now != zone {
-		if n, _ := servers.Sum(tx, "load", state.KeyOf(id)); n > 0 {
+		if concerns(tx, id) > 0 {
 			return fault.Errorf(fault.Conflict, "Cannot perform action on aggregate %d. Reason: One or more hosts contain instances in this zone.", a.Number)
 		}
 	}
@@ -225,7 +225,7 @@ func mayLeaveZone(tx *state.Tx, a *Aggregate, h *host.Host) error {
 	if a.Zone == "" || a.Zone == h.Zone {
 		return nil
 	}
-	if held, _ := servers.Sum(tx, "load", state.KeyOf(h.ID)); held > 0 {
+	if concerns(tx, h.ID) > 0 {
 		return fault.Errorf(fault.Conflict, "Cannot remove host from aggregate %d. Reason: Host contains instances in zone %s.", a.Number, a.Zone)
 	}
 	return nil

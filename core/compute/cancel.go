@@ -17,8 +17,11 @@ func (s *Service) Cancellers() map[string]operation.Canceller {
 // deleted; of any other the wish becomes what was last seen, and its host undoes what it has done since.
 func (s *Service) cancel(ctx context.Context, tx *state.Tx, o *operation.Operation) error {
 	action := "server.operate"
-	if Task(o.Verb) == Creating {
+	switch Task(o.Verb) {
+	case Creating:
 		action = "server.delete"
+	case Migrating, LiveMigrating, Evacuating:
+		action = "server.move" // an operator's wish is an operator's to take back
 	}
 	srv, err := serverFor(ctx, tx, action, o.TargetID)
 	if err != nil {
@@ -30,12 +33,18 @@ func (s *Service) cancel(ctx context.Context, tx *state.Tx, o *operation.Operati
 	if srv.OperationID != o.ID {
 		return operation.NotCancellable("Nothing of it is under way any more.")
 	}
-	if final := moves[srv.Task].final; final != "" {
+	if final := moves[srv.Task].final; final != "" && srv.Move == nil {
 		return operation.NotCancellable(final)
 	}
 	by := "It was cancelled by its owner."
 	if a := identity.ActorOf(ctx); a.ProjectID != srv.ProjectID {
 		by = "It was cancelled by an operator."
+	}
+	if srv.Move != nil {
+		if err := srv.stay(tx, operation.Cancelled, by); err != nil {
+			return err
+		}
+		return servers.Put(tx, srv)
 	}
 	if srv.Task == Creating {
 		if err := settle(tx, srv, operation.Cancelled, by); err != nil {

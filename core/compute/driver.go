@@ -41,6 +41,12 @@ type Guest struct {
 	Rebuilds     int // throw the root disk away and make it anew from its image
 	GraceSeconds int // how long a guest may take over a soft stop or reboot before it is cut off
 
+	// Leave is set while the host is to send the guest to another one, Arrive while it is to take it in from
+	// another; both are told to a Mover only. Without them the guest is this host's, to be as wished: one that had
+	// been sent is then run on here, one that has arrived begins to run.
+	Leave  *Leave  `json:",omitempty"`
+	Arrive *Arrive `json:",omitempty"`
+
 	// Wish rises whenever the owner asks for something else. The host's reports name the wish that
 	// they answer, so that what was seen under an earlier one is not taken for an answer to a newer
 	// one. It says nothing to a driver.
@@ -197,6 +203,35 @@ type Driver interface {
 	Capabilities(ctx context.Context) (Capabilities, error)
 }
 
+// Leave is how a guest is to be sent to another host.
+type Leave struct {
+	Move   int    // its number, for the reports
+	Where  string // what the other host's driver answered
+	Live   bool   // memory and all, while it runs; else only the disks, of a guest that is off
+	Urgent bool   // stop it and be done with it
+}
+
+// Arrive is how a guest is to be taken in.
+type Arrive struct {
+	Move int
+	Live bool
+}
+
+// A Mover is a Driver whose guests can go to another host of its kind, and come from one. Both calls return
+// within a few seconds, and come again until both hosts have answered that they are Done. What cannot be is the
+// answer's Trouble; an error is a fault of the host, and is tried again.
+//
+// A driver remembers both over its agent's death, and never runs a guest that is Done until Ensure is called
+// for it: on the new host because the guest is its now, on the old one because the move was given up.
+type Mover interface {
+	// Receive takes in the guest that Arrive names, and says where it is to be sent. Whatever the host still holds
+	// of the guest from before that move is taken away: the guest was another host's since.
+	Receive(ctx context.Context, want Guest) (Transit, error)
+	// Send takes the guest a step nearer to being where Leave says. One that is not to go live is switched off
+	// before, as its Power then says.
+	Send(ctx context.Context, want Guest) (Observation, Transit, error)
+}
+
 // A Consoler is a Driver whose guests have consoles.
 type Consoler interface {
 	// ConsoleLog is the newest part of what the guest wrote to its first serial
@@ -222,5 +257,6 @@ type Capabilities struct {
 	Isolating bool   // guests are separated by hardware (KVM)
 	Arch      string // "x86_64"
 	CPUModel  string
-	MaxVCPUs  int // of one guest
+	MaxVCPUs  int  // of one guest
+	Moves     bool // guests can be sent to other hosts, and taken in: the driver is a Mover
 }

@@ -86,32 +86,61 @@ func (s *Shape) claims() map[string]int64 {
 	return claims
 }
 
-// claims are what the server takes: like taken, the larger of both while a new shape is unconfirmed.
+// claims are what the server takes in all: like taken, the larger of what it has and what it may come to have, or have again.
 func (s *Server) claims() map[string]int64 {
-	claims := s.Shape.claims()
-	if s.Before == nil {
-		return claims
+	claims := map[string]int64{}
+	hold(claims, s.Shape.claims())
+	if s.Before != nil {
+		hold(claims, s.Before.Shape.claims())
 	}
-	for class, n := range s.Before.Shape.claims() {
-		if claims == nil {
-			claims = map[string]int64{}
-		}
-		claims[class] = max(claims[class], n)
+	if s.Move != nil {
+		hold(claims, s.Move.Was.claims())
 	}
 	return claims
 }
 
-// claimShares are what a server that has a host adds to the tally of claims: for its host, its project, and its owner there.
+// claimsOn are what it takes of one of its hosts: each offers what the shape asks for that the server has there, or would have.
+func (s *Server) claimsOn(h resource.ID) map[string]int64 {
+	claims := map[string]int64{}
+	if s.Move == nil || h != s.HostID {
+		if h == s.HostID || s.Move != nil {
+			hold(claims, s.Shape.claims())
+		}
+	} else {
+		hold(claims, s.Move.Was.claims())
+	}
+	if s.Before != nil && (s.Before.HostID == h || s.Before.HostID.IsZero()) {
+		hold(claims, s.Before.Shape.claims())
+	}
+	return claims
+}
+
+func hold(claims, more map[string]int64) {
+	for class, n := range more {
+		claims[class] = max(claims[class], n)
+	}
+}
+
+// claimShares are what a server that has a host adds to the tally of claims: for its host, for one on which it holds room beside
+// that, for its project, and for its owner there.
 func claimShares(s *Server) []state.Share {
 	if s.HostID.IsZero() {
 		return nil
 	}
-	claims := s.claims()
 	var shares []state.Share
+	for _, h := range []resource.ID{s.HostID, s.beside()} {
+		if h.IsZero() {
+			continue
+		}
+		claims := s.claimsOn(h)
+		for _, class := range slices.Sorted(maps.Keys(claims)) {
+			shares = append(shares, state.Share{Key: hostClaim(h, class), Amounts: state.Amounts{claims[class]}})
+		}
+	}
+	claims := s.claims()
 	for _, class := range slices.Sorted(maps.Keys(claims)) {
 		amounts := state.Amounts{claims[class]}
-		shares = append(shares, state.Share{Key: hostClaim(s.HostID, class), Amounts: amounts},
-			state.Share{Key: projectClaim(s.ProjectID, class), Amounts: amounts},
+		shares = append(shares, state.Share{Key: projectClaim(s.ProjectID, class), Amounts: amounts},
 			state.Share{Key: userClaim(s.ProjectID, s.UserID, class), Amounts: amounts})
 	}
 	return shares

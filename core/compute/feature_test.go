@@ -112,7 +112,7 @@ func TestCustomResourcesAreCounted(t *testing.T) {
 	}
 }
 
-// A server that gets another shape stays on its host: that one must have what the shape asks for.
+// A server that gets another shape goes on where it is only if that host has what the shape asks for, and else to one that has.
 func TestReshapeHeedsTraitsAndResources(t *testing.T) {
 	c, _ := furnished(t, map[string]string{"trait:CUSTOM_GOLD": "required", "resources:CUSTOM_LICENSE": "1"})
 	for name, extra := range map[string]map[string]string{
@@ -126,7 +126,7 @@ func TestReshapeHeedsTraitsAndResources(t *testing.T) {
 	}
 	srv := launch(c, "s")
 	c.Settle()
-	for _, flavor := range []string{"too many", "not there", "forbidden"} {
+	for _, flavor := range []string{"too many", "not there"} { // on no host
 		if err := c.Compute.Reshape(c.Ctx, srv.ID, flavor, nil); !fault.Is(err, fault.Exhausted) {
 			t.Errorf("%s: %v", flavor, err)
 		}
@@ -136,6 +136,15 @@ func TestReshapeHeedsTraitsAndResources(t *testing.T) {
 	c.Must(err)
 	if held.Amounts["CUSTOM_LICENSE"] != 2 {
 		t.Errorf("it holds %v", held.Amounts)
+	}
+	other := launch(c, "t")
+	c.Settle()
+	c.Must(c.Compute.Reshape(c.Ctx, other.ID, "forbidden", nil))
+	if s, ok := compute.Servers().Find(c.State.Latest(), other.ID); !ok || s.Move == nil || s.Move.To != c.Hosts[1].ID {
+		t.Errorf("it does not move to the host without the trait: %+v", s.Move)
+	}
+	if found := audit.State(c.State.Latest()); len(found) > 0 {
+		t.Errorf("the audit found %v", found)
 	}
 }
 

@@ -39,8 +39,8 @@ func (s *Service) dismiss(ctx context.Context, id resource.ID, may func(*host.Ho
 		if err := may(h); err != nil {
 			return err
 		}
-		if n, _ := servers.Sum(tx, "load", state.KeyOf(id)); n > 0 {
-			return fault.Errorf(fault.Conflict, "Host %s still has %d servers. Delete them first.", h.Name, n).WithCode("host-in-use")
+		if n := concerns(tx, id); n > 0 {
+			return fault.Errorf(fault.Conflict, "Host %s still has %d servers. Move or delete them first.", h.Name, n).WithCode("host-in-use")
 		}
 		for _, a := range slices.Collect(aggregates.Each(tx, "number", "")) {
 			if !slices.Contains(a.Hosts, id) {

@@ -26,6 +26,9 @@ type demand struct {
 	group     *Group
 	apart     map[resource.ID]bool // hosts to keep off
 	beside    map[resource.ID]bool // hosts to keep to; nil for any
+	leaves    resource.ID          // the host that the server is on already; zero for none
+	self      resource.ID          // the server, of one that there is
+	moves     bool                 // it is sent there by another host
 }
 
 // isolatingKey is the flavor's demand for hardware that separates guests; aggregateKey begins
@@ -75,8 +78,12 @@ type constraint struct {
 var constraints = []constraint{
 	{"is the host that was named", func(p *placing) bool { return !p.host.IsZero() },
 		func(p *placing, h *host.Host) bool { return h.ID == p.host }},
+	{"is another than the present one", func(p *placing) bool { return !p.leaves.IsZero() },
+		func(p *placing, h *host.Host) bool { return h.ID != p.leaves }},
 	{"can be heard", nil, func(_ *placing, h *host.Host) bool { return h.Up() }},
 	{"takes new servers", nil, func(p *placing, h *host.Host) bool { return !h.Maintenance && !h.Disabled }},
+	{"can take in servers from other hosts", func(p *placing) bool { return p.moves },
+		func(_ *placing, h *host.Host) bool { return h.Capacity.Moves }},
 	{"is in the zone", func(p *placing) bool { return p.zone != "" },
 		func(p *placing, h *host.Host) bool { return p.zones.Of(h) == p.zone }},
 	{"has the architecture", func(p *placing) bool { return p.arch != "" },
@@ -123,7 +130,7 @@ var units = [...]string{"processors", "MiB of memory", "GiB of disk"}
 
 func (p *placing) room(h *host.Host, what int) bool {
 	if !p.loaded {
-		_, p.used = servers.Sum(p.tx, "load", state.Key(h.ID[:]))
+		_, p.used = Load(p.tx, h.ID)
 		p.loaded = true
 	}
 	lack := p.used[what] + p.load[what] - p.service.total(h)[what]
@@ -250,7 +257,7 @@ func (p *placing) lookAround() {
 	if p.group != nil {
 		p.members = map[resource.ID]int{}
 		for srv := range servers.Peek(p.tx, "group", state.Range{Prefix: state.KeyOf(p.group.ID)}) {
-			if !srv.HostID.IsZero() {
+			if !srv.HostID.IsZero() && srv.ID != p.self {
 				p.members[srv.HostID]++
 			}
 		}

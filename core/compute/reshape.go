@@ -12,8 +12,8 @@ import (
 )
 
 // Reshape gives a server another flavor, on the host where it is: a running guest is power-cycled to
-// get it. What it was is held until its owner confirms; its disks grow only then, for they could not
-// shrink again. manualDisk is as in Edit.
+// get it. If there is no room for it there, it moves to a host that has. What it was is held until its owner
+// confirms; its disks grow only then, for they could not shrink again. manualDisk is as in Edit.
 func (s *Service) Reshape(ctx context.Context, id resource.ID, flavor string, manualDisk *bool) error {
 	_, err := s.change(ctx, "server.operate", id, func(tx *state.Tx, srv *Server) error {
 		stage := srv.Stage()
@@ -32,14 +32,21 @@ func (s *Service) Reshape(ctx context.Context, id resource.ID, flavor string, ma
 		if err := srv.mayBecome(tx, &shape); err != nil {
 			return err
 		}
-		if err := s.fitsWhereItIs(tx, srv, &shape); err != nil {
-			return err
-		}
-		srv.Before = &Reshaped{Shape: srv.Shape, Power: srv.Power, At: tx.Now()}
-		srv.Shape = shape
 		if manualDisk != nil {
 			srv.ManualDisk = *manualDisk
 		}
+		if full := s.fitsWhereItIs(tx, srv, &shape); full != nil {
+			err := s.depart(ctx, tx, srv, Reshaping, shape, "")
+			if fault.From(err) != nil {
+				return full // and there is no way to another
+			}
+			return err
+		}
+		if err := srv.chronicle(ctx, tx, Reshaping, srv.HostID, &shape); err != nil {
+			return err
+		}
+		srv.Before = &Reshaped{Shape: srv.Shape, Power: srv.Power, HostID: srv.HostID, At: tx.Now()}
+		srv.Shape = shape
 		return srv.recast(ctx, tx, Reshaping)
 	})
 	return err
@@ -74,7 +81,7 @@ func (s *Service) fitsWhereItIs(tx *state.Tx, srv *Server, shape *Shape) error {
 	if !ok {
 		return wrongState(srv, string(Reshaping))
 	}
-	_, taken := servers.Sum(tx, "load", state.KeyOf(h.ID))
+	_, taken := Load(tx, h.ID)
 	total := s.total(h)
 	for i, n := range shape.load() {
 		if i == len(units) {
@@ -114,11 +121,26 @@ func recast(want *Server, seen *Seen) bool {
 
 // conclude ends what is under way, and what a new shape left open.
 func (s *Server) conclude(tx *state.Tx, outcome operation.Outcome, message string) error {
-	switch {
-	case s.Task == Reverting:
-		s.Before = nil
-	case s.Task == Reshaping && outcome != operation.Succeeded && s.Before != nil:
-		s.Shape, s.Before = s.Before.Shape, nil
+	end := Moved
+	switch outcome {
+	case operation.Failed:
+		end = Aborted
+	case operation.Cancelled:
+		end = Cancelled
+	}
+	switch s.Task {
+	case Reverting:
+		s.Before, end = nil, Reverted
+	case Reshaping, Migrating:
+		if outcome != operation.Succeeded && s.Before != nil {
+			s.Shape, s.Before = s.Before.Shape, nil
+		}
+	case LiveMigrating, Evacuating:
+	default:
+		return settle(tx, s, outcome, message)
+	}
+	if err := s.inMigration(tx, end); err != nil {
+		return err
 	}
 	return settle(tx, s, outcome, message)
 }
@@ -130,12 +152,15 @@ func (s *Service) Confirm(ctx context.Context, id resource.ID) error {
 			return wrongState(srv, "resize-confirm")
 		}
 		srv.Before = nil
+		if err := srv.inMigration(tx, Confirmed); err != nil {
+			return err
+		}
 		return record(ctx, tx, srv, "resize-confirm")
 	})
 	return err
 }
 
-// Revert gives a server its old shape back.
+// Revert gives a server its old shape back, on the host where it had it.
 func (s *Service) Revert(ctx context.Context, id resource.ID) error {
 	_, err := s.change(ctx, "server.operate", id, func(tx *state.Tx, srv *Server) error {
 		if srv.Stage() != Unsettled {
@@ -144,8 +169,23 @@ func (s *Service) Revert(ctx context.Context, id resource.ID) error {
 		if srv.Before == nil {
 			return fmt.Errorf("server %s is unsettled and has no shape before", id)
 		}
+		if back := srv.Before.HostID; !back.IsZero() && back != srv.HostID {
+			return s.goBack(ctx, tx, srv, back)
+		}
 		srv.Shape = srv.Before.Shape
 		return srv.recast(ctx, tx, Reverting)
 	})
+	return err
+}
+
+// goBack sends a server to the host that it came from, where room is held for it. What was written to its disks
+// since goes with it.
+func (s *Service) goBack(ctx context.Context, tx *state.Tx, srv *Server, back resource.ID) error {
+	for _, id := range []resource.ID{back, srv.HostID} {
+		if h, ok := host.Table().PeekOne(tx, id); !ok || !h.Up() {
+			return fault.Errorf(fault.Conflict, "One of the two hosts cannot be heard. Try again once it can, or confirm.").WithCode("host-down")
+		}
+	}
+	_, err := s.setOut(ctx, tx, srv, Reverting, back, srv.Before.Shape)
 	return err
 }

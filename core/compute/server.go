@@ -54,6 +54,9 @@ type Server struct {
 	HostID      resource.ID
 	Task        Task        `json:",omitempty"` // what is under way
 	OperationID resource.ID // of the task
+	Move        *Move       `json:",omitempty"` // to another host, under way
+	Moves       int         `json:",omitempty"` // begun so far
+	MigrationID resource.ID // the record of the last change of host or shape
 	Failure     *Failure    `json:",omitempty"`
 	LaunchedAt  time.Time   `json:",omitzero"` // when it ran for the first time
 
@@ -91,12 +94,13 @@ type Lock struct {
 	Reason   string
 }
 
-// Reshaped is what a server was before it was given another shape, until its owner has
-// confirmed the new one.
+// Reshaped is what a server was before it was given another shape, or taken to another host, until its
+// owner has confirmed that.
 type Reshaped struct {
-	Shape Shape
-	Power Power
-	At    time.Time
+	Shape  Shape
+	Power  Power
+	HostID resource.ID // where it was; the room there is held for it
+	At     time.Time
 }
 
 // A Failure is why a server is not what its owner asked for.
@@ -110,9 +114,10 @@ type Failure struct {
 // Seen is what a host reports of a guest.
 type Seen struct {
 	Observation
-	Wish  int       `json:",omitempty"` // to which of the guest's wishes this answers
-	Gone  bool      `json:",omitempty"` // the host holds nothing of it any more
-	Since time.Time `json:",omitzero"`  // when Power became what it is
+	Wish    int       `json:",omitempty"` // to which of the guest's wishes this answers
+	Transit Transit   `json:",omitzero"`  // of a move; kept with the move
+	Gone    bool      `json:",omitempty"` // the host holds nothing of it any more
+	Since   time.Time `json:",omitzero"`  // when Power became what it is
 }
 
 // A Task is what is under way with a server: at most one thing, also the verb of its operation.
@@ -131,13 +136,16 @@ const (
 	Rebuilding    Task = "rebuild"
 	Reshaping     Task = "resize"
 	Reverting     Task = "resize-revert"
+	Migrating     Task = "migrate"
+	LiveMigrating Task = "live-migration"
+	Evacuating    Task = "evacuate"
 	Deleting      Task = "delete"
 )
 
 // Tasks lists them all.
 func Tasks() []Task {
 	return []Task{"", Creating, Starting, Stopping, SoftRebooting, HardRebooting, Pausing, Unpausing, Suspending,
-		Resuming, Rebuilding, Reshaping, Reverting, Deleting}
+		Resuming, Rebuilding, Reshaping, Reverting, Migrating, LiveMigrating, Evacuating, Deleting}
 }
 
 // A Stage is how a server stands, whatever is under way with it.
@@ -150,7 +158,7 @@ const (
 	Frozen    Stage = "paused"
 	Asleep    Stage = "suspended"
 	Failed    Stage = "failed"
-	Unsettled Stage = "reshaped" // it has a new shape that its owner has not confirmed
+	Unsettled Stage = "reshaped" // it has a new shape or host that its owner has not confirmed
 )
 
 // Stages lists them all.
@@ -201,6 +209,12 @@ var servers = state.NewTable("server",
 			return ""
 		}
 		return state.KeyOf(s.HostID)
+	}),
+	state.Index("arriving", func(s *Server) state.Key {
+		if s.Move == nil {
+			return ""
+		}
+		return state.KeyOf(s.Move.To)
 	}),
 	// Under its project, and under none for those who look at all projects.
 	state.MultiIndex("standing", func(s *Server) []state.Key {
@@ -265,16 +279,30 @@ var servers = state.NewTable("server",
 		return state.KeyOf(s.HostID), s.taken()
 	}),
 	state.MultiTally("claims", claimShares),
+	// What is held on another host than its own: see beside.
+	state.Tally("beside", func(s *Server) (state.Key, state.Amounts) {
+		h := s.beside()
+		if h.IsZero() {
+			return "", state.Amounts{}
+		}
+		return state.KeyOf(h), s.taken()
+	}),
 )
 
 // taken is what the server takes of its host, and of its owner's quota. While a new shape is
 // unconfirmed the larger of both is held, so that there is a way back.
 func (s *Server) taken() state.Amounts {
 	load := s.Shape.load()
-	if s.Before != nil {
-		for i, n := range s.Before.Shape.load() {
+	hold := func(shape *Shape) {
+		for i, n := range shape.load() {
 			load[i] = max(load[i], n)
 		}
+	}
+	if s.Before != nil {
+		hold(&s.Before.Shape)
+	}
+	if s.Move != nil {
+		hold(&s.Move.Was)
 	}
 	return load
 }

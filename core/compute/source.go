@@ -3,6 +3,7 @@ package compute
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
@@ -13,8 +14,10 @@ import (
 // Source tells hosts which guests they are to run, and takes in what became of them.
 func (s *Service) Source() host.Source {
 	return host.Source{
-		Kind:    "guest",
-		All:     func(tx *state.Tx, h resource.ID) []resource.ID { return servers.IDs(tx, "host", state.KeyOf(h)) },
+		Kind: "guest",
+		All: func(tx *state.Tx, h resource.ID) []resource.ID {
+			return slices.Concat(servers.IDs(tx, "host", state.KeyOf(h)), servers.IDs(tx, "arriving", state.KeyOf(h)))
+		},
 		Want:    s.want,
 		Touched: touched,
 		Observe: s.observe,
@@ -25,28 +28,51 @@ func (s *Service) Source() host.Source {
 func (s *Service) want(tx *state.Tx, h, id resource.ID) (any, bool) {
 	srv, ok := servers.PeekOne(tx, id)
 	switch {
-	case !ok || srv.HostID != h:
+	case !ok:
+		return nil, false
+	case srv.Move != nil && srv.Move.To == h:
+		g := s.guest(tx, srv, h, &srv.Shape)
+		g.Arrive = &Arrive{Move: srv.Move.Number, Live: srv.Move.Live}
+		return g, true
+	case srv.HostID != h:
 		return nil, false
 	case srv.Doomed():
 		return nil, true
+	case srv.Move != nil:
+		return s.leaving(tx, srv), true
 	}
-	return s.guest(tx, srv), true
+	return s.guest(tx, srv, h, &srv.Shape), true
 }
 
-func (s *Service) guest(tx *state.Tx, srv *Server) *Guest {
+// leaving is the guest of a server that goes to another host. Until that one is ready, nothing changes for it.
+func (s *Service) leaving(tx *state.Tx, srv *Server) *Guest {
+	m := srv.Move
+	g := s.guest(tx, srv, srv.HostID, &m.Was)
+	if m.There.Where == "" {
+		return g
+	}
+	g.Leave = &Leave{Move: m.Number, Where: m.There.Where, Live: m.Live, Urgent: m.Urgent}
+	if !m.Live {
+		g.Power = Off
+	}
+	return g
+}
+
+// guest is a server's guest as a host is to have it, in a shape.
+func (s *Service) guest(tx *state.Tx, srv *Server, on resource.ID, shape *Shape) *Guest {
 	g := &Guest{
-		ID: srv.ID, ProjectID: srv.ProjectID, Name: srv.Name, VCPUs: srv.Shape.VCPUs, MemoryMiB: srv.Shape.MemoryMiB,
+		ID: srv.ID, ProjectID: srv.ProjectID, Name: srv.Name, VCPUs: shape.VCPUs, MemoryMiB: shape.MemoryMiB,
 		Kernel: srv.Boot.Kernel, Initrd: srv.Boot.Initrd, Cmdline: srv.Boot.Cmdline, Machine: srv.Boot.Machine, UEFI: srv.Boot.UEFI,
 		Disks: srv.disks(), ConfigDrive: srv.ConfigDrive,
 		Power: srv.Power, HardBoots: srv.HardBoots, SoftBoots: srv.SoftBoots, Rebuilds: srv.Rebuilds,
 		Wish: srv.Wish, GraceSeconds: int(s.config.Grace.Seconds()),
 	}
 	g.Metadata = Metadata{
-		Hostname: srv.Hostname, Zone: srv.Zone, Type: srv.Shape.Name, ImageID: srv.Boot.ImageID(), LaunchIndex: srv.LaunchIndex,
+		Hostname: srv.Hostname, Zone: srv.Zone, Type: shape.Name, ImageID: srv.Boot.ImageID(), LaunchIndex: srv.LaunchIndex,
 		ReservationID: srv.ReservationID, CreatedAt: srv.CreatedAt, Tags: srv.Metadata, UserData: srv.UserData,
 		Files: srv.Files, AdminPassword: srv.AdminPassword,
 	}
-	if h, ok := host.Table().PeekOne(tx, srv.HostID); ok && g.Metadata.Zone == "" {
+	if h, ok := host.Table().PeekOne(tx, on); ok && g.Metadata.Zone == "" {
 		g.Metadata.Zone = ZonesOf(tx).Of(h)
 	}
 	if srv.Key != nil {
@@ -59,10 +85,12 @@ func (s *Service) guest(tx *state.Tx, srv *Server) *Guest {
 // MadeFrom reports whether any of a host's servers is made from an image. Nobody else's image is a host to have, for who
 // takes a host over would have everybody's.
 func MadeFrom(tx *state.Tx, h, id resource.ID) bool {
-	for srv := range servers.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h)}) {
-		for _, ref := range []*ImageRef{srv.Boot.Image, srv.Boot.Kernel, srv.Boot.Initrd} {
-			if ref != nil && ref.ID == id {
-				return true
+	for _, index := range []string{"host", "arriving"} {
+		for srv := range servers.Peek(tx, index, state.Range{Prefix: state.KeyOf(h)}) {
+			for _, ref := range []*ImageRef{srv.Boot.Image, srv.Boot.Kernel, srv.Boot.Initrd} {
+				if ref != nil && ref.ID == id {
+					return true
+				}
 			}
 		}
 	}
@@ -91,9 +119,16 @@ func touched(tx *state.Tx, e state.Event) []host.Ref {
 		return touchedByNetwork(tx, e)
 	}
 	for _, obj := range []resource.Object{e.Before, e.After} {
-		if srv, ok := obj.(*Server); ok && !srv.HostID.IsZero() {
-			ref := host.Ref{Host: srv.HostID, ID: srv.ID}
-			if len(refs) == 0 || refs[0] != ref {
+		srv, ok := obj.(*Server)
+		if !ok {
+			continue
+		}
+		on := []resource.ID{srv.HostID}
+		if srv.Move != nil {
+			on = append(on, srv.Move.To)
+		}
+		for _, h := range on {
+			if ref := (host.Ref{Host: h, ID: srv.ID}); !h.IsZero() && !slices.Contains(refs, ref) {
 				refs = append(refs, ref)
 			}
 		}
@@ -108,8 +143,15 @@ func (s *Service) observe(tx *state.Tx, h, id resource.ID, report json.RawMessag
 		return fmt.Errorf("decode a guest's report: %w", err)
 	}
 	srv, ok := servers.Find(tx, id)
-	if !ok || srv.HostID != h {
+	transit := seen.Transit
+	seen.Transit = Transit{}
+	switch {
+	case ok && srv.Move != nil && srv.Move.To == h && !seen.Gone:
+		return srv.take(tx, func() error { return srv.travel(tx, h, transit) })
+	case !ok || srv.HostID != h:
 		return nil // it is no longer this host's
+	case transit.Move != 0 && srv.Move == nil:
+		return nil // late: that move is over, and the host is told so
 	}
 	if seen.Gone {
 		if srv.Doomed() {
@@ -121,6 +163,15 @@ func (s *Service) observe(tx *state.Tx, h, id resource.ID, report json.RawMessag
 	if seen.Power != srv.Seen.Power {
 		seen.Since = tx.Now()
 	}
+	if srv.Move != nil {
+		return srv.take(tx, func() error {
+			srv.Seen = seen
+			if transit.Move == 0 && !srv.Move.Live && seen.Wish >= srv.Wish && seen.ended(srv) {
+				srv.Power = Off // before it was switched off for the way: it goes as one that is off
+			}
+			return srv.travel(tx, h, transit)
+		})
+	}
 	if seen.same(&srv.Seen) {
 		return nil
 	}
@@ -129,6 +180,18 @@ func (s *Service) observe(tx *state.Tx, h, id resource.ID, report json.RawMessag
 		return err
 	}
 	return servers.Put(tx, srv)
+}
+
+// take changes the server by a report of its move, and writes nothing for one that says nothing new.
+func (s *Server) take(tx *state.Tx, change func() error) error {
+	here, there, seen := s.Move.Here, s.Move.There, s.Seen
+	if err := change(); err != nil {
+		return err
+	}
+	if s.Move != nil && s.Move.Here == here && s.Move.There == there && s.Seen.same(&seen) {
+		return nil
+	}
+	return servers.Put(tx, s)
 }
 
 // same reports whether a report says nothing new.
@@ -185,7 +248,10 @@ func (s *Server) advance(tx *state.Tx) error {
 // giveUp ends what is under way as failed. What never ran, or lost its disk, is then failed
 // itself; anything else is as it was last seen.
 func (s *Server) giveUp(tx *state.Tx, why string) error {
-	if s.LaunchedAt.IsZero() || s.Task == Rebuilding {
+	if s.Move != nil {
+		return s.stay(tx, operation.Failed, why)
+	}
+	if s.LaunchedAt.IsZero() || s.Task == Rebuilding || s.Task == Evacuating {
 		s.fail(tx, 500, why)
 	}
 	if s.Task != Creating {
@@ -220,6 +286,9 @@ func (s *Service) expire(tx *state.Tx, o *operation.Operation) error {
 		return s.abandon(tx, srv, "Its host did not confirm in time; it takes the guest away as soon as it can.")
 	}
 	why := "The host did not do it in the time it is given."
+	if srv.Move != nil {
+		why = "Its hosts did not move it in the time they are given."
+	}
 	if h, ok := host.Find(tx, srv.HostID); ok && !h.Up() {
 		why = "The host could not be heard."
 	}

@@ -46,6 +46,7 @@ type Capacity struct {
 	DiskGiB   int
 	MaxVCPUs  int
 	Isolating bool // guests are separated by hardware
+	Moves     bool // guests can go to other hosts, and come from them
 	Arch      string
 	CPUModel  string
 }

@@ -201,6 +201,15 @@ func Note(tx *state.Tx, o *Operation, waitingFor string, percent int) error {
 	return operations.Put(tx, o)
 }
 
+// Prolong gives a running operation more time, from now on.
+func Prolong(tx *state.Tx, o *Operation, within time.Duration) error {
+	if o.Outcome != Running {
+		return nil
+	}
+	o.Deadline = tx.Now().Add(within)
+	return operations.Put(tx, o)
+}
+
 // Stepped ends the step under way, if any, and begins the next one.
 func Stepped(tx *state.Tx, o *Operation, name string, host resource.ID) error {
 	o.endStep(tx.Now(), Succeeded, "")

@@ -25,6 +25,7 @@ type guest struct {
 	startedAt                      time.Time
 	startTook                      time.Duration
 	change                         *change // nil when nothing is under way
+	way                            *way    // from here to another machine, or from there; nil for none
 }
 
 // change is something that takes time.
@@ -43,6 +44,7 @@ var (
 	_ compute.Driver   = (*Guests)(nil)
 	_ compute.Consoler = (*Guests)(nil)
 	_ compute.Notifier = (*Guests)(nil)
+	_ compute.Mover    = (*Guests)(nil)
 )
 
 // Changed tells of guests that changed by themselves.
@@ -69,6 +71,10 @@ func (d *Guests) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 		m.guests[want.ID] = g
 	}
 	m.settle(want.ID, g)
+	if g.way != nil && g.way.incoming && !g.way.done {
+		return compute.Observation{Power: compute.Crashed, Trouble: "The guest has not arrived.", Isolating: m.Capacity.Isolating}, nil
+	}
+	g.way = nil // it is ours
 	if trouble == "" {
 		trouble = m.converge(g, &want)
 	}
@@ -301,6 +307,8 @@ func (d *Guests) Halt(ctx context.Context, id resource.ID) (busy bool, err error
 		return false, err
 	}
 	switch {
+	case g.way != nil && g.way.incoming && !g.way.done:
+		return false, fault.Missing("guest", id) // what has come of it is worth nothing
 	case g.change != nil:
 	case g.power == compute.On:
 		m.stop(g, &compute.Guest{ID: id, GraceSeconds: haltGrace})
@@ -361,5 +369,7 @@ func (d *Guests) Capabilities(ctx context.Context) (compute.Capabilities, error)
 	if err := ctx.Err(); err != nil {
 		return compute.Capabilities{}, err
 	}
-	return d.m.Capacity, d.m.fault("guest.capabilities", resource.ID{})
+	c := d.m.Capacity
+	c.Moves = d.m.Net != nil
+	return c, d.m.fault("guest.capabilities", resource.ID{})
 }

@@ -24,10 +24,13 @@ type Machine struct {
 	Capacity compute.Capabilities
 	Now      func() time.Time // time.Now when nil
 	// Takes says how long a change takes ("start", "stop", "pause", "suspend", "resume",
-	// "plug"); nothing when nil.
+	// "plug", "move"); nothing when nil.
 	Takes func(change string) time.Duration
 	// Fault is asked before each call of a driver; its error is the call's. nil: all goes well.
 	Fault func(call string, id resource.ID) error
+	// Net is how guests get to other machines, and from there; nil: they do not.
+	Net     *Net
+	listens string // where others of the net find it
 
 	mu       sync.Mutex
 	guests   map[resource.ID]*guest     // guarded by mu
@@ -126,10 +129,22 @@ func (m *Machine) Reboot() {
 	clear(m.things)
 	for id, g := range m.guests {
 		g.change = nil
+		g.way.breakOff(g)
 		if g.power == compute.On || g.power == compute.Paused {
 			m.become(id, g, compute.Off)
 		}
 	}
+}
+
+// Wipe is what is left after another machine was put in its place: nothing.
+func (m *Machine) Wipe() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id := range m.guests {
+		m.unplugConsoles(id)
+	}
+	clear(m.guests)
+	clear(m.things)
 }
 
 func compareIDs(a, b resource.ID) int { return bytes.Compare(a[:], b[:]) }

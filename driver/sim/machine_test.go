@@ -58,6 +58,100 @@ func TestGuests(t *testing.T) {
 	}
 }
 
+func TestMoves(t *testing.T) {
+	for name, takes := range map[string]func(string) time.Duration{
+		"changes take time": func(string) time.Duration { return 5 * time.Millisecond },
+		"changes take none": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			open := func(testing.TB) (from, to compute.Driver) {
+				joined, a, b := new(Net), machine(takes), machine(takes)
+				joined.Join(a)
+				joined.Join(b)
+				return a.Guests(), b.Guests()
+			}
+			computetest.TestMover(t, open, computetest.MoverOptions{Options: computetest.Options{
+				Guest:     func(testing.TB) compute.Guest { return wish() },
+				Reopen:    func(_ testing.TB, d compute.Driver) compute.Driver { return d.(*Guests).m.Guests() },
+				Crash:     to((*Machine).Crash),
+				Impressed: to((*Machine).Write),
+				Fresh:     func(_ testing.TB, d compute.Driver, id resource.ID) bool { return !d.(*Guests).m.Written(id) },
+				Parallel:  true,
+			}, LeftoversOf: func(t testing.TB, d compute.Driver) []string {
+				ids, err := d.Present(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				return left(ids)
+			}})
+		})
+	}
+}
+
+func left(ids []resource.ID) (texts []string) {
+	for _, id := range ids {
+		texts = append(texts, id.String())
+	}
+	return texts
+}
+
+// A power failure ends what is on its way; what was sent already is not sent twice.
+func TestPowerFailureWhileAGuestMoves(t *testing.T) {
+	for name, test := range map[string]struct {
+		done  bool // it had all been sent
+		fails bool // on the machine where it leaves
+		here  bool // the guest's way ends in trouble there
+		there bool
+	}{
+		"of the old host, on the way":       {fails: true, here: true},
+		"of the new host, on the way":       {there: true},
+		"of the old host, when it was sent": {done: true, fails: true},
+		"of the new host, when it was sent": {done: true, there: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			joined, from, to := new(Net), machine(nil), machine(nil)
+			joined.Join(from)
+			joined.Join(to)
+			want := wish()
+			ensure(t, from, want)
+			arriving, leaving := want, want
+			arriving.Arrive = &compute.Arrive{Move: 1, Live: true}
+			receive := func() compute.Transit {
+				got, err := to.Guests().Receive(t.Context(), arriving)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return got
+			}
+			leaving.Leave = &compute.Leave{Move: 1, Where: receive().Where, Live: true}
+			send := func() compute.Transit {
+				_, got, err := from.Guests().Send(t.Context(), leaving)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return got
+			}
+			if !test.done {
+				from.Takes = func(string) time.Duration { return time.Hour }
+			}
+			if got := send(); got.Done != test.done {
+				t.Fatalf("at first it is %+v", got)
+			}
+			if test.fails {
+				from.Reboot()
+			} else {
+				to.Reboot()
+			}
+			if got := send(); (got.Trouble != "") != test.here || got.Done != test.done {
+				t.Errorf("the old host says %+v", got)
+			}
+			if got := receive(); (got.Trouble != "") != test.there {
+				t.Errorf("the new host says %+v", got)
+			}
+		})
+	}
+}
+
 func TestNetworks(t *testing.T) {
 	networktest.TestDriver(t, func(*testing.T) network.Driver { return machine(nil).Networks() }, networktest.Options{
 		Reopen: func(_ *testing.T, d network.Driver) network.Driver { return d.(*Networks).m.Networks() },

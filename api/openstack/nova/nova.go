@@ -79,6 +79,7 @@ func (s *server) routes() map[string]openstack.Handler {
 		"DELETE /v2.1/os-services/{id}":                         s.deleteService,
 		"DELETE /v2.1/servers/{id}":                             s.deleteServer,
 		"DELETE /v2.1/servers/{id}/metadata/{key}":              s.deleteMetadata,
+		"DELETE /v2.1/servers/{id}/migrations/{migration}":      s.deleteServerMigration,
 		"DELETE /v2.1/servers/{id}/os-interface/{port}":         s.detachInterface,
 		"DELETE /v2.1/servers/{id}/os-server-password":          s.deletePassword,
 		"GET /v2.1/servers/{id}/os-server-password":             s.showPassword,
@@ -124,6 +125,7 @@ func (s *server) routes() map[string]openstack.Handler {
 		"GET /v2.1/servers/{id}/metadata":                       s.listMetadata,
 		"GET /v2.1/servers/{id}/metadata/{key}":                 s.showMetadata,
 		"GET /v2.1/servers/{id}/migrations":                     s.listServerMigrations,
+		"GET /v2.1/servers/{id}/migrations/{migration}":         s.showServerMigration,
 		"GET /v2.1/servers/{id}/os-instance-actions":            s.listActions,
 		"GET /v2.1/servers/{id}/os-instance-actions/{request}":  s.showAction,
 		"GET /v2.1/servers/{id}/os-interface":                   s.listInterfaces,
@@ -146,6 +148,7 @@ func (s *server) routes() map[string]openstack.Handler {
 		"POST /v2.1/servers":                                    s.createServer,
 		"POST /v2.1/servers/{id}/action":                        s.serverAction,
 		"POST /v2.1/servers/{id}/metadata":                      s.addMetadata,
+		"POST /v2.1/servers/{id}/migrations/{migration}/action": s.serverMigrationAction,
 		"POST /v2.1/servers/{id}/os-interface":                  s.attachInterface,
 		"POST /v2.1/servers/{id}/remote-consoles":               s.createConsole,
 		"PUT /v2.1/flavors/{id}":                                s.updateFlavor,
@@ -235,7 +238,7 @@ func message(f *fault.Error) string {
 // verbs are Nova's names, in its messages and in its action logs, for the core's.
 var verbs = map[string]string{
 	"create": "create", "reboot-hard": "reboot", "attach-interface": "attach_interface", "detach-interface": "detach_interface",
-	"resize-revert": "revertResize", "reset": "reset_state",
+	"resize-revert": "revertResize", "reset": "reset_state", "live-migration": "os-migrateLive",
 }
 
 // showVersions answers what clients discover the service by. v2.0 is v2.1 without microversions, which lets

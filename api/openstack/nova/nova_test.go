@@ -32,8 +32,9 @@ func serve(t testing.TB, hosts int) (*httptest.Server, *cloudtest.Cloud) {
 	return server, c
 }
 
-// TestConversations replays testdata. "! settle" lets the hosts work; "! trouble WORDS" makes them fail, "! lazy" idle, "! well"
-// neither; "! lose" cuts them off; "! wait 2h" lets time pass.
+// TestConversations replays testdata. "! settle" lets the hosts work; "! trouble WORDS" makes them fail, "! lazy" idle, "! sending" take
+// for ever to send a guest to another, "! well" none of these; "! lose" cuts them off; "! wait 2h" lets time pass, "! expire"
+// ends what has had its time.
 func TestConversations(t *testing.T) {
 	openstacktest.Replay(t, func(t *testing.T) openstacktest.Stage {
 		server, c := serve(t, 2)
@@ -47,12 +48,14 @@ func command(c *cloudtest.Cloud, words string) {
 	verb, rest, _ := strings.Cut(words, " ")
 	for _, h := range c.Hosts {
 		switch verb {
+		case "sending":
+			h.Sends = &compute.Transit{}
 		case "trouble":
 			h.Trouble = rest
 		case "lazy":
 			h.Lazy = true
 		case "well":
-			h.Trouble, h.Lazy = "", false
+			h.Trouble, h.Lazy, h.Sends = "", false, nil
 		case "lose":
 			c.Lose(h)
 		}
@@ -60,6 +63,8 @@ func command(c *cloudtest.Cloud, words string) {
 	switch verb {
 	case "settle":
 		c.Settle()
+	case "expire":
+		c.Expire()
 	case "wait":
 		d, err := time.ParseDuration(rest)
 		c.Must(err)
@@ -215,4 +220,32 @@ func FuzzCreateServer(f *testing.F) {
 			t.Fatalf("status %d with %d servers before and %d after: %s", status, before, after, got)
 		}
 	})
+}
+
+// Evacuation answers the new password until 2.14, and nothing from then on.
+func TestEvacuate(t *testing.T) {
+	server, c := serve(t, 2)
+	for minor, answers := range map[string]string{"": `{"evacuate": {"onSharedStorage": false, "adminPass": "secret"}}`, "14": `{"evacuate": {}}`} {
+		id := c.Launch(compute.Launch{})[0]
+		c.Settle()
+		lost := c.HostOf(id)
+		c.Lose(lost)
+		status, got := ask(t, server.URL, "admin", "POST", "/v2.1/servers/"+id.String()+"/action", minor, answers)
+		if status != 200 || strings.Contains(string(got), "secret") != (minor == "") {
+			t.Errorf("in 2.%s it answers %d: %s", minor, status, got)
+		}
+		if status, got := ask(t, server.URL, "owner", "GET", "/v2.1/servers/"+id.String(), "", ""); status != 200 || !strings.Contains(string(got), `"REBUILD"`) {
+			t.Errorf("it shows as %s", got)
+		}
+		c.Settle()
+		if srv := c.Server(id); srv.HostID == lost.ID || srv.Stage() != compute.Running {
+			t.Errorf("it came to be %v", srv.Standing())
+		}
+		status, got = ask(t, server.URL, "admin", "GET", "/v2.1/os-migrations?migration_type=evacuation&instance_uuid="+id.String(), "23", "")
+		if status != 200 || !strings.Contains(string(got), `"done"`) {
+			t.Errorf("recorded is %s", got)
+		}
+		c.Return(lost)
+		c.Settle()
+	}
 }

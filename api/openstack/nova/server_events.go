@@ -246,27 +246,6 @@ func (s *server) showDiagnostics(w http.ResponseWriter, r *http.Request) error {
 		"nic_details": nics, "disk_details": []any{}})
 }
 
-// listMigrations answers that none are under way: servers here do not move yet.
-func (s *server) listMigrations(w http.ResponseWriter, r *http.Request) error {
-	if err := identity.Allow(r.Context(), "host.list", resource.Meta{}); err != nil {
-		return err
-	}
-	return answer(w, http.StatusOK, map[string]any{"migrations": []any{}})
-}
-
-func (s *server) listServerMigrations(w http.ResponseWriter, r *http.Request) error {
-	if err := notBefore(r, 23); err != nil {
-		return err
-	}
-	if err := identity.Allow(r.Context(), "host.list", resource.Meta{}); err != nil {
-		return err
-	}
-	if _, err := s.one(r); err != nil {
-		return err
-	}
-	return answer(w, http.StatusOK, map[string]any{"migrations": []any{}})
-}
-
 // showTopology answers one node of memory with all processors: guests here have no others.
 func (s *server) showTopology(w http.ResponseWriter, r *http.Request) error {
 	if err := notBefore(r, 78); err != nil {

@@ -18,7 +18,7 @@ var taskStates = map[compute.Task]string{
 	compute.Creating: "spawning", compute.Starting: "powering-on", compute.Stopping: "powering-off", compute.SoftRebooting: "rebooting",
 	compute.HardRebooting: "rebooting_hard", compute.Pausing: "pausing", compute.Unpausing: "unpausing", compute.Suspending: "suspending",
 	compute.Resuming: "resuming", compute.Rebuilding: "rebuilding", compute.Reshaping: "resize_prep", compute.Reverting: "resize_reverting",
-	compute.Deleting: "deleting",
+	compute.Migrating: "resize_migrating", compute.LiveMigrating: "migrating", compute.Evacuating: "rebuilding", compute.Deleting: "deleting",
 }
 
 // statuses are what clients see when nothing under way changes it (Compute API guide, "Server status").
@@ -30,7 +30,7 @@ var statuses = map[compute.Stage]string{
 // taskStatuses are those that show through whatever stage the server is in.
 var taskStatuses = map[compute.Task]string{
 	compute.SoftRebooting: "REBOOT", compute.HardRebooting: "HARD_REBOOT", compute.Rebuilding: "REBUILD", compute.Reshaping: "RESIZE",
-	compute.Reverting: "REVERT_RESIZE",
+	compute.Reverting: "REVERT_RESIZE", compute.Migrating: "RESIZE", compute.LiveMigrating: "MIGRATING", compute.Evacuating: "REBUILD",
 }
 
 // statusOfServer names how a server stands.

@@ -50,14 +50,16 @@ type Host struct {
 	Trouble string // what it says of every guest, instead of doing anything
 	Lazy    bool   // it takes in what is wanted and does nothing about it
 
-	Guests  map[resource.ID]compute.Guest
-	Seen    map[resource.ID]compute.Observation
-	session *host.Session
-	waiting []host.Observation
+	Guests map[resource.ID]compute.Guest
+	Seen   map[resource.ID]compute.Observation
+	// What it says of guests that come and go; empty: it takes them in and lets them go at once.
+	Receives, Sends *compute.Transit
+	session         *host.Session
+	waiting         []host.Observation
 }
 
 // Capacity of each host.
-var Capacity = host.Capacity{Driver: "fake", Release: "1.0", VCPUs: 16, MemoryMiB: 65536, DiskGiB: 1000, Arch: "x86_64", CPUModel: "test"}
+var Capacity = host.Capacity{Driver: "fake", Release: "1.0", VCPUs: 16, MemoryMiB: 65536, DiskGiB: 1000, Moves: true, Arch: "x86_64", CPUModel: "test"}
 
 // New makes a cloud with so many hosts.
 func New(t testing.TB, hosts int) *Cloud {
@@ -187,7 +189,7 @@ func (c *Cloud) work(h *Host) bool {
 	drop := func(id resource.ID) {
 		delete(h.Guests, id)
 		delete(h.Seen, id)
-		tell(id, compute.Seen{Gone: true})
+		tell(id, host.Gone) // in the agent's very words
 	}
 	for _, item := range d.Items {
 		named[item.ID] = true
@@ -201,7 +203,9 @@ func (c *Cloud) work(h *Host) bool {
 		var g compute.Guest
 		c.Must(json.Unmarshal(item.Body, &g))
 		h.Guests[item.ID] = g
-		tell(item.ID, compute.Seen{Observation: h.carryOut(g, c.Clock), Wish: g.Wish})
+		seen := compute.Seen{Observation: h.carryOut(g, c.Clock), Wish: g.Wish}
+		seen.Transit = h.transit(g)
+		tell(item.ID, seen)
 	}
 	if d.Full {
 		for id := range h.Guests {
@@ -218,6 +222,24 @@ func (c *Cloud) work(h *Host) bool {
 	return true
 }
 
+// transit is what the host says of a guest's move.
+func (h *Host) transit(g compute.Guest) compute.Transit {
+	t, says, move := compute.Transit{Done: true}, h.Sends, 0
+	switch {
+	case g.Arrive != nil:
+		t.Where, says, move = h.Name, h.Receives, g.Arrive.Move
+	case g.Leave != nil:
+		move = g.Leave.Move
+	default:
+		return compute.Transit{}
+	}
+	if says != nil {
+		t = *says
+	}
+	t.Move = move
+	return t
+}
+
 func (h *Host) carryOut(g compute.Guest, now time.Time) compute.Observation {
 	seen := h.Seen[g.ID]
 	if h.Trouble != "" {
@@ -227,6 +249,9 @@ func (h *Host) carryOut(g compute.Guest, now time.Time) compute.Observation {
 		}
 		h.Seen[g.ID] = seen
 		return seen
+	}
+	if g.Arrive != nil {
+		return compute.Observation{Power: compute.Off}
 	}
 	if g.Power == compute.On && (seen.Power != compute.On || g.HardBoots > seen.HardBoots) {
 		seen.StartedAt = now.UTC()
