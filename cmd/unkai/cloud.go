@@ -68,6 +68,9 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
 	}
+	if err := refuseUnfinished(dir); err != nil {
+		return nil, err
+	}
 	c = &cloud{dir: dir, built: make(chan struct{})}
 	if c.secrets, err = openSecrets(dir); err != nil {
 		return nil, err

@@ -159,6 +159,7 @@ func (c *cloud) control(at clientsAt) http.Handler {
 		}
 		wire.WriteJSON(w, http.StatusOK, "ordered")
 	})
+	mux.HandleFunc("GET /backup", c.answerBackup)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
