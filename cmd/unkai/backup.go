@@ -136,8 +136,10 @@ func (c *cloud) writeTo(ctx context.Context, w io.Writer) error {
 func (c *cloud) answerBackup(w http.ResponseWriter, r *http.Request) {
 	if !c.state.Leads() { // only that one keeps images' bytes from going
 		where := "none does now"
-		if link, ok := c.cluster.leader(); ok {
-			where = "it is the one at " + link
+		if c.cluster != nil {
+			if link, ok := c.cluster.leader(); ok {
+				where = "it is the one at " + link
+			}
 		}
 		http.Error(w, "this controller does not lead: run it on the one that does, "+where, http.StatusConflict)
 		return

@@ -160,6 +160,7 @@ func (c *cloud) control(at clientsAt) http.Handler {
 		wire.WriteJSON(w, http.StatusOK, "ordered")
 	})
 	mux.HandleFunc("GET /backup", c.answerBackup)
+	mux.Handle("GET /metrics", c.metrics())
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
