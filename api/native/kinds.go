@@ -10,6 +10,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/alert"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/identity"
@@ -72,6 +73,7 @@ func kinds(n *network.Service) []*kind {
 			own: owned[operation.Operation]("project"), operator: fields("Steps.HostID Why.Chosen Why.Scores Why.Removed.Examples"),
 			by: places{"target_id": on("target")}}),
 		show("hosts", host.Table(), "host.get", rule[host.Host]{}),
+		show("alerts", alert.Table(), "alert.get", rule[alert.Alert]{}),
 	}
 }
 

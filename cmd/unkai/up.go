@@ -93,6 +93,7 @@ func (u *upCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	start("alerts", func(ctx context.Context) error { c.keepAlerts(ctx, url, hosts); return nil })
 	start("serve metrics", func(ctx context.Context) error { return u.metricsOption.serve(ctx, c.metrics()) })
 	start("serve clients", func(ctx context.Context) error { return serve(ctx, l, c.front()) })
 	if c.cluster != nil {
