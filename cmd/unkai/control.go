@@ -162,6 +162,7 @@ func (c *cloud) control(at clientsAt) http.Handler {
 	})
 	c.alertRoutes(mux, at.URL)
 	mux.HandleFunc("GET /backup", c.answerBackup)
+	mux.HandleFunc("GET /support", func(w http.ResponseWriter, r *http.Request) { answerControl(w, c.support(r.Context()), nil) })
 	mux.Handle("GET /metrics", c.metrics())
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

@@ -30,6 +30,7 @@ type commands struct {
 	Backup     backupCommand     `cmd:"" help:"Write a running cloud, as of one moment, to a file."`
 	Restore    restoreCommand    `cmd:"" help:"Make a cloud again from a backup, in an empty data directory."`
 	Alert      alertCommand      `cmd:"" help:"Say who is told when something needs an operator."`
+	Support    supportCommand    `cmd:"" help:"Make a bundle, without secrets, for whoever is to find out what is wrong."`
 	Simulate   simulateCommand   `cmd:"" help:"Run the real code on simulated hosts with faults drawn from seeds, and check every promise."`
 	Audit      auditCommand      `cmd:"" help:"Check that the state contradicts itself nowhere."`
 	Doctor     doctorCommand     `cmd:"" help:"Tell what this machine can and cannot do, and what would mend it."`

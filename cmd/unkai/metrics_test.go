@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/metrics"
 )
@@ -84,9 +85,11 @@ func TestMetricsTellOfACloud(t *testing.T) {
 	s := r.session(t, "demo", secretsOf(t, dir).Demo)
 	furnish(t, s)
 	s.ask("BREW", "/compute/v2.1/servers", "")
-	for page := "/v1/servers"; strings.Contains(string(s.must("GET", page, "")), `"building"`); {
+	var seen map[string]string
+	const made = `unkai_operation_seconds_count{outcome="succeeded",target="server",verb="create"}`
+	for deadline := time.Now().Add(30 * time.Second); seen[made] != "3" && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		seen = scrape(t, controlOf(dir), "http://x/metrics")
 	}
-	seen := scrape(t, controlOf(dir), "http://x/metrics")
 	for series, want := range map[string]string{
 		`unkai_hosts{state="up"}`:                      "2",
 		`unkai_hosts{state="lost"}`:                    "0",
@@ -98,10 +101,10 @@ func TestMetricsTellOfACloud(t *testing.T) {
 		`unkai_operations_overdue`:                     "0",
 		`unkai_request_panics_total`:                   "0",
 		`unkai_build_info{go="*",version="0.0.0-dev"}`: "1",
-		`unkai_request_seconds_count{dialect="compute",method="POST",status="2xx"}`:        "3",
-		`unkai_request_seconds_count{dialect="network",method="POST",status="2xx"}`:        "6",
-		`unkai_request_seconds_count{dialect="compute",method="other",status="4xx"}`:       "1",
-		`unkai_operation_seconds_count{outcome="succeeded",target="server",verb="create"}`: "3",
+		`unkai_request_seconds_count{dialect="compute",method="POST",status="2xx"}`:  "3",
+		`unkai_request_seconds_count{dialect="network",method="POST",status="2xx"}`:  "6",
+		`unkai_request_seconds_count{dialect="compute",method="other",status="4xx"}`: "1",
+		made:                 "3",
 		`unkai_host_streams`: "2",
 	} {
 		got, ok := seen[series]
