@@ -346,6 +346,7 @@ func (a *Agent) Step(ctx context.Context, now func() time.Time) bool {
 
 func (a *Agent) ensure(ctx context.Context, h Handler, key host.Key, body json.RawMessage, now func() time.Time) {
 	seen, again, err := ensure(ctx, h, key.ID, body)
+	count(h.Kind, err)
 	if err != nil && ctx.Err() == nil {
 		slog.WarnContext(ctx, "could not make a thing real", "kind", key.Kind, "id", key.ID, "err", err)
 	}
@@ -394,7 +395,9 @@ func ensure(ctx context.Context, h Handler, id resource.ID, body json.RawMessage
 }
 
 func (a *Agent) remove(ctx context.Context, h Handler, key host.Key, now func() time.Time) {
-	if err := h.Remove(ctx, key.ID); err != nil {
+	err := h.Remove(ctx, key.ID)
+	count(h.Kind, err)
+	if err != nil {
 		slog.WarnContext(ctx, "could not take a thing away", "kind", key.Kind, "id", key.ID, "err", err)
 		a.done(key, now, 0, err)
 		return

@@ -105,6 +105,7 @@ func (c *Images) Find(guest resource.ID, refs ...compute.ImageRef) ([]string, er
 			never = refused
 		}
 	}
+	countFind(len(paths)-len(missing), len(missing))
 	if len(missing) > 0 {
 		return nil, never
 	}
@@ -182,6 +183,7 @@ func (c *Images) take() *fetch {
 }
 
 func (c *Images) finish(ctx context.Context, f *fetch, err error) {
+	countFetch(f.ref.Bytes, err)
 	c.mu.Lock()
 	f.busy = false
 	guests := slices.SortedFunc(maps.Keys(f.waiting), func(a, b resource.ID) int { return bytes.Compare(a[:], b[:]) })

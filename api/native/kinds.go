@@ -10,6 +10,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/alert"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/identity"
@@ -75,6 +76,7 @@ func kinds(n *network.Service) []*kind {
 		show("hosts", host.Table(), "host.get", rule[host.Host]{}),
 		show("traits", host.Traits(), "trait.get", rule[host.Trait]{}),
 		show("resource-classes", host.ResourceClasses(), "resource-class.get", rule[host.ResourceClass]{}),
+		show("alerts", alert.Table(), "alert.get", rule[alert.Alert]{}),
 	}
 }
 

@@ -48,13 +48,17 @@ func Serve(next http.Handler) http.Handler {
 		id := NewRequestID()
 		ctx := context.WithValue(r.Context(), requestIDKey{}, id)
 		seen := &recorder{ResponseWriter: w}
-		ctx = context.WithValue(ctx, connectionKey{}, http.NewResponseController(seen))
+		ctx = context.WithValue(ctx, connectionKey{}, seen)
 		start := time.Now()
+		underWay.Inc()
 		defer func() {
+			underWay.Dec()
+			defer seen.measure(r.Method, start)
 			if p := recover(); p != nil {
 				if p == http.ErrAbortHandler {
 					panic(p)
 				}
+				panics.Inc()
 				slog.ErrorContext(ctx, "a request panicked", "request", id, "method", r.Method, "path", r.URL.Path,
 					"panic", p, "stack", string(debug.Stack()))
 				if seen.status == 0 {
@@ -71,28 +75,30 @@ func Serve(next http.Handler) http.Handler {
 // recorder remembers the status. Unwrap lets http.ResponseController and sendfile through.
 type recorder struct {
 	http.ResponseWriter
-	status int
+	status  int
+	began   time.Time // when the answer did
+	dialect string    // see Named
+}
+
+func (r *recorder) note(status int) {
+	if r.status == 0 {
+		r.status, r.began = status, time.Now()
+	}
 }
 
 func (r *recorder) WriteHeader(status int) {
-	if r.status == 0 {
-		r.status = status
-	}
+	r.note(status)
 	r.ResponseWriter.WriteHeader(status)
 }
 
 func (r *recorder) Write(b []byte) (int, error) {
-	if r.status == 0 {
-		r.status = http.StatusOK
-	}
+	r.note(http.StatusOK)
 	return r.ResponseWriter.Write(b)
 }
 
 // ReadFrom keeps the kernel's copy from file to socket.
 func (r *recorder) ReadFrom(src io.Reader) (int64, error) {
-	if r.status == 0 {
-		r.status = http.StatusOK
-	}
+	r.note(http.StatusOK)
 	if rf, ok := r.ResponseWriter.(io.ReaderFrom); ok {
 		return rf.ReadFrom(src)
 	}
@@ -116,8 +122,12 @@ var bodyWithin = 30 * time.Second
 // hurry bounds the reading of a request's body in time, until the function it gives is called. That is for a body that was read
 // to its end: of another the server reads on by itself before it answers.
 func hurry(r *http.Request) (done func()) {
-	connection, ok := r.Context().Value(connectionKey{}).(*http.ResponseController)
-	if !ok || r.Body == nil || r.Body == http.NoBody || connection.SetReadDeadline(time.Now().Add(bodyWithin)) != nil {
+	seen, ok := r.Context().Value(connectionKey{}).(*recorder)
+	if !ok || r.Body == nil || r.Body == http.NoBody {
+		return func() {}
+	}
+	connection := http.NewResponseController(seen)
+	if connection.SetReadDeadline(time.Now().Add(bodyWithin)) != nil {
 		return func() {}
 	}
 	return func() {

@@ -117,6 +117,7 @@ func (r *Reconciler) Do(ctx context.Context, now func() time.Time) bool {
 	}
 	task := r.tasks[key.task]
 	next, err := step(state.WithCause(ctx, state.Cause{Via: task.Name}), task, key.id)
+	countStep(task.Name, err)
 	if err != nil && ctx.Err() == nil {
 		slog.WarnContext(ctx, "a reconciling step failed", "task", task.Name, "id", key.id, "err", err)
 	}

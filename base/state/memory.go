@@ -151,5 +151,11 @@ func (m *Memory) Compact() {
 	m.log, m.floor = nil, m.head.Revision
 }
 
+// Forget is Compact for whoever knows only an Engine.
+func (m *Memory) Forget(context.Context) error {
+	m.Compact()
+	return nil
+}
+
 // Close forgets nothing: see Memory.
 func (m *Memory) Close() error { return nil }

@@ -418,7 +418,9 @@ func (s *State) store(txs []*Tx) (int, error) {
 		return 0, NotLeading()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), commitWithin)
+	began := time.Now()
 	err := s.engine.Commit(ctx, makeBatch(term, txs[0].revision-1, txs))
+	measure(began, len(txs), err)
 	cancel()
 	switch {
 	case err == nil:

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/unkai-cloud/unkai/api/console"
@@ -57,6 +58,7 @@ type cloud struct {
 	hosts     *hostlink.Server
 	near      near
 	reaper    *operation.Reaper
+	work      atomic.Pointer[reconcile.Reconciler] // while this controller leads
 
 	blobs   *manyBlobs                  // in a cluster
 	furnish func(context.Context) error // what a new cloud is never without; nothing if it has it
@@ -67,6 +69,9 @@ type cloud struct {
 // what goes on meanwhile.
 func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membership, start func(string, func(context.Context) error)) (c *cloud, err error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, err
+	}
+	if err := refuseUnfinished(dir); err != nil {
 		return nil, err
 	}
 	c = &cloud{dir: dir, built: make(chan struct{})}
@@ -248,8 +253,12 @@ func (c *cloud) lead(ctx context.Context) {
 		}
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { reconcile.New(c.state, time.Now(), c.tasks()...).Run(ctx, 4) })
+	work := reconcile.New(c.state, time.Now(), c.tasks()...)
+	c.work.Store(work)
+	defer c.work.Store(nil)
+	wg.Go(func() { work.Run(ctx, 4) })
 	wg.Go(func() { c.sweep(ctx) })
+	wg.Go(func() { c.countOperations(ctx) })
 	wg.Wait()
 	c.hub.EndAll() // the hosts look for the one that leads now
 }
@@ -315,6 +324,7 @@ func untilDone(sweep func() (int, error)) error {
 func (c *cloud) handler() http.Handler {
 	mux := http.NewServeMux()
 	mount := func(prefix string, h http.Handler) {
+		h = wire.Named(prefix[1:], h)
 		mux.Handle(prefix+"/", http.StripPrefix(prefix, h))
 		// The same without the slash: OpenStack's clients do not follow a redirect to a relative address.
 		mux.HandleFunc(prefix, func(w http.ResponseWriter, r *http.Request) {
@@ -332,8 +342,8 @@ func (c *cloud) handler() http.Handler {
 	mount("/v1", v1)
 	mount("/console", console.New(console.Options{Compute: c.compute, Hosts: c}))
 	e := ec2.New(ec2.Options{Keys: c.identity, State: c.state, Compute: c.compute, Images: c.image, Networks: c.network, Region: "RegionOne"})
-	mux.Handle("/ec2", e)
-	mux.Handle("/ec2/", e)
+	mux.Handle("/ec2", wire.Named("ec2", e))
+	mux.Handle("/ec2/", wire.Named("ec2", e))
 	mux.Handle("/", http.HandlerFunc(index))
 	return wire.Serve(wire.Describing(mux, v1.Planned))
 }

@@ -56,6 +56,7 @@ type health struct {
 	Running     []runningOperation // those that run for longest
 	Held        []heldThing        // on hosts, and wanted by nobody
 	Seconds     float64            // since the start
+	Alerts      []openAlert
 }
 
 type hostHealth struct {
@@ -159,6 +160,10 @@ func (c *cloud) control(at clientsAt) http.Handler {
 		}
 		wire.WriteJSON(w, http.StatusOK, "ordered")
 	})
+	c.alertRoutes(mux, at.URL)
+	mux.HandleFunc("GET /backup", c.answerBackup)
+	mux.HandleFunc("GET /support", func(w http.ResponseWriter, r *http.Request) { answerControl(w, c.support(r.Context()), nil) })
+	mux.Handle("GET /metrics", c.metrics())
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
@@ -210,7 +215,7 @@ func (c *cloud) discard(ctx context.Context, name, text string) error {
 func (c *cloud) health() health {
 	tx := c.state.Latest()
 	h := health{Version: version, Data: c.dir, Revision: tx.Revision(), Store: c.state.Room(),
-		Ahead: time.Until(c.state.Now()).Truncate(time.Second), Servers: map[string]int{}, Counts: map[string]int{}}
+		Ahead: time.Until(c.state.Now()).Truncate(time.Second), Servers: map[string]int{}, Counts: map[string]int{}, Alerts: openAlerts(tx)}
 	if err := c.state.Broken(); err != nil {
 		h.Broken = err.Error()
 	}
@@ -366,6 +371,7 @@ func (h *health) print(w io.Writer) error {
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d/%d\t%d/%d\n", m.Name, m.Zone, m.Driver, how, m.Servers, m.UsedVCPUs, m.VCPUs, m.UsedMiB, m.MiB)
 	}
+	printAlerts(t, h.Alerts)
 	for i, l := range h.Held {
 		if i == 0 {
 			fmt.Fprintln(t, "\nWANTED BY NOBODY\tID\tHOST\tGOES")

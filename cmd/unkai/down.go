@@ -9,10 +9,12 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"time"
 
 	"github.com/unkai-cloud/unkai/agent"
+	"github.com/unkai-cloud/unkai/base/metrics"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/host"
 )
@@ -101,13 +103,15 @@ type controllerRun struct {
 	dataOption
 	listenOptions
 	clusterOptions
+	metricsOption
 	Hosts string `default:"0.0.0.0:8702" help:"Address for hosts' agents (mutual TLS)."`
 	Pool  string `default:"172.24.4.0/24" help:"The external network that a new cloud begins with."`
 }
 
 // Run is a controller without a host, until it is told to stop.
 func (r *controllerRun) Run(ctx context.Context) error {
-	u := &upCommand{dataOption: r.dataOption, listenOptions: r.listenOptions, machineOptions: machineOptions{Pool: r.Pool}, hosts: r.Hosts, cluster: r.clusterOptions}
+	u := &upCommand{dataOption: r.dataOption, listenOptions: r.listenOptions, metricsOption: r.metricsOption,
+		machineOptions: machineOptions{Pool: r.Pool}, hosts: r.Hosts, cluster: r.clusterOptions}
 	return u.Run(ctx)
 }
 
@@ -183,6 +187,7 @@ func (t *controllerDiscard) Run(ctx context.Context) error {
 
 type agentCommand struct {
 	machineOptions
+	metricsOption
 	Data  string `default:"/var/lib/unkai-agent" help:"The agent's data directory." type:"path"`
 	Join  string `help:"The controller's address for hosts, such as https://controller:8702." required:""`
 	Token string `help:"A one-time token from the controller; needed the first time."`
@@ -222,7 +227,8 @@ func (a *agentCommand) Run(ctx context.Context) error {
 		return err
 	}
 	fmt.Println("ready " + id.Host.String())
-	return errors.Join(m.run(ctx, a.Join, id), m.close())
+	err = a.metricsOption.beside(ctx, metrics.Handler(version, runtime.Version()), func(ctx context.Context) error { return m.run(ctx, a.Join, id) })
+	return errors.Join(err, m.close())
 }
 
 // addressTowards is this machine's address on the way to a controller: other hosts can most likely reach it

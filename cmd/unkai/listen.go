@@ -23,6 +23,11 @@ type listenOptions struct {
 	Insecure bool   `name:"insecure-plain-http" help:"Serve plain HTTP beyond loopback too. Passwords then cross the network unprotected."`
 }
 
+// metricsOption says where Prometheus reads what is measured.
+type metricsOption struct {
+	Metrics string `help:"Address to serve metrics at, for Prometheus, such as 127.0.0.1:9700 (:9700 is loopback too). None when empty; the control socket always has them. Nobody is asked who they are, and it is no address for tenants."`
+}
+
 // loopback reports whether only this machine can reach an address.
 func loopback(address string) (bool, error) {
 	name, _, err := net.SplitHostPort(address)

@@ -27,6 +27,10 @@ type commands struct {
 	Controller controllerCommand `cmd:"" help:"Run a controller, or make a token with which a host joins it."`
 	Agent      agentCommand      `cmd:"" help:"Run this machine's agent: join a cloud and make its part of it real."`
 	Status     statusCommand     `cmd:"" help:"Show what runs and how it is."`
+	Backup     backupCommand     `cmd:"" help:"Write a running cloud, as of one moment, to a file."`
+	Restore    restoreCommand    `cmd:"" help:"Make a cloud again from a backup, in an empty data directory."`
+	Alert      alertCommand      `cmd:"" help:"Say who is told when something needs an operator."`
+	Support    supportCommand    `cmd:"" help:"Make a bundle, without secrets, for whoever is to find out what is wrong."`
 	Simulate   simulateCommand   `cmd:"" help:"Run the real code on simulated hosts with faults drawn from seeds, and check every promise."`
 	Audit      auditCommand      `cmd:"" help:"Check that the state contradicts itself nowhere."`
 	Doctor     doctorCommand     `cmd:"" help:"Tell what this machine can and cannot do, and what would mend it."`

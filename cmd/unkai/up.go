@@ -20,6 +20,7 @@ import (
 type upCommand struct {
 	dataOption
 	listenOptions
+	metricsOption
 	machineOptions
 	Sim   int    `help:"Simulate so many hosts instead of using this machine. Needs no root."`
 	Demo  bool   `help:"Boot a first server, and tell how to reach it."`
@@ -92,6 +93,8 @@ func (u *upCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	start("alerts", func(ctx context.Context) error { c.keepAlerts(ctx, url, hosts); return nil })
+	start("serve metrics", func(ctx context.Context) error { return u.metricsOption.serve(ctx, c.metrics()) })
 	start("serve clients", func(ctx context.Context) error { return serve(ctx, l, c.front()) })
 	if c.cluster != nil {
 		start("be known to the other controllers", func(ctx context.Context) error { return c.cluster.present(ctx, url) })

@@ -159,6 +159,13 @@ func (h *Hub) Connected(host resource.ID) bool {
 	return h.sessions[host] != nil
 }
 
+// Sessions is how many hosts are connected.
+func (h *Hub) Sessions() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.sessions)
+}
+
 // Pump marks what has to be derived anew since the last call. Only one goroutine may
 // call Pump or Run.
 func (h *Hub) Pump() error {

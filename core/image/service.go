@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -38,6 +39,7 @@ type Service struct {
 	State  *state.State
 	blobs  Blobs
 	config Config
+	holds  atomic.Int64 // see Hold
 
 	mu     sync.Mutex
 	runs   map[*run]bool         // transfers of this process; guarded by mu

@@ -383,7 +383,7 @@ func (s *Service) settleWith(ctx context.Context, id resource.ID, why string) (r
 	case Importing:
 		return reconcile.Next{}, s.importStaged(ctx, i)
 	case Deleting:
-		if s.config.InUse(tx, id) {
+		if s.config.InUse(tx, id) || s.holding() {
 			return reconcile.Next{After: inUseAgain}, nil
 		}
 		return reconcile.Next{}, s.purge(ctx, i)
@@ -470,7 +470,7 @@ func (s *Service) importStaged(ctx context.Context, was *Image) error {
 		}
 		return images.Put(tx, i)
 	})
-	if err == nil && refused != nil {
+	if err == nil && refused != nil && !s.holding() { // or the next sweep finds it
 		return s.blobs.Remove(ctx, was.BlobID)
 	}
 	return err
@@ -536,7 +536,7 @@ func (s *Service) Sweep(ctx context.Context) ([]resource.ID, error) {
 	held := s.held()
 	var removed []resource.ID
 	for _, id := range present {
-		if held[id] {
+		if held[id] || s.holding() {
 			continue
 		}
 		if err := s.blobs.Remove(ctx, id); err != nil {

@@ -87,6 +87,17 @@ func (e *Engine) makeRoom(ctx context.Context) error {
 	return err
 }
 
+// Forget lets go of all history so far.
+func (e *Engine) Forget(ctx context.Context) error {
+	ctx, cancel := e.within(ctx, tidyWithin)
+	defer cancel()
+	head, err := e.client.Get(ctx, e.layout.head(), clientv3.WithKeysOnly())
+	if err != nil {
+		return err
+	}
+	return e.compact(ctx, head.Header.Revision)
+}
+
 // Room says how full the file of our own server is; of one elsewhere nothing is known.
 func (e *Engine) Room() state.Room {
 	if e.server == nil {

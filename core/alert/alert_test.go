@@ -1,0 +1,323 @@
+package alert
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
+	"github.com/unkai-cloud/unkai/core/operation"
+)
+
+// A rig is a state on a clock, a keeper, and one who is told.
+type rig struct {
+	*Keeper
+	t      *testing.T
+	engine *state.Memory
+	clock  time.Time
+	facts  Facts
+	ctx    context.Context
+	heard  []string
+	fails  error
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{t: t, engine: state.NewMemory(0), clock: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC), ctx: identity.Internal(t.Context())}
+	r.restart()
+	return r
+}
+
+// restart is a new process on the same state.
+func (r *rig) restart() {
+	r.t.Helper()
+	s, err := state.Open(r.t.Context(), r.engine, state.Options{Now: func() time.Time { return r.clock }})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.Keeper = &Keeper{State: s, Cloud: "here", Senders: map[string]Sender{"webhook": r}, Facts: func() Facts {
+		f := r.facts
+		f.Now = r.clock
+		return f
+	}}
+}
+
+func (r *rig) Send(_ context.Context, t *Target, n Notice) error {
+	if r.fails != nil {
+		return r.fails
+	}
+	r.heard = append(r.heard, strings.TrimSpace(fmt.Sprintf("%s: %s %s %s", t.Name, n.Event, n.Rule, n.Subject)))
+	return nil
+}
+
+// round passes some time, looks and tells, and gives what was heard.
+func (r *rig) round(pass time.Duration) []string {
+	r.t.Helper()
+	r.clock = r.clock.Add(pass)
+	r.heard = nil
+	if err := errors.Join(r.Look(r.ctx), r.Tell(r.ctx)); err != nil {
+		r.t.Fatal(err)
+	}
+	return r.heard
+}
+
+func (r *rig) want(pass time.Duration, want ...string) {
+	r.t.Helper()
+	if got := r.round(pass); !slices.Equal(got, want) {
+		r.t.Errorf("heard %q, want %q", got, want)
+	}
+}
+
+func hook(name string) Target {
+	return Target{Meta: resource.Meta{Name: name}, Kind: "webhook", URL: "https://example.org/key", Secret: "0123456789abcdef"}
+}
+
+func (r *rig) add(t Target) {
+	r.t.Helper()
+	if err := (&Service{r.State}).Add(r.ctx, t); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) newHost(name string) resource.ID {
+	r.t.Helper()
+	id := resource.NewID(r.clock, nil)
+	if err := host.Arrive(r.ctx, r.State, id, host.Hello{Name: name}); err != nil {
+		r.t.Fatal(err)
+	}
+	return id
+}
+
+func TestAHostThatIsLostIsToldOnceAndSoIsItsReturn(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("ops"))
+	id := r.newHost("node-1")
+	r.want(time.Minute)
+	if err := host.Lose(r.ctx, r.State, id); err != nil {
+		t.Fatal(err)
+	}
+	r.want(time.Minute, "ops: raised host-lost node-1")
+	r.want(time.Minute)
+	r.restart()
+	r.want(time.Minute)
+	if open := Opened(r.State.Latest()); len(open) != 1 || open[0].Severity != Critical || !strings.Contains(open[0].Text, "node-1") {
+		t.Errorf("there are %+v", open)
+	}
+	if err := host.Arrive(r.ctx, r.State, id, host.Hello{Name: "node-1"}); err != nil {
+		t.Fatal(err)
+	}
+	r.want(time.Minute, "ops: resolved host-lost node-1")
+	r.restart()
+	before := r.State.Latest().Revision()
+	r.want(time.Minute)
+	if r.State.Latest().Revision() != before {
+		t.Error("what is no news is written")
+	}
+	if err := host.Lose(r.ctx, r.State, id); err != nil { // again is another time
+		t.Fatal(err)
+	}
+	r.want(time.Minute, "ops: raised host-lost node-1")
+}
+
+func TestATargetThatFailsIsToldLater(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("ops"))
+	r.facts.Ahead = time.Hour
+	r.fails = errors.New("nobody is there")
+	r.want(time.Minute)
+	told := Opened(r.State.Latest())[0].Told
+	if len(told) != 1 || told[0].Failures != 1 || told[0].Trouble != "nobody is there" {
+		t.Errorf("it is noted as %+v", told)
+	}
+	r.want(firstRetry + time.Second)
+	if told = Opened(r.State.Latest())[0].Told; told[0].Failures != 2 {
+		t.Errorf("it is noted as %+v", told)
+	}
+	r.restart()
+	r.fails = nil
+	r.want(firstRetry) // not yet
+	r.want(firstRetry+time.Second, "ops: raised clock-ahead")
+	for range 100 {
+		r.fails = errors.New("again")
+		r.facts.Ahead = 0
+		r.round(2 * time.Hour)
+	}
+	r.fails = nil
+	r.want(lastRetry+time.Second, "ops: resolved clock-ahead")
+}
+
+func TestWhoIsTold(t *testing.T) {
+	r := newRig(t)
+	r.facts.Ahead = time.Hour
+	r.want(time.Minute) // nobody
+	r.add(hook("first"))
+	r.want(time.Minute, "first: raised clock-ahead")
+	r.add(hook("second"))
+	r.want(time.Minute, "second: raised clock-ahead")
+	if err := (&Service{r.State}).Remove(r.ctx, "first"); err != nil {
+		t.Fatal(err)
+	}
+	r.facts.Ahead = 0
+	r.want(time.Minute, "second: resolved clock-ahead")
+	r.add(hook("third"))
+	r.want(time.Minute) // what is over is no news to it
+	if err := r.Test(r.ctx, "third"); err != nil || !slices.Equal(r.heard, []string{"third: test test"}) {
+		t.Errorf("a test: %v, %v", r.heard, err)
+	}
+	if err := r.Test(r.ctx, "nobody"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("a test of nobody: %v", err)
+	}
+}
+
+func TestWhatTargetsAreRefused(t *testing.T) {
+	r := newRig(t)
+	s := &Service{r.State}
+	letter := Target{Meta: resource.Meta{Name: "m"}, Kind: "mail", Server: "smtp://mail.example.org:587", From: "a@example.org", To: []string{"b@example.org"}}
+	for what, edit := range map[string]func(*Target){
+		"a name with a slash":      func(t *Target) { t.Name = "a/b" },
+		"no kind":                  func(t *Target) { t.Kind = "" },
+		"another scheme":           func(t *Target) { t.Server = "http://mail" },
+		"a password in the server": func(t *Target) { t.Server = "smtp://u:p@mail" },
+		"nobody to mail to":        func(t *Target) { t.To = nil },
+		"a header in an address":   func(t *Target) { t.To = []string{"a@b\r\nBcc: c@d"} },
+		"no sender":                func(t *Target) { t.From = "" },
+		"a password of nobody":     func(t *Target) { t.Password = "p" },
+		"a short secret":           func(t *Target) { *t = hook("m"); t.Secret = "short" },
+		"an address of a file":     func(t *Target) { *t = hook("m"); t.URL = "file:///etc/passwd" },
+	} {
+		bad := letter
+		edit(&bad)
+		if err := s.Add(r.ctx, bad); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	r.add(letter)
+	if err := s.Add(r.ctx, letter); !fault.Is(err, fault.Exists) {
+		t.Errorf("the same name twice: %v", err)
+	}
+	someone := identity.As(t.Context(), &identity.Actor{UserID: resource.NewID(r.clock, nil), Roles: []string{"member"}})
+	if err := s.Add(someone, hook("theirs")); err == nil {
+		t.Error("anybody may add one")
+	}
+	if err := s.Remove(someone, "m"); err == nil {
+		t.Error("anybody may remove one")
+	}
+}
+
+func TestRules(t *testing.T) {
+	const gib = 1 << 30
+	for name, c := range map[string]struct {
+		facts []func(*Facts) // one after the other
+		want  []string       // what is heard after each
+	}{
+		"a store that fills, and is emptied": {
+			[]func(*Facts){
+				func(f *Facts) { f.Store = state.Room{Used: 79, Quota: 100} },
+				func(f *Facts) { f.Store.Used = 80 },
+				func(f *Facts) { f.Store.Used = 75 },
+				func(f *Facts) { f.Store.Used = 100 },
+				func(f *Facts) { f.Store.Used = 97 },
+				func(f *Facts) { f.Store.Used = 60 },
+			},
+			[]string{"", "raised store-filling", "", "resolved store-filling raised store-full", "", "resolved store-full"},
+		},
+		"a disk that fills, and is emptied": {
+			[]func(*Facts){
+				func(f *Facts) { f.Disk = Disk{11 * gib, 100 * gib} },
+				func(f *Facts) { f.Disk.Free = 10 * gib },
+				func(f *Facts) { f.Disk.Free = 14 * gib },
+				func(f *Facts) { f.Disk.Free = 2 * gib },
+				func(f *Facts) { f.Disk.Free = 50 * gib },
+			},
+			[]string{"", "raised disk-filling", "", "resolved disk-filling raised disk-full", "resolved disk-full"},
+		},
+		"a certificate near its end": {
+			[]func(*Facts){
+				func(f *Facts) { f.Certificates = []Certificate{{Name: "api", Ends: f.Now.Add(30 * 24 * time.Hour)}} },
+				func(f *Facts) { f.Certificates[0].Ends = f.Now.Add(20 * 24 * time.Hour) },
+				func(f *Facts) { f.Certificates[0].Ends = f.Now.Add(-time.Hour) },
+				func(f *Facts) { f.Certificates[0].Ends = f.Now.Add(365 * 24 * time.Hour) },
+			},
+			[]string{"", "raised certificate-ends api", "resolved certificate-ends api raised certificate-ended api", "resolved certificate-ended api"},
+		},
+		"a clock that was set back": {
+			[]func(*Facts){
+				func(f *Facts) { f.Ahead = 90 * time.Second },
+				func(f *Facts) { f.Ahead = 3 * time.Minute },
+				func(f *Facts) { f.Ahead = 90 * time.Second },
+				func(f *Facts) { f.Ahead = 30 * time.Second },
+			},
+			[]string{"", "raised clock-ahead", "", "resolved clock-ahead"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.add(hook("t"))
+			for step, change := range c.facts {
+				r.facts.Now = r.clock
+				change(&r.facts)
+				got := strings.ReplaceAll(strings.Join(r.round(time.Second), " "), "t: ", "")
+				if got != c.want[step] {
+					t.Errorf("step %d: heard %q, want %q", step, got, c.want[step])
+				}
+			}
+		})
+	}
+}
+
+func TestOperationsThatFailOrNeverEnd(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("t"))
+	begin := func(verb string, outcome operation.Outcome) {
+		err := r.State.Update(r.ctx, func(tx *state.Tx) error {
+			o, err := operation.Begin(tx, verb, "server", &resource.Meta{ID: tx.NewID()}, identity.ActorOf(r.ctx), time.Minute)
+			if err != nil || outcome == operation.Running {
+				return err
+			}
+			return operation.End(tx, o, outcome, "")
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range failingMany - 1 {
+		begin("create", operation.Failed)
+	}
+	r.want(time.Second)
+	begin("create", operation.Failed)
+	r.want(time.Second, "t: raised operations-failing create server")
+	for range 100 {
+		begin("reboot", operation.Succeeded)
+		begin("reboot", operation.Failed)
+	}
+	r.want(time.Second, "t: raised operations-failing reboot server")
+	r.want(failingSpan, "t: resolved operations-failing create server", "t: resolved operations-failing reboot server")
+	begin("resize", operation.Running)
+	r.want(2 * time.Minute)
+	r.want(2*time.Minute, "t: raised operations-overdue")
+}
+
+func TestOldAlertsAreForgotten(t *testing.T) {
+	r := newRig(t)
+	for range 3 {
+		r.facts.Ahead = time.Hour
+		r.round(time.Minute)
+		r.facts.Ahead = 0
+		r.round(time.Minute)
+	}
+	if n := alerts.Len(r.State.Latest()); n != 3 {
+		t.Errorf("%d are kept", n)
+	}
+	r.round(keepResolved + time.Hour)
+	if n := alerts.Len(r.State.Latest()); n != 0 {
+		t.Errorf("%d are kept for ever", n)
+	}
+}

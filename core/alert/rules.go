@@ -1,0 +1,173 @@
+package alert
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/operation"
+)
+
+// Facts are what the rules need to know and the state does not say.
+type Facts struct {
+	Now          time.Time
+	Ahead        time.Duration // of the machine's clock, that the cloud's is
+	Store        state.Room
+	Disk         Disk // where the data directory lies
+	Certificates []Certificate
+}
+
+// A Disk says how full a file system is, in bytes.
+type Disk struct{ Free, Size int64 }
+
+// A Certificate is one that this controller shows.
+type Certificate struct {
+	Name string
+	Ends time.Time
+	Mend string // what makes a new one, in words
+}
+
+// A finding is that a rule holds now.
+type finding struct {
+	rule, subject, text string
+	severity            Severity
+}
+
+// Bounds of the rules. What holds already holds on until it is a little better than what raised it, so that
+// nothing is raised and resolved again and again.
+const (
+	filling, filled, drained   = 80, 100, 70 // percent of the store's quota
+	diskLow, diskOut, diskFine = 10, 3, 15   // percent of the disk that is free
+	renewWithin                = 21 * 24 * time.Hour
+	clockAhead, clockFine      = 2 * time.Minute, time.Minute
+	overdueBy                  = 2 * time.Minute
+	failingSpan                = 15 * time.Minute
+	failingMany                = 10 // operations in that time…
+	failingPart                = 4  // …and one in so many
+	failingLooked              = 5000
+)
+
+// A looker is one round of all rules. It is pure.
+type looker struct {
+	tx    *state.Tx
+	facts Facts
+	found []finding
+}
+
+// look finds what holds now.
+func look(tx *state.Tx, f Facts) []finding {
+	l := &looker{tx: tx, facts: f}
+	l.hosts()
+	l.room()
+	l.certificates()
+	l.clock()
+	l.operations()
+	return l.found
+}
+
+// holds reports whether an alert is open.
+func (l *looker) holds(rule, subject string) bool {
+	_, open := alerts.Lookup(l.tx, "open", state.KeyOf(rule, subject))
+	return open
+}
+
+func (l *looker) find(s Severity, rule, subject, format string, args ...any) {
+	l.found = append(l.found, finding{rule, subject, fmt.Sprintf(format, args...), s})
+}
+
+func (l *looker) hosts() {
+	for h := range host.Table().Peek(l.tx, "name", state.Range{}) {
+		if !h.Up() && !h.Maintenance {
+			l.find(Critical, "host-lost", h.Name, "The host %s cannot be heard since %s. Its guests may run on.", h.Name, h.Lost.UTC().Format(time.RFC3339))
+		}
+		if h.Ahead != (host.Mark{}) {
+			l.find(Critical, "host-refuses", h.Name, "The host %s was told of a newer state, at %v, and refuses this one. After a restore, run unkai controller restored.", h.Name, h.Ahead)
+		}
+	}
+}
+
+// over judges a percentage that is bad when it is high.
+func (l *looker) over(rule string, value, bound, fine int64) bool {
+	return value >= bound || value >= fine && l.holds(rule, "")
+}
+
+func (l *looker) room() {
+	if r := l.facts.Store; r.Quota > 0 {
+		used := r.Used * 100 / r.Quota
+		switch {
+		case l.over("store-full", used, filled, filled-5):
+			l.find(Critical, "store-full", "", "The state's store is full, %d of %d MiB: users can make nothing new until something is deleted.", r.Used>>20, r.Quota>>20)
+		case l.over("store-filling", used, filling, drained):
+			l.find(Warning, "store-filling", "", "The state's store uses %d of %d MiB.", r.Used>>20, r.Quota>>20)
+		}
+	}
+	if d := l.facts.Disk; d.Size > 0 {
+		taken := 100 - d.Free*100/d.Size
+		switch {
+		case l.over("disk-full", taken, 100-diskOut, 100-diskOut-2):
+			l.find(Critical, "disk-full", "", "The disk of the data directory has %d MiB left. When it is full, no more changes can be stored.", d.Free>>20)
+		case l.over("disk-filling", taken, 100-diskLow, 100-diskFine):
+			l.find(Warning, "disk-filling", "", "The disk of the data directory has %d of %d MiB left.", d.Free>>20, d.Size>>20)
+		}
+	}
+}
+
+func (l *looker) certificates() {
+	for _, c := range l.facts.Certificates {
+		switch left := c.Ends.Sub(l.facts.Now); {
+		case left <= 0:
+			l.find(Critical, "certificate-ended", c.Name, "The certificate for %s was valid until %s. %s", c.Name, c.Ends.UTC().Format(time.RFC3339), c.Mend)
+		case left <= renewWithin:
+			l.find(Warning, "certificate-ends", c.Name, "The certificate for %s is valid until %s. %s", c.Name, c.Ends.UTC().Format(time.RFC3339), c.Mend)
+		}
+	}
+}
+
+func (l *looker) clock() {
+	if a := l.facts.Ahead; a >= clockAhead || a >= clockFine && l.holds("clock-ahead", "") {
+		l.find(Warning, "clock-ahead", "", "This machine's clock was set back, or was ahead when changes were stored: the cloud's own is %v ahead of it, and goes a tenth slower until it has caught up.",
+			a.Truncate(time.Minute))
+	}
+}
+
+func (l *looker) operations() {
+	late, first := 0, ""
+	for o := range operation.Table().Peek(l.tx, "deadline", state.Range{}) {
+		if l.facts.Now.Sub(o.Deadline) < overdueBy {
+			break // those that follow end later
+		}
+		if late++; late == 1 {
+			first = fmt.Sprintf("%s of %s %s", o.Verb, o.TargetKind, o.TargetID)
+		}
+	}
+	if late > 0 {
+		l.find(Critical, "operations-overdue", "", "%d operations go on though their time is over, the first is %s. There should be none: it is a mistake of ours.", late, first)
+	}
+	type what struct{ verb, target string }
+	ended, failed := map[what]int{}, map[what]int{}
+	var order []what
+	looked := 0
+	for o := range operation.Table().Peek(l.tx, "ended", state.Range{Reverse: true}) {
+		if looked++; looked > failingLooked || l.facts.Now.Sub(o.EndedAt) > failingSpan {
+			break
+		}
+		w := what{o.Verb, o.TargetKind}
+		if ended[w]++; ended[w] == 1 {
+			order = append(order, w)
+		}
+		if o.Outcome == operation.Failed {
+			failed[w]++
+		}
+	}
+	for _, w := range order {
+		subject := w.verb + " " + w.target
+		many := failingMany
+		if l.holds("operations-failing", subject) {
+			many /= 2
+		}
+		if failed[w] >= many && failed[w]*failingPart >= ended[w] {
+			l.find(Warning, "operations-failing", subject, "Of %d operations %s that ended within %v, %d failed. GET /v1/operations says why.", ended[w], subject, failingSpan, failed[w])
+		}
+	}
+}
