@@ -1,6 +1,7 @@
 package linuxnet
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -33,7 +34,7 @@ type cluster struct {
 	hosts       []*clusterHost
 	wire, world *namespace
 	sent        map[resource.ID]map[network.Thing]string // what each host was told last
-	plugged     map[resource.ID]*guest
+	change      func(thing any)                          // of what hosts are told, if set
 }
 
 type clusterHost struct {
@@ -61,7 +62,7 @@ const (
 
 func newCluster(t testing.TB, shape clusterShape) *cluster {
 	t.Helper()
-	c := &cluster{t: t, sent: map[resource.ID]map[network.Thing]string{}, plugged: map[resource.ID]*guest{}}
+	c := &cluster{t: t, sent: map[resource.ID]map[network.Thing]string{}}
 	var err error
 	if c.st, err = state.Open(t.Context(), state.NewMemory(0), state.Options{Random: rand.NewChaCha8([32]byte{1})}); err != nil {
 		t.Fatal(err)
@@ -207,19 +208,22 @@ func (c *cluster) tell(h *clusterHost, thing network.Thing, body []byte) {
 	ctx := context.Background()
 	switch thing.Kind {
 	case segmentKind:
-		ok(c.t, h.EnsureSegment(ctx, decode[network.Segment](c.t, body)))
+		ok(c.t, h.EnsureSegment(ctx, decode[network.Segment](c, body)))
 	case filterKind:
-		ok(c.t, h.EnsureFilter(ctx, decode[network.Filter](c.t, body)))
+		ok(c.t, h.EnsureFilter(ctx, decode[network.Filter](c, body)))
 	case gatewayKind:
-		ok(c.t, h.EnsureGateway(ctx, decode[network.Gateway](c.t, body)))
+		ok(c.t, h.EnsureGateway(ctx, decode[network.Gateway](c, body)))
 	case attachmentKind:
-		must(h.EnsureAttachment(ctx, decode[network.Attachment](c.t, body)))(c.t)
+		must(h.EnsureAttachment(ctx, decode[network.Attachment](c, body)))(c.t)
 	}
 }
 
-func decode[T any](t testing.TB, body []byte) (v T) {
-	t.Helper()
-	ok(t, json.Unmarshal(body, &v))
+func decode[T any](c *cluster, body []byte) (v T) {
+	c.t.Helper()
+	ok(c.t, json.Unmarshal(body, &v))
+	if c.change != nil {
+		c.change(&v)
+	}
 	return v
 }
 
@@ -369,3 +373,98 @@ func (c *cluster) expect(what string, from *namespace, address, want string) {
 }
 
 func at(address string, port int) string { return net.JoinHostPort(address, fmt.Sprint(port)) }
+
+// openToAll lets everybody in to the project's servers.
+func (c *cluster) openToAll() {
+	c.t.Helper()
+	group, found := network.DefaultGroup(c.st.Latest(), c.our)
+	if !found {
+		c.t.Fatal("the project has no group")
+	}
+	for _, v6 := range []bool{false, true} {
+		must(c.net.Rules.Create(c.ours, &network.Rule{Meta: resource.Meta{ProjectID: c.our}, GroupID: group, Ingress: true, V6: v6, Protocol: network.AnyProtocol}))(c.t)
+	}
+}
+
+// move binds a server's port to another host.
+func (c *cluster) move(p *network.Port, to *clusterHost) {
+	c.t.Helper()
+	ok(c.t, c.st.Update(c.ours, func(tx *state.Tx) error {
+		device, err := resource.ParseID(p.DeviceID)
+		if err != nil {
+			return err
+		}
+		return network.BindPort(tx, p.ID, device, network.OwnerServer, "z", to.id)
+	}))
+}
+
+// rehome does what the control plane does when hosts come and go.
+func (c *cluster) rehome() {
+	c.t.Helper()
+	for _, task := range c.net.Tasks() {
+		if task.Name != "router-home" {
+			continue
+		}
+		for _, id := range task.All(c.st.Latest()) {
+			must(task.Step(identity.Internal(context.Background()), id))(c.t)
+		}
+	}
+}
+
+// arpIn listens in a namespace; what it gives waits until somebody says of himself that he has an address.
+func (c *cluster) arpIn(ns *namespace, address string) func() bool {
+	c.t.Helper()
+	var fd int
+	ok(c.t, ns.do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(htons(unix.ETH_P_ARP)))
+		return err
+	}))
+	c.t.Cleanup(func() { unix.Close(fd) })
+	addr := netip.MustParseAddr(address).AsSlice()
+	return func() bool {
+		buffer := make([]byte, 2048)
+		for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); {
+			n, _, err := unix.Recvfrom(fd, buffer, 0)
+			if err != nil {
+				time.Sleep(5 * time.Millisecond)
+				continue
+			}
+			if n >= 42 && bytes.Equal(buffer[28:32], addr) && bytes.Equal(buffer[38:42], addr) {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+// macOf is the hardware address that a namespace knows of a neighbour.
+func (c *cluster) macOf(ns *namespace, address string) string {
+	c.t.Helper()
+	for _, n := range must(dump(func() ([]netlink.Neigh, error) { return ns.NeighList(0, netlink.FAMILY_V4) }))(c.t) {
+		if addrOf(n.IP) == netip.MustParseAddr(address) {
+			return n.HardwareAddr.String()
+		}
+	}
+	return ""
+}
+
+// outsideOf is a router's own IPv4 address outside, where IPv6 is routed to it: upstream has to know.
+func (c *cluster) outsideOf(r *network.Router, behind ...*network.Network) string {
+	c.t.Helper()
+	own := ""
+	for _, f := range r.Gateway.Fixed {
+		if f.Address.Is4() {
+			own = f.Address.String()
+			continue
+		}
+		for _, n := range behind {
+			for s := range network.Subnets().All(c.st.Latest()) {
+				if s.NetworkID == n.ID && s.CIDR.Addr().Is6() {
+					link := must(c.world.LinkByName("world"))(c.t)
+					ok(c.t, c.world.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(s.CIDR), Gw: f.Address.AsSlice()}))
+				}
+			}
+		}
+	}
+	return own
+}
