@@ -144,7 +144,9 @@ type Hello struct {
 	Address  netip.Addr
 	Version  string
 	Physical []string
-	Mark     Mark // of the newest state that it was told of
+	// It can put differences together; see Session.Differences.
+	Differences bool `json:",omitempty"`
+	Mark        Mark // of the newest state that it was told of
 }
 
 // Arrive records that a host with this ID is here and can be heard. A host that is
