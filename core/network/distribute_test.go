@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -219,4 +220,24 @@ func TestARouterWhoseHomeIsLostGetsAnother(t *testing.T) {
 	if a.home() != 1 {
 		t.Errorf("home is %d", a.home())
 	}
+}
+
+func TestANetworksPacketsFitItsTunnels(t *testing.T) {
+	a := openAcross(t, 1, 1)
+	if a.first.MTU != 1450 {
+		t.Errorf("over IPv4: %d", a.first.MTU)
+	}
+	a.arrive(0, host.Hello{Name: "h0", Address: netip.MustParseAddr("2001:db8::1"), Physical: []string{"public"}})
+	if n := a.network(a.ours, a.our); n.MTU != 1430 {
+		t.Errorf("over IPv6: %d", n.MTU)
+	}
+	// One that is there is changed as before, but not made larger than what fits now.
+	name := func(mtu int) error {
+		_, err := a.Networks.Update(a.ours, a.first.ID, 0, func(n *network.Network) error { n.Name, n.MTU = "renamed", mtu; return nil })
+		return err
+	}
+	if err := name(1450); err != nil {
+		t.Error(err)
+	}
+	a.refuses(fault.Invalid, "mtu", name(1440))
 }

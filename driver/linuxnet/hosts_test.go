@@ -22,7 +22,7 @@ import (
 // else hears of it.
 func TestNetworkAcrossHosts(t *testing.T) {
 	for name, shape := range map[string]clusterShape{
-		"over IPv4": usualShape, "over IPv6": {hosts: 2, mtu: 1520, first: netip.MustParseAddr("2001:db8::1")},
+		"over IPv4": usualShape, "over IPv6": {hosts: 2, mtu: 1500, first: netip.MustParseAddr("2001:db8::1")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newCluster(t, shape)
@@ -54,6 +54,14 @@ func TestNetworkAcrossHosts(t *testing.T) {
 			})
 			if asked > 0 {
 				t.Errorf("%d questions for known neighbours' addresses crossed the wire", asked)
+			}
+			// What fits the network fits the tunnel.
+			n, _ = network.Networks().Find(c.st.Latest(), n.ID)
+			if out, err := a.run("ping", "-n", "-c1", "-W1", "-M", "do", "-s", fmt.Sprint(n.MTU-28), of(pb, false)); err != nil || n.MTU < 1430 {
+				t.Errorf("the largest packet of a network of %d:\n%s", n.MTU, out)
+			}
+			if !sends(t, a, at(of(pb, true), 80), 1<<20) {
+				t.Error("1 MiB did not arrive")
 			}
 			// What was for one was never seen by the other.
 			word := []byte("for nobody else")
