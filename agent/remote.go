@@ -366,6 +366,7 @@ func (r *Remote) Connect(ctx context.Context) (Session, error) {
 	if err != nil {
 		return nil, err
 	}
+	hello.Differences = true
 	ctx, cancel := context.WithCancel(ctx)
 	res, err := r.do(ctx, http.MethodPost, "session", hello)
 	if err != nil {

@@ -75,8 +75,12 @@ func (a *Agent) followOnce(ctx context.Context, link Link) error {
 	var reader sync.WaitGroup
 	reader.Go(func() {
 		defer close(arrived)
+		var whole host.Assembler
 		for {
 			d, err := session.Next(ctx)
+			if err == nil {
+				err = whole.Take(d)
+			}
 			if err != nil {
 				ended <- err
 				return

@@ -45,6 +45,7 @@ var parts = []struct {
 	{"tokens", (*bench).tokens},
 	{"images", (*bench).images},
 	{"guests", (*bench).guests},
+	{"overlay", (*bench).overlay},
 	{"networks", (*bench).networks},
 	{"creates", (*bench).creates},
 	{"details", (*bench).details},
@@ -54,7 +55,7 @@ var parts = []struct {
 
 func main() {
 	unkai := flag.String("unkai", "bin/unkai", "the binary to measure")
-	only := flag.String("only", "", "parts to run, by commas: start, tokens, images, guests, networks, creates, details, thousand, large")
+	only := flag.String("only", "", "parts to run, by commas: start, tokens, images, guests, overlay, networks, creates, details, thousand, large")
 	large := flag.Int("large", 100_000, "servers of the large cloud")
 	guest := flag.String("guest", "/var/cache/unkai/guest", "where the demo guest is (make guest)")
 	flag.Parse()

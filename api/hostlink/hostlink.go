@@ -189,6 +189,9 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 		return err
 	}
 	session := s.Hub.Connect(id)
+	if hello.Differences {
+		session.Differences()
+	}
 	defer session.Close()
 	// Removed before the session could be cut off for it?
 	if _, err := s.Authority.Check(r.TLS.VerifiedChains[0][0], s.Now()); err != nil {

@@ -145,7 +145,14 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 		}
 	}
 	address, err := m.options.address()
-	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Address: address, Capacity: capacityOf(c), Mark: m.agent.Mark()}, err
+	if err != nil {
+		return host.Hello{}, err
+	}
+	physical, err := m.network.Connected()
+	if err != nil {
+		return host.Hello{}, fmt.Errorf("look at this machine's networks: %w", err)
+	}
+	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Address: address, Physical: physical, Capacity: capacityOf(c), Mark: m.agent.Mark()}, nil
 }
 
 func capacityOf(c compute.Capabilities) host.Capacity {

@@ -5,6 +5,7 @@ package host
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -30,6 +31,7 @@ type Host struct {
 	Capacity Capacity
 	Address  netip.Addr // for other hosts: tunnels, moves
 	Version  string     // of Unkai on it
+	Physical []string   // the physical networks that it is connected with, by name
 
 	// Found out by the control plane.
 	Lost   time.Time // since when it cannot be heard; zero while it can
@@ -142,7 +144,10 @@ type Hello struct {
 	Capacity Capacity
 	Address  netip.Addr
 	Version  string
-	Mark     Mark // of the newest state that it was told of
+	Physical []string
+	// It can put differences together; see Session.Differences.
+	Differences bool `json:",omitempty"`
+	Mark        Mark // of the newest state that it was told of
 }
 
 // Arrive records that a host with this ID is here and can be heard. A host that is
@@ -193,10 +198,12 @@ func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 		if h.Zone == "" {
 			h.Zone = DefaultZone
 		}
-	} else if h.Up() && h.Capacity == hello.Capacity && h.Address == hello.Address && h.Version == hello.Version && h.Ahead == (Mark{}) {
+	} else if h.Up() && h.Capacity == hello.Capacity && h.Address == hello.Address && h.Version == hello.Version &&
+		slices.Equal(h.Physical, hello.Physical) && h.Ahead == (Mark{}) {
 		return false, nil
 	}
-	h.Capacity, h.Address, h.Version, h.Lost, h.Ahead = hello.Capacity, hello.Address, hello.Version, time.Time{}, Mark{}
+	h.Capacity, h.Address, h.Version, h.Physical = hello.Capacity, hello.Address, hello.Version, hello.Physical
+	h.Lost, h.Ahead = time.Time{}, Mark{}
 	return false, hosts.Put(tx, h)
 }
 

@@ -50,6 +50,8 @@ type Item struct {
 	Key
 	// Left out on the wire when nil, for a RawMessage reads null as a value.
 	Body json.RawMessage `json:",omitempty"` // nil: take it away
+	// Instead of a long body: what is different from the one that this session sent before.
+	Difference *Difference `json:",omitempty"`
 }
 
 // A Delivery is some items. The first one of a session is Full: what it does not
@@ -102,14 +104,17 @@ type Session struct {
 
 	// What the host was last sent, and when, of things with a pace. Only Poll, which one
 	// goroutine calls, touches them.
-	sent map[Key]digest
-	when map[Key]time.Time
+	sent   map[Key]digest
+	when   map[Key]time.Time
+	pieces map[Key][]piece // of long bodies
+
+	differences bool // the host can put differences together
 }
 
 // Connect begins a session; an older one of the same host ends.
 func (h *Hub) Connect(host resource.ID) *Session {
 	s := &Session{hub: h, host: host, full: true, marked: map[Key]bool{}, later: map[Key]bool{}, wake: make(chan struct{}, 1),
-		over: make(chan struct{}), sent: map[Key]digest{}, when: map[Key]time.Time{}}
+		over: make(chan struct{}), sent: map[Key]digest{}, when: map[Key]time.Time{}, pieces: map[Key][]piece{}}
 	s.wake <- struct{}{}
 	h.mu.Lock()
 	old := h.sessions[host]
@@ -293,7 +298,7 @@ func (s *Session) Poll() (*Delivery, error) {
 					s.when[key] = s.hub.now()
 				}
 			}
-			d.Items = append(d.Items, Item{key, orNull(body)})
+			d.Items = append(d.Items, s.lighten(Item{Key: key, Body: orNull(body)}))
 		}
 	}
 	if d.Items == nil {
@@ -343,6 +348,7 @@ func (s *Session) pollFull(tx *state.Tx) (*Delivery, error) {
 	d := &Delivery{Full: true, Mark: MarkOf(tx)}
 	clear(s.sent)
 	clear(s.when)
+	clear(s.pieces)
 	for _, source := range s.hub.Sources {
 		for _, id := range slices.Concat(source.All(tx, s.host), orders(tx, s.host, source.Kind)) {
 			if _, twice := s.sent[Key{source.Kind, id}]; twice {
@@ -355,7 +361,7 @@ func (s *Session) pollFull(tx *state.Tx) (*Delivery, error) {
 			if body != nil {
 				key := Key{source.Kind, id}
 				s.sent[key] = digestOf(body)
-				d.Items = append(d.Items, Item{key, orNull(body)})
+				d.Items = append(d.Items, s.lighten(Item{Key: key, Body: orNull(body)}))
 			}
 		}
 	}

@@ -10,9 +10,9 @@ import (
 	"github.com/unkai-cloud/unkai/core/host"
 )
 
-// What follows derives what hosts are to make real. It reads and decides nothing. A router
-// is realized on one host, its HostID, and its ports are bound there: frames for its legs
-// go there from wherever they are sent.
+// What follows derives what hosts are to make real. It reads and decides nothing. A router is
+// realized on every host that has guests in one of its networks, and on its home, its HostID, where
+// its ports are bound: see distribute.go.
 
 // SegmentFor is a network as a host is to make it real; false when nothing of it is there.
 func SegmentFor(tx *state.Tx, networkID, hostID resource.ID) (Segment, bool) {
@@ -35,12 +35,18 @@ func SegmentFor(tx *state.Tx, networkID, hostID resource.ID) (Segment, bool) {
 	return s, true
 }
 
-// present reports whether a host has something plugged into a network.
+// present reports whether a host has something plugged into a network: a port, or a leg of a router that
+// is realized there.
 func present(tx *state.Tx, networkID, hostID resource.ID) bool {
 	for range ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(networkID, hostID)}) {
 		return true
 	}
-	return false
+	for leg := range legs(tx, networkID) {
+		if r, ok := routerOf(tx, leg); ok && realized(tx, r, hostID) {
+			return true
+		}
+	}
+	return outside(tx, networkID, hostID)
 }
 
 func segmentSubnet(tx *state.Tx, n *Network, s *Subnet) SegmentSubnet {
@@ -56,24 +62,46 @@ func segmentSubnet(tx *state.Tx, n *Network, s *Subnet) SegmentSubnet {
 	return out
 }
 
-// neighbors are the ports of a network on other hosts that can be reached, and routers' on this one.
+// neighbors are the ports of a network on other hosts that can be reached, and the legs of routers.
 func neighbors(tx *state.Tx, networkID, hostID resource.ID) []Neighbor {
 	var found []Neighbor
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
-		here := h.ID == hostID
-		if !here && !h.Address.IsValid() {
-			continue
+		if h.ID == hostID || !h.Address.IsValid() {
+			continue // what is here it knows as attachments
 		}
 		for p := range ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(networkID, h.ID)}) {
-			switch {
-			case !here:
+			if p.Owner != OwnerRouter {
 				found = append(found, neighbor(p, h.Address))
-			case p.Owner.internal(): // others it knows as attachments
-				found = append(found, neighbor(p, netip.Addr{}))
 			}
 		}
 	}
+	for leg := range legs(tx, networkID) {
+		if r, ok := routerOf(tx, leg); ok {
+			found = append(found, legNeighbors(tx, r, leg, hostID)...)
+		}
+	}
 	return found
+}
+
+// legNeighbors are a router's leg as a host sees it, and the way to the router's home.
+func legNeighbors(tx *state.Tx, r *Router, leg *Port, hostID resource.ID) []Neighbor {
+	here, exit := neighbor(leg, netip.Addr{}), exitMAC(leg.ID)
+	if r.HostID == hostID {
+		here.Exit = exit
+		return []Neighbor{here}
+	}
+	home, ok := host.Table().PeekOne(tx, r.HostID)
+	away := ok && home.Address.IsValid()
+	switch {
+	case !realized(tx, r, hostID) && away:
+		return []Neighbor{neighbor(leg, home.Address)}
+	case !realized(tx, r, hostID):
+		return nil
+	case away:
+		return []Neighbor{here, {MAC: exit, Host: home.Address}}
+	default:
+		return []Neighbor{here}
+	}
 }
 
 func neighbor(p *Port, at netip.Addr) Neighbor {
@@ -83,6 +111,9 @@ func neighbor(p *Port, at netip.Addr) Neighbor {
 	}
 	for _, pair := range p.AllowedPairs {
 		n.Pairs = append(n.Pairs, pair.Address)
+		if pair.MAC != "" && pair.MAC != p.MAC && !slices.Contains(n.MACs, pair.MAC) {
+			n.MACs = append(n.MACs, pair.MAC)
+		}
 	}
 	return n
 }
@@ -182,10 +213,10 @@ func members(tx *state.Tx, groupID resource.ID, v6 bool) []netip.Prefix {
 	return set.Prefixes()
 }
 
-// GatewayFor is a router as its host is to make it real; false when it has nothing to do.
-func GatewayFor(tx *state.Tx, routerID resource.ID) (Gateway, bool) {
+// GatewayFor is a router as a host is to make it real; false when it has nothing to do there.
+func GatewayFor(tx *state.Tx, routerID, hostID resource.ID) (Gateway, bool) {
 	r, ok := routers.PeekOne(tx, routerID)
-	if !ok {
+	if !ok || !realized(tx, r, hostID) {
 		return Gateway{}, false
 	}
 	g := Gateway{ID: r.ID, ProjectID: r.ProjectID, AdminUp: r.AdminUp, Routes: r.Routes}
@@ -200,9 +231,27 @@ func GatewayFor(tx *state.Tx, routerID resource.ID) (Gateway, bool) {
 		}
 	}
 	if g.External != nil {
-		g.Floating = floatingThrough(tx, routerID)
+		g.Floating = floatingThrough(tx, r, hostID)
+		if r.HostID != hostID {
+			g.away(hostID)
+		}
 	}
 	return g, g.External != nil || len(g.Interfaces) > 0
+}
+
+// away makes of a router what it is on a host that is not its home.
+func (g *Gateway) away(hostID resource.ID) {
+	for _, i := range g.Interfaces {
+		if i.AdminUp {
+			g.Exit = &GatewayExit{PortID: i.PortID, MAC: exitMAC(i.PortID)}
+			break
+		}
+	}
+	if len(g.Floating) == 0 {
+		g.External = nil
+		return
+	}
+	g.External.MAC, g.External.Addresses = outsideMAC(g.External.PortID, hostID), nil
 }
 
 func prefixes(tx *state.Tx, p *Port) []netip.Prefix {
@@ -226,14 +275,19 @@ func nextHops(tx *state.Tx, p *Port) []netip.Addr {
 	return hops
 }
 
-// floatingThrough are the floating addresses and forwards that a router carries.
-func floatingThrough(tx *state.Tx, routerID resource.ID) []Floating {
+// floatingThrough are the floating addresses and forwards that a router carries on a host.
+func floatingThrough(tx *state.Tx, r *Router, hostID resource.ID) []Floating {
 	var out []Floating
-	for f := range floatings.Peek(tx, "router", state.Range{Prefix: state.KeyOf(routerID)}) {
-		out = append(out, Floating{ID: f.ID, External: f.Address, Fixed: f.Fixed, PortID: f.TargetID})
+	for f := range floatings.Peek(tx, "router", state.Range{Prefix: state.KeyOf(r.ID)}) {
+		if floatsAt(tx, r, f) == hostID {
+			out = append(out, Floating{ID: f.ID, External: f.Address, Fixed: f.Fixed, PortID: f.TargetID})
+		}
+	}
+	if r.HostID != hostID {
+		return out // a forward leads to several ports: it is at home
 	}
 	at := map[resource.ID]int{}
-	for w := range forwards.Peek(tx, "router", state.Range{Prefix: state.KeyOf(routerID)}) {
+	for w := range forwards.Peek(tx, "router", state.Range{Prefix: state.KeyOf(r.ID)}) {
 		f, ok := floatings.PeekOne(tx, w.FloatingID)
 		if !ok {
 			continue

@@ -20,7 +20,7 @@ type Segment struct {
 	Physical  string // the name of a physical network for a provider network, e.g. "public"; "" for an overlay
 	VLAN      int    // of a provider network, 0 for untagged
 	Subnets   []SegmentSubnet
-	Neighbors []Neighbor // every other port of the network, on this host its routers': for forwarding and for who has which address
+	Neighbors []Neighbor // every other port of the network, of those on this host its routers': for forwarding and for who has which address
 }
 
 // A SegmentSubnet is what a host has to know to answer DHCP, RA and DNS options.
@@ -41,10 +41,13 @@ type SegmentSubnet struct {
 type Neighbor struct {
 	MAC       string
 	Addresses []netip.Addr
-	Host      netip.Addr // the tunnel address of its host; invalid when it is on this host
+	Host      netip.Addr // the tunnel address of its host; invalid when it is on this host, as a router's leg is on many
 	// What else it may send from: prefixes beside its addresses, or, without port security, whatever it likes.
 	Pairs []netip.Prefix `json:",omitempty"`
 	Open  bool           `json:",omitempty"`
+	MACs  []string       `json:",omitempty"` // hardware addresses beside its own
+	// Of a leg of a router whose home is this host: the hardware address by which other hosts mean this one's.
+	Exit string `json:",omitempty"`
 }
 
 // A Route sends a destination to a next hop.
@@ -108,7 +111,10 @@ type FilterRule struct {
 	Remote           []netip.Prefix // whom the rule is about; nil for anybody, empty for nobody
 }
 
-// A Gateway is a router as a host makes it real.
+// A Gateway is a router as a host makes it real. It is on every host that has guests behind it, with the
+// same hardware addresses, so that a packet between its networks is routed where it is sent. One host is
+// its home: there is its own address outside. Elsewhere it has a leg outside only for the floating
+// addresses of guests there, and everything else that is for outside goes to its home.
 type Gateway struct {
 	ID         resource.ID // the router's
 	ProjectID  resource.ID
@@ -117,6 +123,13 @@ type Gateway struct {
 	External   *GatewayExternal
 	Floating   []Floating
 	Routes     []Route
+	Exit       *GatewayExit // elsewhere than at its home, if it has a leg outside there
+}
+
+// A GatewayExit is the way to a router's home, within one of its networks.
+type GatewayExit struct {
+	PortID resource.ID // the interface in that network
+	MAC    string      // by which the router's home is meant
 }
 
 // A GatewayInterface is a router's leg in a tenant's network.
@@ -128,7 +141,8 @@ type GatewayInterface struct {
 	AdminUp   bool
 }
 
-// A GatewayExternal is a router's leg in an external network.
+// A GatewayExternal is a router's leg in an external network. At its home it has the router's own addresses,
+// elsewhere none, and a hardware address of that host's.
 type GatewayExternal struct {
 	PortID    resource.ID
 	NetworkID resource.ID

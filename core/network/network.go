@@ -44,15 +44,16 @@ const (
 	VLAN    = "vlan"
 )
 
-// Bounds of MTUs and identifiers. An overlay's packets carry 50 bytes of VXLAN headers.
+// Bounds of MTUs and identifiers. An overlay's packets carry 50 bytes of VXLAN headers, over IPv6 70.
 const (
-	physicalMTU = 1500
-	overlayMTU  = physicalMTU - 50
-	minMTU      = 68
-	minMTUv6    = 1280
-	firstVNI    = 1
-	lastVNI     = 1<<24 - 1
-	lastVLAN    = 4094
+	physicalMTU  = 1500
+	overlayMTU   = physicalMTU - 50
+	overlayMTUv6 = physicalMTU - 70
+	minMTU       = 68
+	minMTUv6     = 1280
+	firstVNI     = 1
+	lastVNI      = 1<<24 - 1
+	lastVLAN     = 4094
 )
 
 var networkFields = common(fields[Network]{
@@ -130,7 +131,10 @@ func addNetwork(ctx context.Context, tx *state.Tx, n *Network) error {
 		return err
 	}
 	if n.MTU == 0 {
-		n.MTU = largestMTU(n)
+		n.MTU = largestMTU(tx, n)
+	}
+	if err := checkMTU(tx, n); err != nil {
+		return err
 	}
 	if err := checkNetwork(n); err != nil {
 		return err
@@ -156,6 +160,11 @@ func changeNetwork(ctx context.Context, tx *state.Tx, was, now *Network) error {
 	}
 	if now.Kind != was.Kind || now.Physical != was.Physical || now.Segment != was.Segment {
 		return fault.InvalidField("segment", "of a network cannot be changed").WithCode("provider-fixed")
+	}
+	if now.MTU != was.MTU { // a host that joined since may have made less of what fits
+		if err := checkMTU(tx, now); err != nil {
+			return err
+		}
 	}
 	if err := checkNetwork(now); err != nil {
 		return err
@@ -309,18 +318,28 @@ func putSegment(tx *state.Tx, n *Network) error {
 	return err
 }
 
-func largestMTU(n *Network) int {
-	if n.Kind == Overlay {
-		return overlayMTU
+// largestMTU is what fits a network's packets: for an overlay through the tunnel to any host.
+func largestMTU(tx *state.Tx, n *Network) int {
+	if n.Kind != Overlay {
+		return physicalMTU
 	}
-	return physicalMTU
+	for h := range host.Table().Peek(tx, "", state.Range{}) {
+		if h.Address.Is6() {
+			return overlayMTUv6
+		}
+	}
+	return overlayMTU
+}
+
+func checkMTU(tx *state.Tx, n *Network) error {
+	if largest := largestMTU(tx, n); n.MTU < minMTU || n.MTU > largest {
+		return fault.Errorf(fault.Invalid, "Invalid input for operation: Requested MTU %d is not between %d and %d, the largest that fits on this network.", n.MTU, minMTU, largest).
+			WithCode("mtu")
+	}
+	return nil
 }
 
 func checkNetwork(n *Network) error {
-	if n.MTU < minMTU || n.MTU > largestMTU(n) {
-		return fault.Errorf(fault.Invalid, "Invalid input for operation: Requested MTU %d is not between %d and %d, the largest that fits on this network.", n.MTU, minMTU, largestMTU(n)).
-			WithCode("mtu")
-	}
 	return checkTexts(&n.Meta, n.Description, n.Tags)
 }
 

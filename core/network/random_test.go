@@ -39,6 +39,7 @@ func TestRandom(t *testing.T) {
 				hello := host.Hello{Name: fmt.Sprint("h", n)}
 				if n > 0 { // the first cannot be reached from the others
 					hello.Address = netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})
+					hello.Physical = []string{"public"}
 				}
 				if err := host.Arrive(identity.Internal(context.Background()), m.st, id, hello); err != nil {
 					t.Fatal(err)
@@ -341,7 +342,11 @@ func (m *monkey) more(name string, ctx context.Context, project resource.ID, not
 		_, err = m.Ports.Update(ctx, p.ID, 0, func(p *network.Port) error { p.AdminUp = !p.AdminUp; return nil })
 	case "host address":
 		h := m.hosts[1+m.r.IntN(2)]
-		err = host.Arrive(identity.Internal(context.Background()), m.st, h, host.Hello{Name: "h", Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(m.r.IntN(250))})})
+		hello := host.Hello{Name: "h", Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(m.r.IntN(250))})}
+		if m.r.IntN(4) > 0 {
+			hello.Physical = []string{"public"}
+		}
+		err = host.Arrive(identity.Internal(context.Background()), m.st, h, hello)
 	case "delete network":
 		if m.r.IntN(4) > 0 {
 			return nothing // networks should live long enough for other things to happen

@@ -17,16 +17,20 @@ func (s *Service) Tasks() []reconcile.Task {
 	return []reconcile.Task{s.homes(), s.ends()}
 }
 
-// homes finds a host for each router that has none, or whose host is gone.
+// homes finds a home for each router that has none, or whose home is gone or cannot be heard. What went out
+// by that home begins anew: the next one takes over the address, and knows nothing of the connections.
 func (s *Service) homes() reconcile.Task {
 	return reconcile.Task{
 		Name: "router-home",
-		All:  func(tx *state.Tx) []resource.ID { return routers.IDs(tx, "homeless", "") },
+		All:  strays,
 		Touched: func(e state.Event) []resource.ID {
 			if r, ok := e.After.(*Router); ok && r.HostID.IsZero() {
 				return []resource.ID{e.ID}
 			}
-			if e.Kind == "host" && (e.Before == nil || e.After == nil) {
+			if e.Kind != "host" {
+				return nil
+			}
+			if was, now := sides[host.Host](e); was == nil || now == nil || was.Up() != now.Up() {
 				return []resource.ID{e.ID} // a host came or went: the step for it sees to all routers
 			}
 			return nil
@@ -36,7 +40,7 @@ func (s *Service) homes() reconcile.Task {
 			if routers.Has(tx, id) {
 				return reconcile.Next{}, s.house(ctx, id)
 			}
-			waiting := routers.IDs(tx, "homeless", "")
+			waiting := strays(tx)
 			if _, there := host.Find(tx, id); !there {
 				waiting = append(waiting, routers.IDs(tx, "host", state.KeyOf(id))...)
 			}
@@ -48,6 +52,17 @@ func (s *Service) homes() reconcile.Task {
 			return reconcile.Next{}, nil
 		},
 	}
+}
+
+// strays are the routers that have no home, or one that cannot be heard.
+func strays(tx *state.Tx) []resource.ID {
+	ids := routers.IDs(tx, "homeless", "")
+	for h := range host.Table().Peek(tx, "", state.Range{}) {
+		if !h.Up() {
+			ids = append(ids, routers.IDs(tx, "host", state.KeyOf(h.ID))...)
+		}
+	}
+	return ids
 }
 
 // house settles one router.

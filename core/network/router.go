@@ -30,7 +30,7 @@ type Router struct {
 	NoNDPProxy  bool
 
 	// Found out by the control plane.
-	HostID resource.ID // where it is realized; its ports are bound there
+	HostID resource.ID // its home; its ports are bound there
 }
 
 // A RouterGateway is a router's leg in an external network.
@@ -198,6 +198,12 @@ func plugGateway(ctx context.Context, tx *state.Tx, r *Router) error {
 	}
 	if err := noOverlap(tx, r, r.Gateway.NetworkID); err != nil {
 		return err
+	}
+	was := r.HostID
+	if settle(tx, r); r.HostID != was {
+		if err := followHome(tx, r); err != nil {
+			return err
+		}
 	}
 	p := &Port{Meta: resource.Meta{ID: tx.NewID()}, NetworkID: n.ID, AdminUp: true, Fixed: r.Gateway.Fixed,
 		DeviceID: r.ID.String(), Owner: OwnerGateway, HostID: r.HostID, Groups: []resource.ID{}, VNIC: NormalVNIC}
@@ -592,21 +598,39 @@ func (s *Service) RemoveRoutes(ctx context.Context, routerID resource.ID, routes
 	})
 }
 
-// settle puts a router on a host, if it is on none that still exists: on the one in its zones that
-// has the fewest.
+// settle gives a router a home: where its own address outside is, under which all go out that have no
+// floating one. It stays where it is as long as no other host is better: one that can be heard is better
+// than one that is lost, and of those one that is connected with the network outside. Among equals it
+// comes to the one in its zones that is home to the fewest.
 func settle(tx *state.Tx, r *Router) {
-	if _, ok := host.Table().PeekOne(tx, r.HostID); ok {
-		return
-	}
-	r.HostID = resource.ID{}
-	least := int64(-1)
+	best, least := resource.ID{}, int64(0)
+	most := suits(tx, r, r.HostID)
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
 		if h.Disabled || len(r.ZoneHints) > 0 && !slices.Contains(r.ZoneHints, h.Zone) {
 			continue
 		}
-		if n, _ := routers.Sum(tx, "host-load", state.KeyOf(h.ID)); least < 0 || n < least {
-			least, r.HostID = n, h.ID
+		n, _ := routers.Sum(tx, "host-load", state.KeyOf(h.ID))
+		if how := suits(tx, r, h.ID); how > most || how == most && !best.IsZero() && n < least {
+			best, most, least = h.ID, how, n
 		}
+	}
+	if most == 0 || !best.IsZero() {
+		r.HostID = best
+	}
+}
+
+// suits says how well a host would do as a router's home; 0 for one that is not there.
+func suits(tx *state.Tx, r *Router, hostID resource.ID) int {
+	h, ok := host.Table().PeekOne(tx, hostID)
+	switch {
+	case !ok:
+		return 0
+	case !h.Up():
+		return 1
+	case r.Gateway != nil && !connected(tx, hostID, r.Gateway.NetworkID):
+		return 2
+	default:
+		return 3
 	}
 }
 

@@ -23,14 +23,8 @@ func (s *Service) Sources() []host.Source {
 				}
 				return wanted(filterFor(tx, id, s.crowd.members))
 			}},
-		{Kind: "gateway", All: func(tx *state.Tx, h resource.ID) []resource.ID { return routers.IDs(tx, "host", state.KeyOf(h)) },
-			Touched: touchedGateways,
-			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) {
-				if r, ok := routers.PeekOne(tx, id); !ok || r.HostID != h {
-					return nil, false
-				}
-				return wanted(GatewayFor(tx, id))
-			}},
+		{Kind: "gateway", All: routersOn, Touched: touchedGateways,
+			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) { return wanted(GatewayFor(tx, id, h)) }},
 		{Kind: "attachment", All: attachmentsOn, Touched: touchedAttachments, Observe: observeAttachment,
 			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) {
 				if p, ok := ports.PeekOne(tx, id); !ok || p.HostID != h {
@@ -50,10 +44,21 @@ func wanted[T any](want T, ok bool) (any, bool) { return want, ok }
 func segmentsOn(tx *state.Tx, h resource.ID) []resource.ID {
 	seen := map[resource.ID]bool{}
 	var ids []resource.ID
+	add := func(networkID resource.ID) {
+		if !seen[networkID] {
+			seen[networkID] = true
+			ids = append(ids, networkID)
+		}
+	}
 	for p := range ports.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h)}) {
-		if !seen[p.NetworkID] {
-			seen[p.NetworkID] = true
-			ids = append(ids, p.NetworkID)
+		add(p.NetworkID)
+	}
+	for _, id := range routersOn(tx, h) {
+		for _, networkID := range legNetworks(tx, id) {
+			add(networkID)
+		}
+		if r, ok := routers.PeekOne(tx, id); ok && r.Gateway != nil && outside(tx, r.Gateway.NetworkID, h) {
+			add(r.Gateway.NetworkID)
 		}
 	}
 	return ids
@@ -135,13 +140,26 @@ func touchedSegments(tx *state.Tx, e state.Event) []host.Ref {
 		}
 	case ports.Kind():
 		touchedByPort(tx, &r, e)
-	case "host":
-		// Where its ports are reached may have changed.
-		was, now := sides[host.Host](e)
-		if was != nil && now != nil && was.Address == now.Address {
-			return nil
+	case floatings.Kind():
+		// It may be on another host now, and no longer on the one where it was.
+		for _, f := range both[FloatingAddress](e) {
+			if target, ok := ports.PeekOne(tx, f.TargetID); ok {
+				r.on(target.HostID, f.NetworkID)
+			}
 		}
-		r.everywhere(segmentsOn(tx, e.ID)...)
+	case "host":
+		// Where its ports are reached may have changed, and what it is connected with.
+		was, now := sides[host.Host](e)
+		if was == nil || now == nil || was.Address != now.Address {
+			r.everywhere(segmentsOn(tx, e.ID)...)
+		}
+		if was == nil || now == nil || !slices.Equal(was.Physical, now.Physical) {
+			for _, id := range routersOn(tx, e.ID) {
+				if router, ok := routers.PeekOne(tx, id); ok && router.Gateway != nil {
+					r.on(e.ID, router.Gateway.NetworkID)
+				}
+			}
+		}
 	}
 	return r
 }
@@ -157,8 +175,19 @@ func touchedByPort(tx *state.Tx, r *refs, e state.Event) {
 		switch {
 		case p.Owner == OwnerRouter:
 			r.everywhere(p.NetworkID)
+			// The router's other networks come or go where this one has guests.
+			if id, err := resource.ParseID(p.DeviceID); err == nil {
+				r.everywhere(behind(tx, id)...)
+			}
 		case p.HostID.IsZero():
 		default:
+			if p.Owner == OwnerServer {
+				for leg := range legs(tx, p.NetworkID) {
+					if id, err := resource.ParseID(leg.DeviceID); err == nil {
+						r.on(p.HostID, behind(tx, id)...)
+					}
+				}
+			}
 			r.on(p.HostID, p.NetworkID)
 			// Other hosts hear of it only if it can be reached from there.
 			if h, ok := host.Table().PeekOne(tx, p.HostID); ok && h.Address.IsValid() {
@@ -166,6 +195,15 @@ func touchedByPort(tx *state.Tx, r *refs, e state.Event) {
 			}
 		}
 	}
+}
+
+// behind are all networks that a router is in.
+func behind(tx *state.Tx, routerID resource.ID) []resource.ID {
+	ids := legNetworks(tx, routerID)
+	if r, ok := routers.PeekOne(tx, routerID); ok && r.Gateway != nil {
+		ids = append(ids, r.Gateway.NetworkID)
+	}
+	return ids
 }
 
 func touchedFilters(tx *state.Tx, e state.Event) []host.Ref {
@@ -234,6 +272,13 @@ func touchedGateways(tx *state.Tx, e state.Event) []host.Ref {
 				}
 			}
 		}
+		touchedByGuest(tx, &r, e)
+	case "host":
+		// Floating addresses are where the world is.
+		was, now := sides[host.Host](e)
+		if was == nil || now == nil || !slices.Equal(was.Physical, now.Physical) {
+			r.everywhere(routersOn(tx, e.ID)...)
+		}
 	case subnets.Kind():
 		for p := range ports.Peek(tx, "leg", state.Range{Prefix: state.KeyOf(e.ID)}) {
 			if id, err := resource.ParseID(p.DeviceID); err == nil {
@@ -242,6 +287,23 @@ func touchedGateways(tx *state.Tx, e state.Event) []host.Ref {
 		}
 	}
 	return r
+}
+
+// touchedByGuest names the routers that a server's port is behind, on the hosts where it was and is, and at
+// their homes, if floating addresses go along.
+func touchedByGuest(tx *state.Tx, r *refs, e state.Event) {
+	was, now := sides[Port](e)
+	if was != nil && now != nil && was.HostID == now.HostID && was.Owner == now.Owner {
+		return
+	}
+	for _, p := range both[Port](e) {
+		for leg := range legs(tx, p.NetworkID) {
+			if router, ok := routerOf(tx, leg); ok {
+				r.on(p.HostID, router.ID)
+				r.on(router.HostID, router.ID)
+			}
+		}
+	}
 }
 
 func touchedAttachments(tx *state.Tx, e state.Event) []host.Ref {

@@ -155,8 +155,13 @@ func (s *segment) neighbours(ns *namespace, bridge netlink.Link) error {
 	want := map[netip.Addr]string{}
 	if s.driver.options.TunnelAddress.IsValid() {
 		for _, neighbour := range s.want.Neighbors {
+			mac, err := net.ParseMAC(neighbour.MAC)
+			if err != nil {
+				return fmt.Errorf("neighbour in network %s: %w", s.id, err)
+			}
+			want[linkLocal(mac)] = mac.String()
 			for _, addr := range neighbour.Addresses {
-				want[addr] = strings.ToLower(neighbour.MAC)
+				want[addr] = mac.String()
 			}
 		}
 	}

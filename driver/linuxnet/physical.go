@@ -3,7 +3,9 @@ package linuxnet
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -117,6 +119,29 @@ func (d *Driver) ensurePhysical(ctx context.Context, want *network.Segment) (net
 	}
 	d.physicalApplied[want.Physical] = rules
 	return bridge, nil
+}
+
+// Connected lists the physical networks that lead away from this machine, in order: those whose bridge has a
+// member that the operator plugged in.
+func (d *Driver) Connected() ([]string, error) {
+	links, err := d.host.links()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, physical := range slices.Sorted(maps.Keys(d.options.Physical)) {
+		bridge := links[d.physicalBridge(physical)]
+		if bridge == nil {
+			continue
+		}
+		for _, link := range links {
+			if link.Attrs().MasterIndex == bridge.Attrs().Index && !d.ours(link) {
+				names = append(names, physical)
+				break
+			}
+		}
+	}
+	return names, nil
 }
 
 func (d *Driver) physicalBridge(physical string) string {

@@ -143,6 +143,7 @@ func (r residents) render(leg string, strangers int) string {
 	line("\tchain outward {\n\t\ttype filter hook postrouting priority filter; policy accept;")
 	line("\t\toifname != %q accept", leg)
 	line("\t\tip daddr { 224.0.0.0/4, 255.255.255.255 } accept\n\t\tip6 daddr ff00::/8 accept")
+	line("\t\trt ip nexthop %s accept", exitHop)
 	line("\t\trt ip nexthop @known4 accept\n\t\trt ip6 nexthop @known6 accept")
 	stranger("meta nfproto ipv4 update @sought4 { rt ip nexthop }")
 	stranger("meta nfproto ipv6 update @sought6 { rt ip6 nexthop }")
@@ -259,6 +260,9 @@ func (r residents) program(ns *namespace, device netlink.Link, own string) error
 			continue
 		}
 		addr := addrOf(found.IP)
+		if addr == exitHop {
+			continue // of the router's own making
+		}
 		switch mac, wanted := want[addr]; {
 		case wanted && mac == found.HardwareAddr.String():
 			delete(want, addr)

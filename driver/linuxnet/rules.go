@@ -47,8 +47,12 @@ type guard struct {
 	DHCPv6    bool
 	RA        bool
 	Metadata  bool
+	Exits     []exitLeg
 	Ports     []guardedPort
 }
+
+// An exitLeg is a leg of a router whose home is this host, and the hardware address by which other hosts mean it.
+type exitLeg struct{ Exit, MAC string }
 
 // A guardedPort is a guest's tap, and what may pass it.
 type guardedPort struct {
@@ -84,6 +88,7 @@ func (g guard) render() string {
 
 	w.open("chain prerouting")
 	w.line("type filter hook prerouting priority dstnat; policy accept;")
+	g.exits(w)
 	w.tag(ports)
 	w.dispatch("iifname", ports, func(p guardedPort) string {
 		if p.Open {
@@ -102,6 +107,9 @@ func (g guard) render() string {
 	w.open("chain forwarding")
 	w.line("type filter hook forward priority filter; policy accept;")
 	w.line(`oifname "%s" arp daddr ip %s drop`, vxlanName, metadataV4)
+	// A router has the same addresses on every host, and each tells its own guests.
+	w.line(`iifname "%s*" oifname %q ether daddr ff:ff:ff:ff:ff:ff arp operation reply drop`, legPrefix, vxlanName)
+	w.line(`iifname "%s*" oifname %q icmpv6 type nd-neighbor-advert ether daddr 33:33:00:00:00:01 drop`, legPrefix, vxlanName)
 	w.dispatch("iifname", ports, egress)
 	w.dispatch("oifname", ports, ingress)
 	w.line(`oifname "%s*" drop`, tapPrefix)
@@ -229,6 +237,20 @@ func (w *script) tag(ports []guardedPort) {
 		tags[i] = fmt.Sprintf("%q : 0x%08x", port.Tap, binary.BigEndian.Uint32(digest[:])&^0xff|0x100)
 	}
 	w.line("meta mark set iifname map { %s }", strings.Join(tags, ", "))
+}
+
+// exits leads frames that other hosts send to a router's home to the router's leg. The leg's own address is
+// on every host, so that from there it leads nowhere else.
+func (g guard) exits(w *script) {
+	if len(g.Exits) == 0 {
+		return
+	}
+	legs := make([]string, len(g.Exits))
+	for i, leg := range g.Exits {
+		legs[i] = leg.Exit + " : " + leg.MAC
+	}
+	slices.Sort(legs)
+	w.line("iifname %q ether daddr set ether daddr map { %s }", vxlanName, strings.Join(legs, ", "))
 }
 
 // common is the way of every frame that a guest may send: what the host itself

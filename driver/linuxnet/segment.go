@@ -136,10 +136,10 @@ func (s *segment) forgetKernel() {
 }
 
 // guardPorts puts the packet filter in force. Without a guest there is nobody
-// to filter; the first to come finds the filter in place.
+// to filter but routers; the first to come finds the filter in place.
 func (s *segment) guardPorts(ctx context.Context, ns *namespace) error {
 	rules := s.guard().render()
-	if rules == s.applied || s.applied == "" && len(s.attachments) == 0 {
+	if rules == s.applied || s.applied == "" && len(s.attachments) == 0 && !s.routed() {
 		return nil
 	}
 	flows := s.driver.flows()
@@ -156,6 +156,11 @@ func (s *segment) guardPorts(ctx context.Context, ns *namespace) error {
 	}
 	s.applied = rules
 	return nil
+}
+
+// routed reports whether a router is to be in the network on this host.
+func (s *segment) routed() bool {
+	return s.want != nil && slices.ContainsFunc(s.want.Neighbors, func(n network.Neighbor) bool { return !n.Host.IsValid() })
 }
 
 // makePorts makes the namespace's settings and the taps that are missing, and
@@ -424,11 +429,11 @@ func (s *segment) makeUplink(ctx context.Context, ns *namespace, links map[strin
 // portFlags says how the bridge is to treat a port, and whether it is a port.
 // It learns only where addresses are not known: outside, and behind a guest
 // without port security, if that cannot fill the host's memory. What is not
-// learned is flooded.
+// learned is flooded where it may be, and nowhere else.
 func (s *segment) portFlags(name string) (portFlags, bool) {
 	switch {
 	case name == vxlanName:
-		return portFlags{flood: true, suppress: true}, true
+		return portFlags{flood: s.strangersAway(), suppress: true}, true
 	case name == uplinkName:
 		return portFlags{learning: true, flood: true}, true
 	case strings.HasPrefix(name, legPrefix):
@@ -442,6 +447,13 @@ func (s *segment) portFlags(name string) (portFlags, bool) {
 		}
 	}
 	return portFlags{}, false
+}
+
+// strangersAway reports whether there may be hardware addresses on other hosts that are not known.
+func (s *segment) strangersAway() bool {
+	return slices.ContainsFunc(s.want.Neighbors, func(n network.Neighbor) bool {
+		return n.Host.IsValid() && n.Host != s.driver.options.TunnelAddress && (n.Open || len(n.MACs) > 0)
+	})
 }
 
 func (s *segment) setFlags(ns *namespace, link netlink.Link, want portFlags) error {
@@ -473,6 +485,11 @@ func (s *segment) guard() guard {
 		g.DHCPv4 = g.DHCPv4 || subnet.DHCP && !v6
 		g.DHCPv6 = g.DHCPv6 || answersDHCPv6(subnet)
 		g.RA = g.RA || announces(subnet)
+	}
+	for _, neighbour := range s.want.Neighbors {
+		if neighbour.Exit != "" {
+			g.Exits = append(g.Exits, exitLeg{neighbour.Exit, strings.ToLower(neighbour.MAC)})
+		}
 	}
 	for id, attachment := range s.attachments {
 		if !attachment.AdminUp {
@@ -710,9 +727,14 @@ const routeProtocol = unix.RTPROT_STATIC
 
 // setRoutes gives a device exactly these routes of ours.
 func setRoutes(ns *namespace, link netlink.Link, want []netlink.Route) error {
+	return setRoutesIn(ns, link, unix.RT_TABLE_MAIN, want)
+}
+
+// setRoutesIn gives a device exactly these routes of ours in a table.
+func setRoutesIn(ns *namespace, link netlink.Link, table int, want []netlink.Route) error {
 	have, err := dump(func() ([]netlink.Route, error) {
-		return ns.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: link.Attrs().Index, Protocol: routeProtocol},
-			netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+		return ns.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: link.Attrs().Index, Protocol: routeProtocol, Table: table},
+			netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
 		return fmt.Errorf("list routes of %s: %w", link.Attrs().Name, err)
@@ -744,7 +766,7 @@ func setRoutes(ns *namespace, link netlink.Link, want []netlink.Route) error {
 			continue
 		}
 		present[key(route)] = true
-		route.Protocol = routeProtocol
+		route.Protocol, route.Table = routeProtocol, table
 		if err := ns.RouteReplace(&route); err != nil {
 			return fmt.Errorf("add route %s: %w", key(route), err)
 		}

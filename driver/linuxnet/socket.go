@@ -115,6 +115,8 @@ type announcement struct {
 	device int
 	mac    net.HardwareAddr
 	addr   netip.Addr
+	// It is within an overlay, where the leg is on other hosts too: this host's guests are told alone.
+	within bool
 }
 
 // sendAnnouncements corrects what neighbours remember of addresses that moved.
@@ -142,6 +144,10 @@ func (a announcement) send() error {
 	if a.addr.Is4() {
 		frame = arpAnnouncement
 	}
-	_, err = socket.Write(frame(a.mac, a.addr))
+	text := frame(a.mac, a.addr)
+	if a.within && a.addr.Is4() {
+		text[21] = 2 // spelled as an answer, by which the bridge tells it from a question
+	}
+	_, err = socket.Write(text)
 	return err
 }

@@ -1,0 +1,243 @@
+package network_test
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
+	"github.com/unkai-cloud/unkai/core/network"
+)
+
+// across is a cloud of hosts with two networks joined by a router that leads outside.
+type across struct {
+	*bench
+	hosts  []resource.ID
+	public resource.ID
+	first  *network.Network
+	second *network.Network
+	router *network.Router
+}
+
+// openAcross makes as many hosts; those from inland on are not connected with the world.
+func openAcross(t testing.TB, hosts, inland int) *across {
+	a := &across{bench: open(t)}
+	for range hosts {
+		a.hosts = append(a.hosts, resource.NewID(time.Now(), nil))
+	}
+	slices.SortFunc(a.hosts, func(x, y resource.ID) int { return slices.Compare(x[:], y[:]) })
+	for n := range hosts {
+		hello := host.Hello{Name: fmt.Sprint("h", n), Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(n + 1)})}
+		if n < inland {
+			hello.Physical = []string{"public"}
+		}
+		a.arrive(n, hello)
+	}
+	if err := network.Bootstrap(context.Background(), a.st, network.BootstrapOptions{Admin: a.adminsProject}); err != nil {
+		t.Fatal(err)
+	}
+	a.public = pick(network.Networks(), a.st.Latest(), func(n *network.Network) bool { return n.External })[0].ID
+	a.first, a.second = a.network(a.ours, a.our), a.network(a.ours, a.our)
+	a.router = one(a.bench, a.Routers, a.ours, network.Router{Meta: owned(a.our, "r"), AdminUp: true, Gateway: &network.RouterGateway{NetworkID: a.public, SNAT: true}})
+	for n, cidr := range map[*network.Network]string{a.first: "10.1.0.0/24", a.second: "10.2.0.0/24"} {
+		must[*network.Interface](a.bench)(a.AddInterface(a.ours, a.router.ID, a.subnet(a.ours, n, cidr).ID, resource.ID{}))
+	}
+	return a
+}
+
+func (a *across) arrive(n int, hello host.Hello) {
+	a.Helper()
+	if err := host.Arrive(identity.Internal(context.Background()), a.st, a.hosts[n], hello); err != nil {
+		a.Fatal(err)
+	}
+}
+
+func (a *across) server(n *network.Network, on int) *network.Port {
+	a.Helper()
+	return must[*network.Port](a.bench)(state.Do(a.ours, a.st, func(tx *state.Tx) (*network.Port, error) {
+		return network.AddPort(a.ours, tx, network.PortWanted{ProjectID: a.our, NetworkID: n.ID, DeviceID: tx.NewID(), Owner: network.OwnerServer, Label: "z", HostID: a.hosts[on]})
+	}))
+}
+
+func (a *across) home() int {
+	r, _ := network.Routers().Find(a.st.Latest(), a.router.ID)
+	return slices.Index(a.hosts, r.HostID)
+}
+
+func (a *across) gateway(on int) (network.Gateway, bool) {
+	return network.GatewayFor(a.st.Latest(), a.router.ID, a.hosts[on])
+}
+
+// settle does what there is to do for every host, as the task that gives routers homes does.
+func (a *across) settle() {
+	a.Helper()
+	for _, task := range a.Tasks() {
+		if task.Name != "router-home" {
+			continue
+		}
+		for _, id := range task.All(a.st.Latest()) {
+			if _, err := task.Step(context.Background(), id); err != nil {
+				a.Fatal(err)
+			}
+		}
+	}
+	if wrong := network.Audit(a.st.Latest()); wrong != nil {
+		a.Fatal(wrong)
+	}
+}
+
+func TestARouterIsWhereItsGuestsAre(t *testing.T) {
+	a := openAcross(t, 4, 4)
+	if a.home() != 0 {
+		t.Fatalf("home is host %d", a.home())
+	}
+	if _, here := a.gateway(1); here {
+		t.Error("the router is on a host without guests")
+	}
+	a.server(a.first, 1)
+	g, here := a.gateway(1)
+	if !here || len(g.Interfaces) != 2 || g.External != nil || g.Exit == nil {
+		t.Errorf("on a host with guests: %v %+v", here, g)
+	}
+	// The router's other network is there too, and the way home.
+	seg, here := network.SegmentFor(a.st.Latest(), a.second.ID, a.hosts[1])
+	if !here {
+		t.Fatal("a router's network is not where the router is")
+	}
+	homes := 0
+	for _, n := range seg.Neighbors {
+		if n.Host == netip.MustParseAddr("192.0.2.1") {
+			homes++
+		}
+	}
+	if homes != 1 || seg.Neighbors[0].Host.IsValid() {
+		t.Errorf("neighbours %+v, want the leg here and the way home", seg.Neighbors)
+	}
+	at, _ := network.SegmentFor(a.st.Latest(), g.Interfaces[0].NetworkID, a.hosts[0])
+	if !slices.ContainsFunc(at.Neighbors, func(n network.Neighbor) bool { return n.Exit == g.Exit.MAC }) {
+		t.Errorf("the others send to %q, home listens to %+v", g.Exit.MAC, at.Neighbors)
+	}
+	if g, _ := a.gateway(0); g.External == nil || g.Exit != nil || len(g.External.Addresses) == 0 {
+		t.Errorf("at home: %+v", g)
+	}
+}
+
+func TestAFloatingAddressIsWhereItsPortIs(t *testing.T) {
+	a := openAcross(t, 4, 3)
+	p := a.server(a.first, 1)
+	f := one(a.bench, a.Floating, a.ours, network.FloatingAddress{Meta: owned(a.our, ""), NetworkID: a.public, TargetID: p.ID})
+	where := func() (on []int) {
+		for n := range a.hosts {
+			if g, _ := a.gateway(n); slices.ContainsFunc(g.Floating, func(x network.Floating) bool { return x.ID == f.ID }) {
+				on = append(on, n)
+				if _, outside := network.SegmentFor(a.st.Latest(), a.public, a.hosts[n]); !outside {
+					t.Errorf("host %d has the address and not the network outside", n)
+				}
+			}
+		}
+		return on
+	}
+	move := func(to int) {
+		t.Helper()
+		if err := a.st.Update(a.ours, func(tx *state.Tx) error {
+			now, _ := network.Ports().Find(tx, p.ID)
+			device, err := resource.ParseID(now.DeviceID)
+			if err != nil {
+				return err
+			}
+			return network.BindPort(tx, p.ID, device, network.OwnerServer, "z", a.hosts[to])
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if on := where(); !slices.Equal(on, []int{1}) {
+		t.Errorf("the address is on %v, want its port's host", on)
+	}
+	one, _ := a.gateway(1)
+	if len(one.External.Addresses) != 0 || one.External.MAC == a.leg(one.External.PortID) {
+		t.Errorf("away from home the router has its own address, or home's hardware address: %+v", one.External)
+	}
+	move(2)
+	if on := where(); !slices.Equal(on, []int{2}) {
+		t.Errorf("after its port moved the address is on %v", on)
+	}
+	move(3)
+	if on := where(); !slices.Equal(on, []int{0}) {
+		t.Errorf("with its port on a host that is not connected with the world the address is on %v, want the router's home", on)
+	}
+}
+
+func (a *across) leg(id resource.ID) string {
+	p, _ := network.Ports().Find(a.st.Latest(), id)
+	return p.MAC
+}
+
+func TestARouterWhoseHomeIsLostGetsAnother(t *testing.T) {
+	a := openAcross(t, 4, 3)
+	a.server(a.first, 3)
+	lose := func(n int) {
+		t.Helper()
+		if err := host.Lose(context.Background(), a.st, a.hosts[n]); err != nil {
+			t.Fatal(err)
+		}
+		a.settle()
+	}
+	lose(0)
+	if a.home() != 1 {
+		t.Errorf("home is %d", a.home())
+	}
+	if g, _ := a.gateway(0); g.External != nil {
+		t.Error("a host that is no longer home keeps the router's address")
+	}
+	a.arrive(0, host.Hello{Name: "h0", Address: netip.MustParseAddr("192.0.2.1"), Physical: []string{"public"}})
+	a.settle()
+	if a.home() != 1 {
+		t.Errorf("the router went back to %d for no reason", a.home())
+	}
+	lose(1)
+	lose(0)
+	if a.home() != 2 {
+		t.Errorf("home is %d", a.home())
+	}
+	// When nobody who can be heard is connected with the world, one that can be heard; when nobody can, it stays.
+	lose(2)
+	if a.home() != 3 {
+		t.Errorf("home is %d", a.home())
+	}
+	lose(3)
+	if a.home() != 3 {
+		t.Errorf("home is %d", a.home())
+	}
+	a.arrive(1, host.Hello{Name: "h1", Address: netip.MustParseAddr("192.0.2.2"), Physical: []string{"public"}})
+	a.settle()
+	if a.home() != 1 {
+		t.Errorf("home is %d", a.home())
+	}
+}
+
+func TestANetworksPacketsFitItsTunnels(t *testing.T) {
+	a := openAcross(t, 1, 1)
+	if a.first.MTU != 1450 {
+		t.Errorf("over IPv4: %d", a.first.MTU)
+	}
+	a.arrive(0, host.Hello{Name: "h0", Address: netip.MustParseAddr("2001:db8::1"), Physical: []string{"public"}})
+	if n := a.network(a.ours, a.our); n.MTU != 1430 {
+		t.Errorf("over IPv6: %d", n.MTU)
+	}
+	// One that is there is changed as before, but not made larger than what fits now.
+	name := func(mtu int) error {
+		_, err := a.Networks.Update(a.ours, a.first.ID, 0, func(n *network.Network) error { n.Name, n.MTU = "renamed", mtu; return nil })
+		return err
+	}
+	if err := name(1450); err != nil {
+		t.Error(err)
+	}
+	a.refuses(fault.Invalid, "mtu", name(1440))
+}
