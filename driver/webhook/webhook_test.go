@@ -49,8 +49,10 @@ func TestANoticeIsPostedAndSigned(t *testing.T) {
 
 func TestWhatIsNoYes(t *testing.T) {
 	for what, h := range map[string]http.HandlerFunc{
-		"500":                 func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(500) },
-		"http.StatusFound":                 func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:1/elsewhere", 302) },
+		"500": func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(500) },
+		"302": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://127.0.0.1:1/elsewhere", http.StatusFound)
+		},
 		"post to the webhook": func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) },
 	} {
 		server := httptest.NewServer(h)
