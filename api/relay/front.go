@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"log/slog"
@@ -56,7 +57,7 @@ func reads(r *http.Request) bool {
 
 // ServeHTTP answers a client.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if f.Reads == nil && reads(r) || f.Reads != nil && f.Reads(r) {
+	if f.reads(r) {
 		if err := f.State.Confirm(r.Context()); err != nil {
 			if r.Context().Err() != nil {
 				return
@@ -119,7 +120,13 @@ func (u *undecided) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(u.ResponseWriter, r)
 }
 
-// FlushError lets streams through.
+// Flush and FlushError let streams through.
+func (u *undecided) Flush() {
+	if err := u.FlushError(); err != nil {
+		slog.Debug("the client went away", "err", err)
+	}
+}
+
 func (u *undecided) FlushError() error {
 	if u.decide(http.StatusOK); u.dropped {
 		return nil
@@ -146,7 +153,8 @@ func (f *Front) pass(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	for end := time.Now().Add(patience); ; {
-		if f.State.Leads() {
+		// Who was deposed without having heard of it must not answer.
+		if f.State.Leads() && f.State.Confirm(r.Context()) == nil {
 			f.Here.ServeHTTP(w, r)
 			return
 		}
@@ -157,7 +165,7 @@ func (f *Front) pass(w http.ResponseWriter, r *http.Request) {
 				return
 			}
 			unsent := errors.Is(err, errElsewhere) || dialing(err)
-			if again == nil || !unsent && !repeatable(r) {
+			if again == nil || !unsent && !f.repeatable(r) {
 				slog.WarnContext(r.Context(), "the leader's answer was lost", "leader", link, "method", r.Method, "path", r.URL.Path, "err", err)
 				refuse(w, http.StatusServiceUnavailable, "The controller that leads was lost before it answered. What was asked may have been done, or not.")
 				return
@@ -196,13 +204,16 @@ func rewind(r *http.Request) (func(), error) {
 	return set, nil
 }
 
-// repeatable requests have one effect however often they are made.
-func repeatable(r *http.Request) bool {
-	switch r.Method {
-	case http.MethodGet, http.MethodHead, http.MethodOptions:
-		return true
+// repeatable requests have one effect however often they are made. EC2's GET may be anything.
+func (f *Front) repeatable(r *http.Request) bool {
+	return f.reads(r) || r.Header.Get(wire.OnceHeader) != "" && r.Method != http.MethodGet
+}
+
+func (f *Front) reads(r *http.Request) bool {
+	if f.Reads != nil {
+		return f.Reads(r)
 	}
-	return r.Header.Get(wire.OnceHeader) != ""
+	return reads(r)
 }
 
 func dialing(err error) bool {
@@ -223,6 +234,27 @@ func (f *Front) attempt(w http.ResponseWriter, r *http.Request, link string) (fa
 	if p := r.Header.Get("X-Forwarded-Proto"); p == "https" || p == "http" {
 		scheme = p
 	}
+	// A machine without power says nothing: when another leads, this one will not answer any more.
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	answered := make(chan struct{})
+	go func() {
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+			case <-answered:
+				return
+			case <-ctx.Done():
+				return
+			}
+			if now, ok := f.Leader(); ok && now != link || f.State.Leads() {
+				cancel()
+				return
+			}
+		}
+	}()
 	proxy := &httputil.ReverseProxy{
 		Transport:     f.Transport,
 		FlushInterval: -1,
@@ -244,11 +276,12 @@ func (f *Front) attempt(w http.ResponseWriter, r *http.Request, link string) (fa
 			if res.StatusCode == http.StatusMisdirectedRequest {
 				return errElsewhere
 			}
+			close(answered)
 			return nil
 		},
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
 	}
-	proxy.ServeHTTP(w, r)
+	proxy.ServeHTTP(w, r.WithContext(ctx))
 	return failed
 }
 

@@ -225,7 +225,7 @@ func (s *Server) blob(w http.ResponseWriter, r *http.Request, id resource.ID) er
 
 // relayed answers a client of another controller, as if it had come here.
 func (s *Server) relayed(w http.ResponseWriter, r *http.Request, h http.Handler, via, path string) {
-	if !s.State.Leads() {
+	if !s.State.Leads() || s.State.Confirm(r.Context()) != nil {
 		http.Error(w, "this controller does not lead", http.StatusMisdirectedRequest)
 		return
 	}

@@ -230,6 +230,8 @@ func (s *State) Confirm(ctx context.Context) error {
 	if r.err != nil {
 		return r.err
 	}
+	ctx, cancel := context.WithTimeout(ctx, confirmWithin) // who does not follow any more says so
+	defer cancel()
 	return s.Reached(ctx, r.head.Revision)
 }
 

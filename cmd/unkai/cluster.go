@@ -20,6 +20,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -310,6 +311,15 @@ func (c *cloud) links() http.Handler {
 	})
 }
 
+// name is under which others reach this machine.
+func (m *membership) name() string {
+	link, err := url.Parse(m.Link)
+	if err != nil {
+		return ""
+	}
+	return link.Hostname()
+}
+
 // leader is where the controller is that leads, when it is another.
 func (k *cluster) leader() (string, bool) {
 	member := k.engine.Leader()
@@ -356,6 +366,8 @@ func (k *cluster) present(ctx context.Context, url string) error {
 }
 
 func (k *cluster) tell(ctx context.Context, is host.Controller) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	if k.cloud.state.Leads() {
 		return host.Present(identity.Internal(ctx), k.cloud.state, is)
 	}
@@ -384,12 +396,20 @@ func (c *cloud) dismiss(ctx context.Context, name string) error {
 		}
 		return host.Dismiss(ctx, c.state, name)
 	}
+	// One that was let in and never came: it is known by its address.
+	all, err := c.cluster.engine.Members(ctx)
+	if err != nil {
+		return err
+	}
+	for _, m := range all {
+		if m.Name == name || m.URL == name {
+			return c.cluster.engine.RemoveMember(ctx, m.ID)
+		}
+	}
 	return fault.Missing("controller", name)
 }
 
 func (k *cluster) post(ctx context.Context, link, path string, v any) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
 	body, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -412,7 +432,15 @@ func (k *cluster) post(ctx context.Context, link, path string, v any) error {
 
 // letIn adds a machine's share of the engine.
 func (k *cluster) letIn(ctx context.Context, name, url string) (map[string]string, []byte, error) {
+	if all, err := k.engine.Members(ctx); err != nil {
+		return nil, nil, err
+	} else if slices.ContainsFunc(all, func(m etcd.MemberInfo) bool { return m.Name == name }) {
+		return nil, nil, fault.Errorf(fault.Conflict, "There is a controller named %s. Dismiss it first, or give this one another --name.", name)
+	}
 	all, err := k.engine.AddMember(ctx, url)
+	if errors.Is(err, etcd.ErrMember) {
+		return nil, nil, fault.Errorf(fault.Conflict, "There is a controller at %s. Dismiss it first (unkai controller dismiss).", url)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -437,7 +465,8 @@ func (k *cluster) keepWell(ctx context.Context) error {
 	var looked time.Time
 	for {
 		if k.cloud.state.Leads() {
-			if err := k.engine.Promote(ctx); err != nil && ctx.Err() == nil {
+			known := func(member uint64) bool { _, ok := host.ControllerOf(k.cloud.state.Latest(), member); return ok }
+			if err := k.engine.Promote(ctx, known); err != nil && ctx.Err() == nil {
 				slog.WarnContext(ctx, "could not give a new controller its vote", "err", err)
 			}
 		}

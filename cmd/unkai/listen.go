@@ -86,8 +86,8 @@ func serverNames(address string) []string {
 }
 
 // hostTLS is how the listener for hosts at an address speaks.
-func hostTLS(a *host.Authority, address string) (*tls.Config, error) {
-	cert, err := a.ServerCertificate(time.Now(), serverNames(address)...)
+func hostTLS(a *host.Authority, address string, also ...string) (*tls.Config, error) {
+	cert, err := a.ServerCertificate(time.Now(), append(serverNames(address), also...)...)
 	if err != nil {
 		return nil, fmt.Errorf("make the controller's certificate: %w", err)
 	}

@@ -154,7 +154,11 @@ func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string,
 	if err != nil {
 		return "", err
 	}
-	config, err := hostTLS(c.authority, l.Addr().String())
+	var also []string
+	if c.cluster != nil {
+		also = append(also, c.cluster.name())
+	}
+	config, err := hostTLS(c.authority, l.Addr().String(), also...)
 	if err != nil {
 		return "", err
 	}

@@ -79,8 +79,8 @@ func (s *Service) over(r *run) {
 
 // abandon undoes a transfer of ours that failed. What cannot be done now, settle does later.
 func (s *Service) abandon(ctx context.Context, i *Image, why error) {
-	if s.State.Broken() != nil {
-		return // the image may be there all the same; only who loads the state anew can tell
+	if s.State.Broken() != nil || fault.Is(why, fault.Unavailable) {
+		return // the image may be there all the same; only who sees what was stored can tell: settle, and the sweep
 	}
 	if err := s.blobs.Remove(ctx, i.TransferID); err != nil {
 		slog.WarnContext(ctx, "the blob of a failed upload was not removed yet", "blob", i.TransferID, "err", err)

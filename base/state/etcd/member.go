@@ -93,13 +93,12 @@ func (e *Engine) AddMember(ctx context.Context, url string) ([]MemberInfo, error
 	for {
 		_, err := e.client.MemberAddAsLearner(ctx, []string{url})
 		switch {
-		case err == nil || errors.Is(err, rpctypes.ErrPeerURLExist):
+		case err == nil:
 			return e.Members(ctx)
+		case errors.Is(err, rpctypes.ErrPeerURLExist):
+			return e.joinsAgain(ctx, url)
 		case errors.Is(err, rpctypes.ErrTooManyLearners):
-			// One at a time: another has joined, and may have caught up by now.
-			if err := e.Promote(ctx); err != nil {
-				return nil, err
-			}
+			// One at a time: another has joined, and gets its vote when it has caught up.
 		case !errors.Is(err, rpctypes.ErrUnhealthy):
 			return nil, fmt.Errorf("add a member at %s: %w", url, err)
 		}
@@ -112,8 +111,26 @@ func (e *Engine) AddMember(ctx context.Context, url string) ([]MemberInfo, error
 	}
 }
 
-// Promote gives a vote to every member that has caught up.
-func (e *Engine) Promote(ctx context.Context) error {
+// joinsAgain lets in who was let in and never started. One that did start and comes with nothing has forgotten what it
+// voted for: as the same member it would let acknowledged writes be lost.
+func (e *Engine) joinsAgain(ctx context.Context, url string) ([]MemberInfo, error) {
+	all, err := e.Members(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range all {
+		if m.URL == url && (m.Name != "" || !m.Learner) {
+			return nil, fmt.Errorf("%w: %s", ErrMember, url)
+		}
+	}
+	return all, nil
+}
+
+// ErrMember: there is a member at this address already, which has to be removed before another can be there.
+var ErrMember = errors.New("a member is there already")
+
+// Promote gives a vote to every member that has caught up and that known knows: one that is no more must not have one.
+func (e *Engine) Promote(ctx context.Context, known func(id uint64) bool) error {
 	all, err := e.Members(ctx)
 	if err != nil {
 		return err
@@ -121,7 +138,7 @@ func (e *Engine) Promote(ctx context.Context) error {
 	ctx, cancel := e.within(ctx, askWithin)
 	defer cancel()
 	for _, m := range all {
-		if !m.Learner {
+		if !m.Learner || !known(m.ID) {
 			continue
 		}
 		if _, err := e.client.MemberPromote(ctx, m.ID); err != nil && !errors.Is(err, rpctypes.ErrMemberLearnerNotReady) {

@@ -231,7 +231,7 @@ func TestControllers(t *testing.T) {
 		members[fmt.Sprint("c", n)] = "https://" + addresses[n]
 		c.start(n, c.member(n, addresses[n], members))
 		for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-			if err := one.engine.Promote(t.Context()); err != nil {
+			if err := one.engine.Promote(t.Context(), func(uint64) bool { return true }); err != nil {
 				t.Fatal(err)
 			}
 			all, err := one.engine.Members(t.Context())
