@@ -223,7 +223,7 @@ func spend(tx *state.Tx, token, purpose string) error {
 	hash := sha256.Sum256([]byte(text))
 	t, ok := joinTokens.Lookup(tx, "hash", state.KeyOf(string(hash[:])))
 	if !ok || !t.Expires.After(tx.Now()) || t.Only != "" && t.Only != purpose {
-		return fault.Errorf(fault.Unauthorized, "The join token is not known, was used, has expired, or is for something else. Make a new one.")
+		return fault.Errorf(fault.Unauthorized, "The join token is not known, was used, or has expired, or it is for something else. Make a new one.")
 	}
 	return joinTokens.Delete(tx, t.ID)
 }
