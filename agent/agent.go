@@ -351,11 +351,7 @@ func (a *Agent) ensure(ctx context.Context, h Handler, key host.Key, body json.R
 		slog.WarnContext(ctx, "could not make a thing real", "kind", key.Kind, "id", key.ID, "err", err)
 	}
 	if seen != nil {
-		if text, err := json.Marshal(seen); err != nil {
-			slog.ErrorContext(ctx, "could not encode a report", "kind", key.Kind, "id", key.ID, "err", err)
-		} else {
-			a.tell(key, text)
-		}
+		a.observed(ctx, key, seen)
 	}
 	a.done(key, now, again, err)
 }
@@ -373,12 +369,7 @@ func (a *Agent) halt(ctx context.Context, h Handler, key host.Key, held Held, no
 		return
 	}
 	until := held.Since.Add(KeepHeld)
-	text, err := json.Marshal(host.HeldReport{Held: &host.Holding{Since: held.Since, Until: until}})
-	if err != nil {
-		slog.ErrorContext(ctx, "could not encode a report", "kind", key.Kind, "id", key.ID, "err", err)
-	} else {
-		a.tell(key, text)
-	}
+	a.observed(ctx, key, host.HeldReport{Held: &host.Holding{Since: held.Since, Until: until}})
 	if again == 0 {
 		again = max(until.Sub(now()), time.Millisecond)
 	}
@@ -450,7 +441,22 @@ func spread(id resource.ID, wait time.Duration) time.Duration {
 	return wait - wait/2*time.Duration(id[15])/256
 }
 
-// tell puts a report into the outbox unless the controller knows it.
+// spellings are room for reports: most say again what the controller knows.
+var spellings = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// observed reports what was seen of a thing.
+func (a *Agent) observed(ctx context.Context, key host.Key, seen any) {
+	room := spellings.Get().(*bytes.Buffer)
+	defer spellings.Put(room)
+	room.Reset()
+	if err := json.NewEncoder(room).Encode(seen); err != nil {
+		slog.ErrorContext(ctx, "could not encode a report", "kind", key.Kind, "id", key.ID, "err", err)
+		return
+	}
+	a.tell(key, bytes.TrimSuffix(room.Bytes(), []byte{'\n'}))
+}
+
+// tell puts a report into the outbox unless the controller knows it. The text is copied.
 func (a *Agent) tell(key host.Key, seen json.RawMessage) {
 	a.mu.Lock()
 	_, waiting := a.seen[key]
@@ -461,7 +467,7 @@ func (a *Agent) tell(key host.Key, seen json.RawMessage) {
 	if !waiting {
 		a.outbox = append(a.outbox, key)
 	}
-	a.seen[key] = seen
+	a.seen[key] = bytes.Clone(seen)
 	a.mu.Unlock()
 	select {
 	case a.report <- struct{}{}:

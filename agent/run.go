@@ -173,6 +173,7 @@ func (a *Agent) resyncOften(ctx context.Context) {
 func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup, spares chan struct{}, over <-chan struct{}) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	relief := a.relief(ctx, wg, spares)
 	for ctx.Err() == nil {
 		select {
 		case <-over:
@@ -180,7 +181,7 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup, spares chan struct
 			return
 		default:
 		}
-		if a.relieved(ctx, wg, spares) {
+		if relief.step() {
 			a.poke()
 			continue
 		}
@@ -198,34 +199,65 @@ func (a *Agent) work(ctx context.Context, wg *sync.WaitGroup, spares chan struct
 	}
 }
 
-// relieved is Step, but for a step that takes long another worker stands in: one
-// thing that hangs, a dead file server's say, must not hold up those that do not.
-func (a *Agent) relieved(ctx context.Context, wg *sync.WaitGroup, spares chan struct{}) bool {
-	var mu sync.Mutex
-	over := make(chan struct{}) // closed when the step is
-	relief := time.AfterFunc(slowStep, func() {
-		mu.Lock() // we count in wg for as long as the step goes on: so may another
-		defer mu.Unlock()
-		select {
-		case <-over:
-			return
-		case spares <- struct{}{}:
-		default:
-			slog.ErrorContext(ctx, "too many steps take too long: others have to wait", "spare workers", spareWorkers)
-			return
-		}
-		wg.Go(func() {
-			defer func() { <-spares }()
-			a.work(ctx, wg, spares, over)
-		})
-	})
+// A relief has another worker stand in while one's step takes long: one thing that hangs, a dead
+// file server's say, must not hold up those that do not.
+type relief struct {
+	ctx    context.Context
+	agent  *Agent
+	wg     *sync.WaitGroup
+	spares chan struct{}
+	timer  *time.Timer // one for all steps of a worker: there are thousands a second, and few are slow
+
+	mu    sync.Mutex
+	since time.Time     // of the step under way; zero between two; guarded by mu
+	over  chan struct{} // ends the worker that stands in; nil while none does; guarded by mu
+}
+
+func (a *Agent) relief(ctx context.Context, wg *sync.WaitGroup, spares chan struct{}) *relief {
+	r := &relief{ctx: ctx, agent: a, wg: wg, spares: spares}
+	r.timer = time.AfterFunc(time.Hour, r.late)
+	r.timer.Stop()
+	return r
+}
+
+// step is Step with a relief.
+func (r *relief) step() bool {
+	r.mu.Lock()
+	r.since = time.Now()
+	r.mu.Unlock()
+	r.timer.Reset(slowStep)
 	defer func() {
-		relief.Stop()
-		mu.Lock()
-		close(over)
-		mu.Unlock()
+		r.timer.Stop()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.since = time.Time{}
+		if r.over != nil {
+			close(r.over)
+			r.over = nil
+		}
 	}()
-	return a.Step(ctx, time.Now)
+	return r.agent.Step(r.ctx, time.Now)
+}
+
+// late is called when a step has taken long; it may come when that is over, and another has begun.
+func (r *relief) late() {
+	r.mu.Lock() // the worker counts in wg for as long as the step goes on: so may another
+	defer r.mu.Unlock()
+	if r.since.IsZero() || time.Since(r.since) < slowStep || r.over != nil {
+		return
+	}
+	select {
+	case r.spares <- struct{}{}:
+	default:
+		slog.ErrorContext(r.ctx, "too many steps take too long: others have to wait", "spare workers", spareWorkers)
+		return
+	}
+	over := make(chan struct{})
+	r.over = over
+	r.wg.Go(func() {
+		defer func() { <-r.spares }()
+		r.agent.work(r.ctx, r.wg, r.spares, over)
+	})
 }
 
 func sleep(ctx context.Context, d time.Duration) {

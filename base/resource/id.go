@@ -62,19 +62,27 @@ func NextID(last ID, now time.Time, random io.Reader) ID {
 }
 
 // ParseID reads a UUID with or without its dashes, in either case.
-func ParseID(s string) (ID, error) {
-	var id ID
+func ParseID(s string) (ID, error) { return parse(s) }
+
+func parse[T string | []byte](s T) (ID, error) {
+	var digits [32]byte
 	switch len(s) {
 	case 32:
+		copy(digits[:], s)
 	case 36:
 		if s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
-			return id, ErrID
+			return ID{}, ErrID
 		}
-		s = s[:8] + s[9:13] + s[14:18] + s[19:23] + s[24:]
+		copy(digits[:8], s)
+		copy(digits[8:12], s[9:])
+		copy(digits[12:16], s[14:])
+		copy(digits[16:20], s[19:])
+		copy(digits[20:], s[24:])
 	default:
-		return id, ErrID
+		return ID{}, ErrID
 	}
-	if _, err := hex.Decode(id[:], []byte(s)); err != nil {
+	var id ID
+	if _, err := hex.Decode(id[:], digits[:]); err != nil {
 		return ID{}, ErrID
 	}
 	return id, nil
@@ -94,7 +102,11 @@ func (id ID) IsZero() bool { return id == ID{} }
 
 // String is the usual spelling, 36 characters in lower case.
 func (id ID) String() string {
-	var b [36]byte
+	b := id.spell()
+	return string(b[:])
+}
+
+func (id ID) spell() (b [36]byte) {
 	hex.Encode(b[0:8], id[0:4])
 	b[8] = '-'
 	hex.Encode(b[9:13], id[4:6])
@@ -104,7 +116,7 @@ func (id ID) String() string {
 	hex.Encode(b[19:23], id[8:10])
 	b[23] = '-'
 	hex.Encode(b[24:], id[10:])
-	return string(b[:])
+	return b
 }
 
 // Hex is the spelling without dashes, 32 characters.
@@ -128,7 +140,17 @@ func (id ID) MarshalText() ([]byte, error) {
 	if id.IsZero() {
 		return nil, nil
 	}
-	return []byte(id.String()), nil
+	b := id.spell()
+	return b[:], nil
+}
+
+// AppendText is MarshalText onto what is there already.
+func (id ID) AppendText(to []byte) ([]byte, error) {
+	if id.IsZero() {
+		return to, nil
+	}
+	b := id.spell()
+	return append(to, b[:]...), nil
 }
 
 // UnmarshalText reads what MarshalText wrote.
@@ -137,7 +159,7 @@ func (id *ID) UnmarshalText(text []byte) error {
 		*id = ID{}
 		return nil
 	}
-	parsed, err := ParseID(string(text))
+	parsed, err := parse(text)
 	if err != nil {
 		return err
 	}

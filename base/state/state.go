@@ -61,14 +61,14 @@ type Options struct {
 	Now     func() time.Time // the clock; time.Now when nil
 	Random  io.Reader        // for IDs; crypto/rand when nil
 	History int              // how many changes are kept for Watch and as-of reads; 65,536 when 0
-	// How many bytes these may take, about; 256 MiB when 0. A few clients that write large objects
+	// How many bytes these may take, about; 64 MiB when 0. A few clients that write large objects
 	// again and again shorten the history, and no more.
 	HistoryBytes int
 }
 
 // Limits of one group of transactions: past them the next one waits for the next group.
 const (
-	groupChanges = 4096
+	groupChanges = 1024
 	groupTxs     = 512
 	maxChanges   = 32768 // of one transaction: an engine stores this many and a group at once
 	commitWithin = 15 * time.Second
@@ -107,7 +107,7 @@ func openState(ctx context.Context, engine Engine, o Options) (*State, error) {
 		o.History = 1 << 16
 	}
 	if o.HistoryBytes == 0 {
-		o.HistoryBytes = 256 << 20
+		o.HistoryBytes = 64 << 20
 	}
 	s := &State{
 		engine: engine, clock: clock{wall: o.Now}, random: o.Random, stopped: make(chan struct{}),

@@ -101,13 +101,14 @@ func (s *Service) unplugAll(tx *state.Tx, srv *Server) error {
 // itself knows it was given. They are shared: look, do not touch.
 func Ports(tx *state.Tx, srv *Server) []*network.Port {
 	var ports []*network.Port
-	for p := range network.Ports().Peek(tx, "device", state.Range{Prefix: state.KeyOf(srv.ID.String())}) {
-		if p.Owner == network.OwnerServer && p.ProjectID == srv.ProjectID && srv.place(p.ID) < len(srv.Plugs) {
+	for i := range srv.Plugs {
+		p, ok := network.Ports().PeekOne(tx, srv.Plugs[i].PortID)
+		if !ok || p.Owner != network.OwnerServer || p.ProjectID != srv.ProjectID {
+			continue
+		}
+		if device, err := resource.ParseID(p.DeviceID); err == nil && device == srv.ID {
 			ports = append(ports, p)
 		}
-	}
-	if len(ports) > 1 {
-		slices.SortStableFunc(ports, func(a, b *network.Port) int { return srv.place(a.ID) - srv.place(b.ID) })
 	}
 	return ports
 }

@@ -98,12 +98,26 @@ func (d *doc) hex(name string, id resource.ID) {
 	d.comma = true
 }
 
-func (d *doc) time(name string, t time.Time) {
+func (d *doc) time(name string, t time.Time) { d.format(name, t, "2006-01-02T15:04:05Z") }
+
+func (d *doc) format(name string, t time.Time, layout string) {
 	d.key(name)
 	d.b = append(d.b, '"')
-	d.b = t.UTC().AppendFormat(d.b, "2006-01-02T15:04:05Z")
+	d.b = t.UTC().AppendFormat(d.b, layout)
 	d.b = append(d.b, '"')
 	d.comma = true
+}
+
+// link is one link, to what path and id name under an address.
+func (d *doc) link(rel, base, path string, id resource.ID) {
+	d.item()
+	d.str("rel", rel)
+	d.key("href")
+	d.b = appendEscaped(append(d.b, '"'), base)
+	d.b = append(d.b, path...)
+	d.b = append(appendID(d.b, id), '"')
+	d.comma = true
+	d.end()
 }
 
 const digits = "0123456789abcdef"
@@ -124,8 +138,9 @@ func appendID(b []byte, id resource.ID) []byte {
 }
 
 // appendString quotes a text as JSON does.
-func appendString(b []byte, s string) []byte {
-	b = append(b, '"')
+func appendString(b []byte, s string) []byte { return append(appendEscaped(append(b, '"'), s), '"') }
+
+func appendEscaped(b []byte, s string) []byte {
 	from := 0
 	for i := 0; i < len(s); {
 		c := s[i]
@@ -160,7 +175,7 @@ func appendString(b []byte, s string) []byte {
 		i++
 		from = i
 	}
-	return append(append(b, s[from:]...), '"')
+	return append(b, s[from:]...)
 }
 
 // room is where texts were written before: a long list of servers is most of what its request allocates.

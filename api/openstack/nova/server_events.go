@@ -187,7 +187,10 @@ func (s *server) eventViews(r *http.Request, o *operation.Operation) []map[strin
 		}
 		if minor >= 62 {
 			h, _ := host.Table().PeekOne(s.compute.State.Latest(), step.HostID)
-			view["hostId"] = hostIDFor(o.ProjectID, h)
+			view["hostId"] = ""
+			if h != nil {
+				view["hostId"] = hostIDFor(o.ProjectID, h).String()
+			}
 			if admin {
 				view["host"] = nil
 				if h != nil {

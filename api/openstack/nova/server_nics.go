@@ -28,7 +28,7 @@ func (s *server) listAddresses(w http.ResponseWriter, r *http.Request) error {
 	v := s.viewer(r, tx, updated)
 	v.full = false
 	v.open('{')
-	v.addresses(srv)
+	v.addresses(compute.Ports(v.tx, srv))
 	v.end()
 	return v.write(w, http.StatusOK)
 }

@@ -3,8 +3,6 @@ package nova
 import (
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/hex"
-	"fmt"
 	"net/http"
 	"slices"
 
@@ -40,7 +38,7 @@ type viewer struct {
 	v21, bare string // the addresses of things, with the version and without
 	zones     compute.ZoneMap
 	hosts     map[resource.ID]*host.Host
-	hostIDs   map[hostOf]string
+	hostIDs   map[hostOf]opaque
 	networks  map[resource.ID]string
 	groups    map[resource.ID]string
 }
@@ -51,22 +49,16 @@ func (s *server) viewer(r *http.Request, tx *state.Tx, on occasion) *viewer {
 	base := wire.BaseURL(r) + s.prefix
 	v := &viewer{tx: tx, minor: minorOf(r), admin: identity.ActorOf(r.Context()).Admin(), on: on,
 		v21: base + pathOf(r), bare: base + "/", zones: compute.ZonesOf(tx),
-		hosts: map[resource.ID]*host.Host{}, hostIDs: map[hostOf]string{}, networks: map[resource.ID]string{}, groups: map[resource.ID]string{}}
+		hosts: map[resource.ID]*host.Host{}, hostIDs: map[hostOf]opaque{}, networks: map[resource.ID]string{}, groups: map[resource.ID]string{}}
 	v.full = on == shown || on == listed || v.minor >= 75
 	return v
 }
 
-// links writes the two links of a thing.
-func (v *viewer) links(kind string, id string) {
+// links writes the two links of a server.
+func (v *viewer) links(id resource.ID) {
 	v.array("links")
-	v.item()
-	v.str("rel", "self")
-	v.str("href", v.v21+kind+"/"+id)
-	v.end()
-	v.item()
-	v.str("rel", "bookmark")
-	v.str("href", v.bare+kind+"/"+id)
-	v.end()
+	v.link("self", v.v21, "servers/", id)
+	v.link("bookmark", v.bare, "servers/", id)
 	v.endArray()
 }
 
@@ -75,7 +67,7 @@ func (v *viewer) brief(s *compute.Server) {
 	v.item()
 	v.id("id", s.ID)
 	v.str("name", s.Name)
-	v.links("servers", s.ID.String())
+	v.links(s.ID)
 	v.end()
 }
 
@@ -92,12 +84,13 @@ func (v *viewer) server(s *compute.Server) {
 	v.time("updated", s.UpdatedAt)
 	v.str("accessIPv4", s.AccessIPv4)
 	v.str("accessIPv6", s.AccessIPv6)
-	v.str("hostId", v.hostID(s))
+	v.hostID(s)
 	v.metadata(s.Metadata)
 	v.image(s)
 	v.flavor(&s.Shape)
-	v.links("servers", s.ID.String())
-	v.addresses(s)
+	v.links(s.ID)
+	ports := compute.Ports(v.tx, s)
+	v.addresses(ports)
 	if s.ManualDisk {
 		v.str("OS-DCF:diskConfig", "MANUAL")
 	} else {
@@ -110,7 +103,7 @@ func (v *viewer) server(s *compute.Server) {
 		v.fault(s.Failure)
 	}
 	if v.full {
-		v.extended(s, at)
+		v.extended(s, at, ports)
 	}
 	v.versioned(s)
 }
@@ -139,10 +132,7 @@ func (v *viewer) image(s *compute.Server) {
 	v.object("image")
 	v.id("id", s.Boot.Image.ID)
 	v.array("links")
-	v.item()
-	v.str("rel", "bookmark")
-	v.str("href", v.bare+"images/"+s.Boot.Image.ID.String())
-	v.end()
+	v.link("bookmark", v.bare, "images/", s.Boot.Image.ID)
 	v.endArray()
 	v.end()
 }
@@ -181,10 +171,9 @@ func sortedKeysOf(m map[string]string) []string {
 	return keys
 }
 
-// addresses writes the servers' addresses by the names of their networks.
-func (v *viewer) addresses(s *compute.Server) {
+// addresses writes a server's addresses by the names of their networks.
+func (v *viewer) addresses(ports []*network.Port) {
 	v.object("addresses")
-	ports := compute.Ports(v.tx, s)
 	var done []string
 	for i, p := range ports {
 		name := v.network(p.NetworkID)
@@ -263,27 +252,35 @@ func (v *viewer) host(id resource.ID) *host.Host {
 	return h
 }
 
-// hostID tells an owner which of its servers share a host, and nothing else of it.
-func (v *viewer) hostID(s *compute.Server) string {
-	at := hostOf{s.ProjectID, s.HostID}
-	text, ok := v.hostIDs[at]
-	if !ok {
-		text = hostIDFor(s.ProjectID, v.host(s.HostID))
-		v.hostIDs[at] = text
+// An opaque tells an owner which of its servers share a host, and nothing else of it.
+type opaque [sha256.Size224]byte
+
+func (o opaque) String() string { return string(appendHex(nil, o[:])) }
+
+func (v *viewer) hostID(s *compute.Server) {
+	h := v.host(s.HostID)
+	if h == nil {
+		v.str("hostId", "")
+		return
 	}
-	return text
+	at := hostOf{s.ProjectID, s.HostID}
+	sum, ok := v.hostIDs[at]
+	if !ok {
+		sum = hostIDFor(s.ProjectID, h)
+		v.hostIDs[at] = sum
+	}
+	v.key("hostId")
+	v.b = append(appendHex(append(v.b, '"'), sum[:]), '"')
+	v.comma = true
 }
 
-func hostIDFor(project resource.ID, h *host.Host) string {
-	if h == nil {
-		return ""
-	}
-	sum := sha256.Sum224([]byte(project.Hex() + h.Name))
-	return hex.EncodeToString(sum[:])
+func hostIDFor(project resource.ID, h *host.Host) opaque {
+	var room [128]byte
+	return sha256.Sum224(append(appendHex(room[:0], project[:]), h.Name...))
 }
 
 // extended writes what Nova's early extensions added.
-func (v *viewer) extended(s *compute.Server, at compute.Standing) {
+func (v *viewer) extended(s *compute.Server, at compute.Standing, ports []*network.Port) {
 	h := v.host(s.HostID)
 	zone := s.Zone
 	if h != nil {
@@ -302,12 +299,12 @@ func (v *viewer) extended(s *compute.Server, at compute.Standing) {
 	if s.LaunchedAt.IsZero() {
 		v.null("OS-SRV-USG:launched_at")
 	} else {
-		v.str("OS-SRV-USG:launched_at", s.LaunchedAt.UTC().Format("2006-01-02T15:04:05.000000"))
+		v.format("OS-SRV-USG:launched_at", s.LaunchedAt, "2006-01-02T15:04:05.000000")
 	}
 	v.null("OS-SRV-USG:terminated_at")
 	v.array("os-extended-volumes:volumes_attached")
 	v.endArray()
-	v.securityGroups(s)
+	v.securityGroups(ports)
 	if v.admin {
 		v.inside(s, h)
 	}
@@ -325,9 +322,9 @@ func (v *viewer) keyName(s *compute.Server) {
 }
 
 // securityGroups are left out when there are none.
-func (v *viewer) securityGroups(s *compute.Server) {
+func (v *viewer) securityGroups(ports []*network.Port) {
 	var done []resource.ID
-	for _, p := range compute.Ports(v.tx, s) {
+	for _, p := range ports {
 		for _, id := range p.Groups {
 			if slices.Contains(done, id) {
 				continue
@@ -386,7 +383,7 @@ func (v *viewer) userData(name string, s *compute.Server) {
 }
 
 // instanceName is what the guest is called on its host.
-func instanceName(id resource.ID) string { return fmt.Sprintf("instance-%x", id[10:]) }
+func instanceName(id resource.ID) string { return string(appendHex([]byte("instance-"), id[10:])) }
 
 func partID(ref *compute.ImageRef) string {
 	if ref == nil {
