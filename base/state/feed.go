@@ -51,21 +51,24 @@ func newFeed(keep, keepBytes int, head Head) *feed {
 // few; when it keeps many, as many as a quarter of its changes, for each has to be decoded.
 const restoreAtLeast = 1024
 
+// restoreFirst is how many transactions are read first, then twice as many until there are enough: nobody knows before how
+// large they are, and an engine may hold all that it was asked for in memory.
+const restoreFirst = 16
+
 // restore fills the feed with what the engine still remembers, so that a watch
 // can be resumed over a restart.
 func (f *feed) restore(ctx context.Context, engine Engine, now *snapshot) error {
-	head := now.head
-	if head.Revision == 0 {
-		return nil
-	}
-	done := errors.New("caught up")
-	for since := max(0, head.Revision-int64(max(f.keep/4, min(f.keep, restoreAtLeast)))); ; {
+	head := now.head.Revision
+	enough := max(f.keep/4, min(f.keep, restoreAtLeast))
+	for since, n := head, restoreFirst; since > 0 && len(f.events) < enough && f.bytes < f.keepBytes/4; n *= 2 {
+		since = max(0, head-int64(min(n, enough)))
 		h := history{feed: &feed{keep: f.keep, keepBytes: f.keepBytes, floor: Head{Revision: since}}, now: now, newest: map[row2]resource.Object{}}
+		done := errors.New("caught up")
 		err := engine.Watch(ctx, since, func(b Batch) error {
 			if err := h.add(b, since); err != nil {
 				return err
 			}
-			if b.Head().Revision >= head.Revision {
+			if b.Head().Revision >= head {
 				return done
 			}
 			return nil
@@ -73,17 +76,16 @@ func (f *feed) restore(ctx context.Context, engine Engine, now *snapshot) error 
 		switch {
 		case errors.Is(err, done):
 			f.events, f.bytes, f.floor = h.feed.events, h.feed.bytes, h.feed.floor
-			return nil
 		case errors.Is(err, ErrCompacted):
-			// Keep half of what was hoped for; in the end nothing, which is no error.
-			since += max(1, (head.Revision-since)/2)
-			if since >= head.Revision {
-				return nil
-			}
+			return nil // what was read before is kept
 		default:
 			return fmt.Errorf("read the history: %w", err)
 		}
+		if n >= enough {
+			return nil
+		}
 	}
+	return nil
 }
 
 // history turns watched batches into events. An object that the tables, or another

@@ -1,11 +1,10 @@
 package main
 
 import (
-	"context"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
-	"time"
 )
 
 // headroomMiB is how far a large heap may grow between two collections. Go's own rule lets it double, so that
@@ -13,30 +12,27 @@ import (
 // per cent of a processor then. A small heap is left to Go's rule.
 const headroomMiB = 384
 
-// boundMemory keeps the heap from growing by more than the headroom, until ctx ends. Whoever sets GOGC
+// boundMemory keeps the heap from growing by more than the headroom, from now on. Whoever sets GOGC
 // has decided otherwise.
-func boundMemory(ctx context.Context) {
-	if os.Getenv("GOGC") != "" {
-		return
+func boundMemory() {
+	if os.Getenv("GOGC") == "" {
+		afterCollection(100)
 	}
-	// What a start has read and thrown away would else be held for minutes.
-	debug.FreeOSMemory()
-	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	tick := time.NewTicker(2 * time.Second)
-	defer tick.Stop()
-	percent := 100
-	for {
+}
+
+// afterCollection sets the growth anew after each collection; now it is percent. Something that nobody
+// holds is told of one by its finalizer.
+func afterCollection(percent int) {
+	runtime.SetFinalizer(&struct{ alone [32]byte }{}, func(any) {
+		live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 		metrics.Read(live)
-		if want := growth(live[0].Value.Uint64()); want != percent {
+		want := growth(live[0].Value.Uint64())
+		if want < percent || want > percent+5 { // setting it stops everything for a moment
+			debug.SetGCPercent(want)
 			percent = want
-			debug.SetGCPercent(percent)
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
+		afterCollection(percent)
+	})
 }
 
 // growth is GOGC's per cent for so many live bytes.

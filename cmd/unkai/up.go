@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -57,6 +58,7 @@ func (u *upCommand) Run(ctx context.Context) error {
 			}
 		})
 	}
+	boundMemory()
 	c, err := openCloud(ctx, u.Data, pool, own, member, start)
 	defer func() {
 		stop(nil)
@@ -80,7 +82,7 @@ func (u *upCommand) Run(ctx context.Context) error {
 	}
 	url := urlOf(l, secure)
 	start("control", func(ctx context.Context) error { c.run(ctx); return nil })
-	start("bound memory", func(ctx context.Context) error { boundMemory(ctx); return nil })
+	debug.FreeOSMemory() // what a start has read and thrown away would else be held for minutes
 	hosts, err := u.startHosts(ctx, c, start)
 	if err != nil {
 		return err

@@ -26,7 +26,7 @@ const (
 	maxTxnOps       = 1 << 16
 	maxRequestBytes = 128 << 20
 	// How many log entries lie between two snapshots, and are read again at a start.
-	snapshotEvery = 500
+	snapshotEvery = 100
 	// How many applied log entries stay in memory for followers. There are none.
 	catchUpEntries = 16
 	// bbolt may lag behind the write-ahead log, which is what makes a commit durable.
