@@ -249,6 +249,15 @@ func (t *Table[T]) PeekOne(tx *Tx, id resource.ID) (*T, bool) {
 	return any(r.obj).(*T), true
 }
 
+// PeekAt is the n-th object in the order of IDs, from 0, under Peek's rule.
+func (t *Table[T]) PeekAt(tx *Tx, n int) (*T, bool) {
+	r, ok := tx.tables[t.def.slot].rows.GetAt(n)
+	if !ok {
+		return nil, false
+	}
+	return any(r.obj).(*T), true
+}
+
 // Len is how many objects there are.
 func (t *Table[T]) Len(tx *Tx) int { return tx.tables[t.def.slot].rows.Len() }
 

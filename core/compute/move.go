@@ -67,8 +67,9 @@ func (s *Server) beside() resource.ID {
 
 // Load is how many servers a host has, and what is taken of it: by them, and by those that hold room there for a move.
 func Load(tx *state.Tx, h resource.ID) (count int64, taken state.Amounts) {
-	count, taken = servers.Sum(tx, "load", state.KeyOf(h))
-	_, more := servers.Sum(tx, "beside", state.KeyOf(h))
+	key := state.KeyOf(h)
+	count, taken = servers.Sum(tx, "load", key)
+	_, more := servers.Sum(tx, "beside", key)
 	for i := range taken {
 		taken[i] += more[i]
 	}

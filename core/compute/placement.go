@@ -3,6 +3,7 @@ package compute
 import (
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
@@ -61,9 +62,24 @@ type placing struct {
 	zones   ZoneMap
 	labeled map[resource.ID]bool // hosts in an aggregate with the labels
 	members map[resource.ID]int  // of the group, by host
-	used    state.Amounts        // of the host that is looked at
-	loaded  bool                 // used is known
-	short   string               // what the host that is looked at lacks
+	asked   []constraint
+	dice    dice
+	used    state.Amounts // of the host that is looked at
+	loaded  bool          // used is known
+	short   shortage      // what the host that is looked at lacks
+}
+
+// A shortage is how much of what a host lacks; none if the unit is "".
+type shortage struct {
+	amount int64
+	unit   string
+}
+
+func (s shortage) String() string {
+	if s.unit == "" {
+		return ""
+	}
+	return fmt.Sprint(s.amount, " ", s.unit)
 }
 
 // A constraint keeps a host or removes it.
@@ -135,7 +151,7 @@ func (p *placing) room(h *host.Host, what int) bool {
 	}
 	lack := p.used[what] + p.load[what] - p.service.total(h)[what]
 	if lack > 0 {
-		p.short = fmt.Sprintf("%d %s", lack, units[what])
+		p.short = shortage{lack, units[what]}
 	}
 	return lack <= 0
 }
@@ -170,28 +186,49 @@ const (
 	best     = 3 // scores that are kept
 )
 
-// place chooses a host for a demand, and explains it; nil if none fits. It reads every host, but no server.
+// enough hosts are looked at for one decision when there are many more: every so-manieth, from a random one on. The best of
+// them is about as good as the best of all, and a decision takes no longer with thousands. Only when none of them fits, all are looked at.
+const enough = 500
+
+// place chooses a host for a demand, and explains it; nil if none fits. It reads no server.
 func (s *Service) place(tx *state.Tx, d demand) (*host.Host, *operation.Why) {
-	p := placing{demand: d, service: s, tx: tx, zones: ZonesOf(tx)}
+	p := placing{demand: d, service: s, tx: tx, zones: ZonesOf(tx), dice: newDice(tx)}
 	p.lookAround()
-	var asked []constraint
 	for _, c := range constraints {
 		if c.asks == nil || c.asks(&p) {
-			asked = append(asked, c)
+			p.asked = append(p.asked, c)
 		}
 	}
-	removed := make([]operation.Removed, len(asked))
+	all := host.Table().Len(tx)
+	if step := all / enough; step > 1 && d.host.IsZero() {
+		chosen, why := p.among(func(yield func(*host.Host) bool) {
+			for n := p.dice.below(step); n < all; n += step {
+				if h, ok := host.Table().PeekAt(tx, n); ok && !yield(h) {
+					return
+				}
+			}
+		})
+		if chosen != nil {
+			why.Of = all
+			return chosen, why
+		}
+	}
+	return p.among(host.Table().Peek(tx, "", state.Range{}))
+}
+
+// among chooses one of some hosts.
+func (p *placing) among(hosts iter.Seq[*host.Host]) (*host.Host, *operation.Why) {
+	removed := make([]operation.Removed, len(p.asked))
 	why := &operation.Why{}
-	dice := newDice(tx)
 	var chosen *host.Host
 	var top []operation.Score
 	ties, furthest := 0, -1
 hosts:
-	for h := range host.Table().Peek(tx, "", state.Range{}) {
+	for h := range hosts {
 		why.Looked++
-		p.loaded = false
-		for n, c := range asked {
-			if c.keep(&p, h) {
+		p.loaded, p.short = false, shortage{}
+		for n, c := range p.asked {
+			if c.keep(p, h) {
 				continue
 			}
 			r := &removed[n]
@@ -201,9 +238,8 @@ hosts:
 			}
 			if n > furthest {
 				furthest = n
-				why.Nearest = nearest(c.name, p.short)
+				why.Nearest = nearest(c.name, p.short.String())
 			}
-			p.short = ""
 			continue hosts
 		}
 		score := p.score(h)
@@ -211,7 +247,7 @@ hosts:
 		case chosen == nil || score > top[0].Score:
 			chosen, ties = h, 1
 		case score == top[0].Score:
-			if ties++; dice.below(ties) == 0 {
+			if ties++; p.dice.below(ties) == 0 {
 				chosen = h
 			}
 		}
@@ -219,7 +255,7 @@ hosts:
 	}
 	for n, r := range removed {
 		if r.Count > 0 {
-			r.Constraint = asked[n].name
+			r.Constraint = p.asked[n].name
 			why.Removed = append(why.Removed, r)
 		}
 	}

@@ -60,7 +60,8 @@ type Step struct {
 // A Why explains a decision: what was looked at, and what removed it.
 type Why struct {
 	Chosen  string
-	Looked  int       // how many candidates there were
+	Looked  int       // how many candidates were looked at
+	Of      int       `json:",omitempty"` // how many there were, when only some were looked at because one of these fitted
 	Removed []Removed // by which rule, in the order they were applied
 	Nearest string    // what came nearest to fitting, when nothing was chosen
 	Scores  []Score   // the best few that fitted
