@@ -88,15 +88,19 @@ func New(store Store, now time.Time, handlers ...Handler) (*Agent, error) {
 	return a, nil
 }
 
-// all makes everything due: what is wanted in the handlers' order, and before it what is
-// held. The caller holds mu.
+// all makes everything due. The caller holds mu.
 func (a *Agent) all(now time.Time) {
-	for _, keys := range [][]host.Key{slices.Collect(maps.Keys(a.held)), slices.Collect(maps.Keys(a.wants))} {
-		a.sort(keys)
-		for _, key := range keys {
-			a.queue.Add(key, now)
-		}
+	for _, key := range a.keys() {
+		a.queue.Add(key, now)
 	}
+}
+
+// keys are of what is wanted, in the handlers' order, and before it of what is held. The caller holds mu.
+func (a *Agent) keys() []host.Key {
+	held, wanted := slices.Collect(maps.Keys(a.held)), slices.Collect(maps.Keys(a.wants))
+	a.sort(held)
+	a.sort(wanted)
+	return append(held, wanted...)
 }
 
 // sort puts keys into the handlers' order, then that of their IDs.
@@ -258,11 +262,14 @@ func (a *Agent) leasedGuests() []resource.ID {
 	return ids
 }
 
-// Resync makes everything due, and looks for what the machine holds and nobody wants; the latter
-// only after a controller has told everything, for a lost disk must not end guests.
+// Resync makes everything due within resyncEvery, each thing at a moment of its own: a host's guests are not to be looked at all in
+// one. And it looks for what the machine holds and nobody wants, but only after a controller has told
+// everything, for a lost disk must not end guests.
 func (a *Agent) Resync(ctx context.Context, now time.Time) error {
 	a.mu.Lock()
-	a.all(now)
+	for _, key := range a.keys() {
+		a.queue.Add(key, now.Add(part(key.ID, resyncEvery)))
+	}
 	confirmed := a.confirmed
 	a.mu.Unlock()
 	a.poke()
@@ -471,7 +478,12 @@ func spread(id resource.ID, wait time.Duration) time.Duration {
 	if wait < 5*time.Second {
 		return wait
 	}
-	return wait - wait/2*time.Duration(id[15])/256
+	return wait - part(id, wait/2)
+}
+
+// part is a part of a span of time, another one for each thing.
+func part(id resource.ID, span time.Duration) time.Duration {
+	return span / 256 * time.Duration(id[15])
 }
 
 // spellings are room for reports: most say again what the controller knows.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -164,6 +165,7 @@ func (a *Agent) reportTo(ctx context.Context, link Link) {
 }
 
 func (a *Agent) resyncOften(ctx context.Context) {
+	sleep(ctx, rand.N(resyncEvery)) // not with every other host that came back when the power did
 	tick := time.NewTicker(resyncEvery)
 	defer tick.Stop()
 	for {

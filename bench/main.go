@@ -2,7 +2,7 @@
 // disk. It starts bin/unkai itself, bounds every load in count and time, and prints each figure
 // beside the one that was asked for.
 //
-//	go run ./bench [-unkai bin/unkai] [-only name,…] [-large 100000] [-guest /var/cache/unkai/guest]
+//	go run ./bench [-unkai bin/unkai] [-only name,…] [-large 100000] [-guest /var/cache/unkai/guest] [-docs docs]
 package main
 
 import (
@@ -31,6 +31,7 @@ type bench struct {
 	dir   string
 	large int
 	guest string // the directory of the demo guest
+	docs  string // where the table of the part "scale" is written; "" for nowhere
 	cloud *cloud
 	lines []measure
 	only  map[string]bool
@@ -51,17 +52,19 @@ var parts = []struct {
 	{"details", (*bench).details},
 	{"thousand", (*bench).tenThousand},
 	{"large", (*bench).hundredThousand},
+	{"scale", (*bench).scale},
 }
 
 func main() {
 	unkai := flag.String("unkai", "bin/unkai", "the binary to measure")
-	only := flag.String("only", "", "parts to run, by commas: start, tokens, images, guests, overlay, networks, creates, details, thousand, large")
+	only := flag.String("only", "", "parts to run, by commas: start, tokens, images, guests, overlay, networks, creates, details, thousand, large, scale")
 	large := flag.Int("large", 100_000, "servers of the large cloud")
 	guest := flag.String("guest", "/var/cache/unkai/guest", "where the demo guest is (make guest)")
+	docs := flag.String("docs", "", "the directory in which the part scale writes scale.md")
 	flag.Parse()
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
 	defer cancel()
-	b := &bench{ctx: ctx, unkai: *unkai, large: *large, guest: *guest, only: map[string]bool{}}
+	b := &bench{ctx: ctx, unkai: *unkai, large: *large, guest: *guest, docs: *docs, only: map[string]bool{}}
 	for name := range strings.SplitSeq(*only, ",") {
 		if name != "" {
 			b.only[name] = true
