@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"cmp"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -100,6 +101,21 @@ func (m *Machine) Written(id resource.ID) bool {
 	return g != nil && g.written
 }
 
+// Running lists the guests whose processors run, whatever a driver of the machine could tell now, in the order of their IDs.
+func (m *Machine) Running() []resource.ID {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var ids []resource.ID
+	for id, g := range m.guests {
+		m.settle(id, g)
+		if g.power == compute.On {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, compareIDs)
+	return ids
+}
+
 // toRunning does something to a guest if its processors run.
 func (m *Machine) toRunning(id resource.ID, do func(*guest)) {
 	m.mu.Lock()
@@ -132,6 +148,7 @@ func (m *Machine) Reboot() {
 		g.way.breakOff(g)
 		if g.power == compute.On || g.power == compute.Paused {
 			m.become(id, g, compute.Off)
+			g.lostPower = true
 		}
 	}
 }
