@@ -4,13 +4,14 @@ import (
 	"context"
 
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/identity"
 	"github.com/unkai-cloud/unkai/core/operation"
 )
 
 // Cancellers take back what was asked of servers.
 func (s *Service) Cancellers() map[string]operation.Canceller {
-	return map[string]operation.Canceller{servers.Kind(): s.cancel}
+	return map[string]operation.Canceller{servers.Kind(): s.cancel, host.Table().Kind(): cancelDrain}
 }
 
 // cancel takes back what is under way with a server. One that is being made goes, as if it had been

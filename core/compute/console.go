@@ -75,8 +75,7 @@ func hashToken(token string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Reconcilers is the work that this domain has besides what hosts do: to forget console tokens
-// that nobody used in time.
+// Reconcilers is the work that this domain has besides what hosts do.
 func (s *Service) Reconcilers() []reconcile.Task {
 	return []reconcile.Task{{
 		Name: "console-token-expiry",
@@ -88,7 +87,7 @@ func (s *Service) Reconcilers() []reconcile.Task {
 			return nil
 		},
 		Step: s.expireConsoleToken,
-	}, s.endTask()}
+	}, s.endTask(), s.rescueTask(), s.crashTask(), s.drainTask()}
 }
 
 func (s *Service) expireConsoleToken(ctx context.Context, id resource.ID) (reconcile.Next, error) {

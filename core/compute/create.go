@@ -404,7 +404,7 @@ func (b *builder) server(n int) *Server {
 		UserData: b.UserData, Files: b.Files, AdminPassword: b.AdminPassword, ConfigDrive: b.ConfigDrive,
 		Zone: b.Zone, GroupID: b.GroupID, Trusted: b.Trusted, Hints: b.Hints, LaunchIndex: n, ReservationID: b.ReservationID,
 		Description: b.Description, Hostname: b.Hostname, Metadata: b.Metadata, Tags: b.Tags,
-		AccessIPv4: b.AccessIPv4, AccessIPv6: b.AccessIPv6, ManualDisk: b.ManualDisk, Power: On, RequestKey: b.RequestKey,
+		AccessIPv4: b.AccessIPv4, AccessIPv6: b.AccessIPv6, ManualDisk: b.ManualDisk, Power: On, RequestKey: b.RequestKey, Epoch: 1, Keep: b.keep(),
 	}
 	if b.Stopped {
 		srv.Power = Off
@@ -427,7 +427,7 @@ func begin(ctx context.Context, tx *state.Tx, srv *Server, task Task, within tim
 	if err != nil {
 		return nil, err
 	}
-	srv.Task, srv.OperationID = task, op.ID
+	srv.Task, srv.OperationID, srv.Crash.Restart = task, op.ID, time.Time{}
 	srv.Wish++
 	return op, nil
 }

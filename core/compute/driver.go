@@ -41,6 +41,15 @@ type Guest struct {
 	Rebuilds     int // throw the root disk away and make it anew from its image
 	GraceSeconds int // how long a guest may take over a soft stop or reboot before it is cut off
 
+	// Epoch goes up whenever the guest is given to a host. What a driver still holds of an earlier one is not this guest: it
+	// was elsewhere since, and has to be made anew. 0, here or in what is held, says nothing.
+	Epoch int `json:",omitempty"`
+	// StayOff leaves a guest off that ended with its host's power, as if it had switched itself off.
+	StayOff bool `json:",omitempty"`
+	// Leased: it may be started elsewhere when the host is lost, so that the agent runs it only under the host's lease. It
+	// says nothing to a driver.
+	Leased bool `json:",omitempty"`
+
 	// Leave is set while the host is to send the guest to another one, Arrive while it is to take it in from
 	// another; both are told to a Mover only. Without them the guest is this host's, to be as wished: one that had
 	// been sent is then run on here, one that has arrived begins to run.

@@ -290,8 +290,9 @@ func (s *Server) handOver(tx *state.Tx) error {
 	if err := host.Discard(tx, s.HostID, "guest", s.ID); err != nil {
 		return err
 	}
-	s.HostID, s.Move = s.Move.To, nil
+	s.HostID, s.Epoch, s.Move = s.Move.To, s.Move.Number+1, nil
 	s.Wish++
+	s.Sworn = s.Wish
 	if err := s.rebind(tx); err != nil {
 		return err
 	}
@@ -359,57 +360,64 @@ func (s *Server) turnBack(tx *state.Tx) error {
 // comes back, it is told to take away what it has.
 func (s *Service) Evacuate(ctx context.Context, id resource.ID, toHost, adminPassword string) error {
 	_, err := s.change(ctx, "server.move", id, func(tx *state.Tx, srv *Server) error {
-		if srv.Doomed() || srv.HostID.IsZero() || srv.LaunchedAt.IsZero() {
-			return wrongState(srv, string(Evacuating))
-		}
-		from, ok := host.Table().PeekOne(tx, srv.HostID)
-		if ok && from.Up() {
-			return fault.Errorf(fault.Invalid, "Compute service of %s is still in use.", from.Name).WithCode("host-up")
-		}
-		if err := srv.turnBack(tx); err != nil {
-			return err
-		}
-		if err := srv.conclude(tx, operation.Cancelled, "The server's host was evacuated."); err != nil {
-			return err
-		}
-		srv.Before = nil
-		d, err := s.demandOf(tx, srv, &srv.Shape, from, toHost)
-		if err != nil {
-			return err
-		}
-		d.moves = false // nothing is sent
-		chosen, why := s.place(tx, d)
-		if chosen == nil {
-			return fault.Errorf(fault.Exhausted, "%s", explain(why)).WithCode("no-host")
-		}
-		if adminPassword != "" {
-			srv.AdminPassword = adminPassword
-		}
-		return s.startAnew(ctx, tx, srv, chosen.ID, why)
+		_, err := s.evacuate(ctx, tx, srv, toHost, adminPassword)
+		return err
 	})
 	return err
 }
 
+func (s *Service) evacuate(ctx context.Context, tx *state.Tx, srv *Server, toHost, adminPassword string) (*operation.Operation, error) {
+	if srv.Doomed() || srv.HostID.IsZero() || srv.LaunchedAt.IsZero() {
+		return nil, wrongState(srv, string(Evacuating))
+	}
+	from, ok := host.Table().PeekOne(tx, srv.HostID)
+	if ok && from.Up() {
+		return nil, fault.Errorf(fault.Invalid, "Compute service of %s is still in use.", from.Name).WithCode("host-up")
+	}
+	if err := srv.turnBack(tx); err != nil {
+		return nil, err
+	}
+	if err := srv.conclude(tx, operation.Cancelled, "The server's host was evacuated."); err != nil {
+		return nil, err
+	}
+	srv.Before = nil
+	d, err := s.demandOf(tx, srv, &srv.Shape, from, toHost)
+	if err != nil {
+		return nil, err
+	}
+	d.moves = false // nothing is sent
+	chosen, why := s.place(tx, d)
+	if chosen == nil {
+		return nil, fault.Errorf(fault.Exhausted, "%s", explain(why)).WithCode("no-host")
+	}
+	if adminPassword != "" {
+		srv.AdminPassword = adminPassword
+	}
+	return s.startAnew(ctx, tx, srv, chosen.ID, why)
+}
+
 // startAnew has another host make the server's guest.
-func (s *Service) startAnew(ctx context.Context, tx *state.Tx, srv *Server, to resource.ID, why *operation.Why) error {
+func (s *Service) startAnew(ctx context.Context, tx *state.Tx, srv *Server, to resource.ID, why *operation.Why) (*operation.Operation, error) {
 	if err := srv.chronicle(ctx, tx, Evacuating, to, &srv.Shape); err != nil {
-		return err
+		return nil, err
 	}
 	if err := host.Discard(tx, srv.HostID, "guest", srv.ID); err != nil {
-		return err
+		return nil, err
 	}
-	srv.HostID, srv.Seen, srv.Failure = to, Seen{}, nil
+	srv.Moves++
+	srv.Epoch = srv.Moves + 1
+	srv.HostID, srv.Seen, srv.Failure, srv.Sworn, srv.Stranded = to, Seen{}, nil, 0, nil
 	if srv.Power == Suspended {
 		srv.Power = Off // what it had in memory is gone
 	}
 	op, err := begin(ctx, tx, srv, Evacuating, createWithin)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := srv.rebind(tx); err != nil {
-		return err
+		return nil, err
 	}
-	return operation.Explain(tx, op, why)
+	return op, operation.Explain(tx, op, why)
 }
 
 var _ = identity.Rules(map[string]identity.Rule{"server.move": identity.Admin})

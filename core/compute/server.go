@@ -48,6 +48,7 @@ type Server struct {
 	Rebuilds    int               `json:",omitempty"`
 	Wish        int               `json:",omitempty"`
 	DeletedAt   time.Time         `json:",omitzero"` // since when the owner no longer wants it
+	Keep        Keep              `json:",omitzero"`
 	Before      *Reshaped         `json:",omitempty"`
 
 	// Decided by the control plane.
@@ -56,9 +57,13 @@ type Server struct {
 	OperationID resource.ID // of the task
 	Move        *Move       `json:",omitempty"` // to another host, under way
 	Moves       int         `json:",omitempty"` // begun so far
+	Epoch       int         `json:",omitempty"` // of its placement: a host that holds something of an earlier one holds nothing of the server
 	MigrationID resource.ID // the record of the last change of host or shape
 	Failure     *Failure    `json:",omitempty"`
-	LaunchedAt  time.Time   `json:",omitzero"` // when it ran for the first time
+	LaunchedAt  time.Time   `json:",omitzero"`  // when it ran for the first time
+	Sworn       int         `json:",omitempty"` // the first wish by which its host knew that it runs it under its lease alone
+	Stranded    *Stranded   `json:",omitempty"` // while its host is dead, and no other has it yet
+	Crash       Crash       `json:",omitzero"`
 
 	// Reported by the host.
 	Seen Seen
@@ -190,6 +195,9 @@ func (s *Server) Stage() Stage {
 	case s.Before != nil && s.Task == "":
 		return Unsettled
 	}
+	if s.Seen.Power == Crashed && !s.Crash.Restart.IsZero() {
+		return Running // in a moment again
+	}
 	if stage, ok := stages[s.Seen.Power]; ok {
 		return stage
 	}
@@ -259,6 +267,25 @@ var servers = state.NewTable("server",
 			return nil
 		}
 		return bothScopes(s.ProjectID)
+	}),
+	// Where it was, and may have to go back to.
+	state.Index("came", func(s *Server) state.Key {
+		if s.Before == nil || s.Before.HostID == s.HostID {
+			return ""
+		}
+		return state.KeyOf(s.Before.HostID)
+	}),
+	state.Index("restart", func(s *Server) state.Key {
+		if s.Crash.Restart.IsZero() {
+			return ""
+		}
+		return state.KeyOf(s.Crash.Restart)
+	}),
+	state.Index("stranded", func(s *Server) state.Key {
+		if s.Stranded == nil {
+			return ""
+		}
+		return state.KeyOf(s.HostID)
 	}),
 	state.Index("reservation", func(s *Server) state.Key { return state.KeyOf(s.ReservationID) }),
 	state.Index("tail", func(s *Server) state.Key { return state.KeyOf(s.ID.Tail()) }),

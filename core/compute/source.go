@@ -32,7 +32,7 @@ func (s *Service) want(tx *state.Tx, h, id resource.ID) (any, bool) {
 		return nil, false
 	case srv.Move != nil && srv.Move.To == h:
 		g := s.guest(tx, srv, h, &srv.Shape)
-		g.Arrive = &Arrive{Move: srv.Move.Number, Live: srv.Move.Live}
+		g.Arrive, g.Epoch = &Arrive{Move: srv.Move.Number, Live: srv.Move.Live}, srv.Move.Number+1
 		return g, true
 	case srv.HostID != h:
 		return nil, false
@@ -66,6 +66,7 @@ func (s *Service) guest(tx *state.Tx, srv *Server, on resource.ID, shape *Shape)
 		Disks: srv.disks(), ConfigDrive: srv.ConfigDrive,
 		Power: srv.Power, HardBoots: srv.HardBoots, SoftBoots: srv.SoftBoots, Rebuilds: srv.Rebuilds,
 		Wish: srv.Wish, GraceSeconds: int(s.config.Grace.Seconds()),
+		Epoch: srv.Epoch, Leased: srv.Keep.Elsewhere, StayOff: host.KeepingOf(tx).StayOff,
 	}
 	g.Metadata = Metadata{
 		Hostname: srv.Hostname, Zone: srv.Zone, Type: shape.Name, ImageID: srv.Boot.ImageID(), LaunchIndex: srv.LaunchIndex,
@@ -115,7 +116,14 @@ func (s *Server) disks() []Disk {
 // touched says which guests a change concerns.
 func touched(tx *state.Tx, e state.Event) []host.Ref {
 	var refs []host.Ref
-	if e.Kind != servers.Kind() {
+	switch e.Kind {
+	case servers.Kind():
+	case host.KeepingKind():
+		for srv := range servers.Peek(tx, "host", state.Range{}) {
+			refs = append(refs, host.Ref{Host: srv.HostID, ID: srv.ID})
+		}
+		return refs
+	default:
 		return touchedByNetwork(tx, e)
 	}
 	for _, obj := range []resource.Object{e.Before, e.After} {
@@ -238,8 +246,11 @@ func (s *Server) advance(tx *state.Tx) error {
 	default:
 		return s.giveUp(tx, "The guest ended by itself.")
 	}
-	// The wish follows a guest that ended by itself.
-	if s.Seen.ended(s) && !s.LaunchedAt.IsZero() {
+	switch {
+	case !s.Seen.ended(s) || s.LaunchedAt.IsZero():
+	case s.Seen.Power == Crashed:
+		return s.crashed(tx)
+	default: // the wish follows a guest that ended by itself
 		s.Power = Off
 	}
 	return nil
@@ -254,10 +265,17 @@ func (s *Server) giveUp(tx *state.Tx, why string) error {
 	if s.LaunchedAt.IsZero() || s.Task == Rebuilding || s.Task == Evacuating {
 		s.fail(tx, 500, why)
 	}
+	wished := s.Power
 	if s.Task != Creating {
 		s.fallBack()
 	}
-	return s.conclude(tx, operation.Failed, why)
+	if err := s.conclude(tx, operation.Failed, why); err != nil {
+		return err
+	}
+	if s.Seen.Power == Crashed && wished == On && s.Failure == nil {
+		return s.crashed(tx)
+	}
+	return nil
 }
 
 // fallBack makes the wish what was last seen.
@@ -274,7 +292,7 @@ func (s *Server) fallBack() {
 
 // Expirers end what was not done in time.
 func (s *Service) Expirers() map[string]operation.Expirer {
-	return map[string]operation.Expirer{servers.Kind(): s.expire}
+	return map[string]operation.Expirer{servers.Kind(): s.expire, host.Table().Kind(): expireDrain}
 }
 
 func (s *Service) expire(tx *state.Tx, o *operation.Operation) error {

@@ -23,7 +23,9 @@ type Host struct {
 	Zone           string
 	Disabled       bool // nothing new is placed here
 	DisabledReason string
-	Maintenance    bool
+	Maintenance    bool                 // its guests are taken elsewhere, and nobody misses it; always Disabled
+	Drain          *Drain               `json:",omitempty"` // how, in maintenance
+	Fencing        Fencing              `json:",omitzero"`
 	Traits         []string             `json:",omitempty"` // besides those that follow from what it reports; see AllTraits
 	Offers         map[string]Inventory `json:",omitempty"` // of custom resource classes, by their names
 
@@ -32,9 +34,11 @@ type Host struct {
 	Address  netip.Addr // for other hosts: tunnels, moves
 	Version  string     // of Unkai on it
 	Physical []string   // the physical networks that it is connected with, by name
+	Watchdog bool       `json:",omitempty"` // enforces its lease
 
 	// Found out by the control plane.
 	Lost   time.Time // since when it cannot be heard; zero while it can
+	Fenced Fenced    `json:",omitzero"` // how it is known, since it is lost, that it runs nothing any more
 	Joined time.Time
 	Ahead  Mark // of a state that the host has seen and we have not, while it refuses ours; zero otherwise
 }
@@ -55,6 +59,9 @@ type Capacity struct {
 
 // Up reports whether the host can be heard.
 func (h *Host) Up() bool { return h.Lost.IsZero() }
+
+// Dead reports whether the host is lost and known to run nothing: what was on it may be started elsewhere.
+func (h *Host) Dead() bool { return !h.Up() && !h.Fenced.At.IsZero() }
 
 // DefaultZone is the zone of hosts that name none.
 const DefaultZone = "nova"
@@ -122,7 +129,7 @@ func (s *Service) List(ctx context.Context, q query.List) (query.Page[Host], err
 	return query.Take(hosts.Range(tx, "name", r), q.Limit, nil), nil
 }
 
-// SetDisabled keeps new things off a host, or lets them on it again.
+// SetDisabled keeps new things off a host, or lets them on it again, which ends its maintenance.
 func (s *Service) SetDisabled(ctx context.Context, id resource.ID, disabled bool, reason string) error {
 	return s.State.Update(ctx, func(tx *state.Tx) error {
 		h, ok := hosts.Find(tx, id)
@@ -133,6 +140,11 @@ func (s *Service) SetDisabled(ctx context.Context, id resource.ID, disabled bool
 			return err
 		}
 		h.Disabled, h.DisabledReason = disabled, reason
+		if !disabled {
+			if err := h.resume(tx); err != nil {
+				return err
+			}
+		}
 		return hosts.Put(tx, h)
 	})
 }
@@ -147,6 +159,8 @@ type Hello struct {
 	Physical []string
 	// It can put differences together; see Session.Differences.
 	Differences bool `json:",omitempty"`
+	Renews      bool `json:",omitempty"` // its lease
+	Watchdog    bool `json:",omitempty"` // enforces it
 	Mark        Mark // of the newest state that it was told of
 }
 
@@ -199,11 +213,12 @@ func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 			h.Zone = DefaultZone
 		}
 	} else if h.Up() && h.Capacity == hello.Capacity && h.Address == hello.Address && h.Version == hello.Version &&
-		slices.Equal(h.Physical, hello.Physical) && h.Ahead == (Mark{}) {
+		slices.Equal(h.Physical, hello.Physical) && h.Watchdog == hello.Watchdog && h.Ahead == (Mark{}) {
 		return false, nil
 	}
 	h.Capacity, h.Address, h.Version, h.Physical = hello.Capacity, hello.Address, hello.Version, hello.Physical
-	h.Lost, h.Ahead = time.Time{}, Mark{}
+	h.Watchdog = hello.Watchdog
+	h.Lost, h.Fenced, h.Ahead = time.Time{}, Fenced{}, Mark{}
 	return false, hosts.Put(tx, h)
 }
 
@@ -215,7 +230,8 @@ func Lose(ctx context.Context, s *state.State, id resource.ID) error {
 		if !ok || !h.Up() {
 			return nil
 		}
-		h.Lost = tx.Now()
+		h.Lost, h.Fenced = tx.Now(), Fenced{}
+		h.Fencing.Trouble, h.Fencing.Failures, h.Fencing.TriedAt = "", 0, time.Time{}
 		return hosts.Put(tx, h)
 	})
 }

@@ -76,6 +76,8 @@ type Hub struct {
 	// The clock, and what calls a function after a time; time.Now and time.AfterFunc when nil.
 	Now   func() time.Time
 	After func(time.Duration, func())
+	// Confirm makes sure that no other controller knows more; nil: there is none.
+	Confirm func(context.Context) error
 
 	watch *state.Watcher
 
@@ -109,6 +111,9 @@ type Session struct {
 	pieces map[Key][]piece // of long bodies
 
 	differences bool // the host can put differences together
+
+	renews bool      // it renews its lease; guarded by the hub's mu
+	heard  time.Time // when it did so last; guarded by the hub's mu
 }
 
 // Connect begins a session; an older one of the same host ends.
@@ -142,6 +147,15 @@ func (s *Session) Close() {
 	defer s.hub.mu.Unlock()
 	if s.hub.sessions[s.host] == s {
 		delete(s.hub.sessions, s.host)
+	}
+}
+
+// endSession ends a host's session, if it has one.
+func (h *Hub) endSession(id resource.ID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s := h.sessions[id]; s != nil {
+		s.end()
 	}
 }
 

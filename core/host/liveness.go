@@ -9,7 +9,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/state"
 )
 
-// Liveness marks hosts as lost that have had no session for as long as Expect. When a
+// Liveness marks hosts as lost that could not be heard for as long as Expect. When a
 // host was last heard is no state: a new controller gives every host that long again.
 func (h *Hub) Liveness(now func() time.Time) reconcile.Task {
 	silent := map[resource.ID]time.Time{} // since when; steps for one host never overlap, but those of two may
@@ -25,13 +25,16 @@ func (h *Hub) Liveness(now func() time.Time) reconcile.Task {
 		Step: func(ctx context.Context, id resource.ID) (reconcile.Next, error) {
 			known, ok := hosts.Find(h.State.Latest(), id)
 			h.mu.Lock()
-			connected := h.sessions[id] != nil
+			connected := h.audible(id, now())
 			if !ok || connected {
 				delete(silent, id)
 			}
 			since, was := silent[id]
 			if ok && !connected && !was {
 				since = now()
+				if s := h.sessions[id]; s != nil {
+					since = s.heard
+				}
 				silent[id] = since
 			}
 			h.mu.Unlock()
@@ -41,7 +44,9 @@ func (h *Hub) Liveness(now func() time.Time) reconcile.Task {
 			case connected || !known.Up():
 				return reconcile.Next{After: Expect / 3}, nil
 			case now().Sub(since) >= Expect:
-				return reconcile.Next{After: Expect / 3}, Lose(ctx, h.State, id)
+				err := Lose(ctx, h.State, id)
+				h.endSession(id) // it says hello again, if it is there
+				return reconcile.Next{After: Expect / 3}, err
 			}
 			return reconcile.Next{After: Expect - now().Sub(since)}, nil
 		},

@@ -1,0 +1,203 @@
+package compute
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/reconcile"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
+	"github.com/unkai-cloud/unkai/core/operation"
+)
+
+const (
+	rescueEvery = 10 * time.Second
+	rescueLooks = 100 // servers that one step looks for another host for
+)
+
+// Awaited reports whether a server of a host is to be started elsewhere once the host is known to be dead.
+func Awaited(tx *state.Tx, h resource.ID) bool {
+	for srv := range servers.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h)}) {
+		if srv.awaits() {
+			return true
+		}
+	}
+	return false
+}
+
+// awaits reports whether the server is to run, and elsewhere if not here. One that is off has nothing to gain by that, and its disks to lose.
+func (s *Server) awaits() bool {
+	return s.Keep.Elsewhere && !s.Doomed() && !s.LaunchedAt.IsZero() && (s.Power == On || s.Power == Paused)
+}
+
+// sworn reports whether the host is known not to run the guest when its lease is over.
+func (s *Server) sworn() bool { return s.Seen.Wish >= s.Sworn }
+
+// rescueTask gives servers of hosts that are dead to others. Its steps are for hosts.
+func (s *Service) rescueTask() reconcile.Task {
+	return reconcile.Task{
+		Name: "compute-rescue",
+		All:  func(tx *state.Tx) []resource.ID { return host.Table().IDs(tx, "name", "") },
+		Touched: func(e state.Event) []resource.ID {
+			switch o := e.After.(type) {
+			case *host.Host:
+				return []resource.ID{e.ID}
+			case *Server:
+				if o.Keep.Elsewhere && !o.HostID.IsZero() {
+					return []resource.ID{o.HostID}
+				}
+			}
+			return nil
+		},
+		Step: s.rescue,
+	}
+}
+
+func (s *Service) rescue(ctx context.Context, id resource.ID) (reconcile.Next, error) {
+	ctx = identity.Internal(ctx)
+	tx := s.State.Latest()
+	if err := s.land(ctx, id); err != nil {
+		return reconcile.Next{}, err
+	}
+	h, ok := host.Table().PeekOne(tx, id)
+	if !ok || !h.Dead() {
+		return reconcile.Next{}, nil
+	}
+	waiting := waitingOn(tx, id)
+	if len(waiting) == 0 {
+		return reconcile.Next{}, nil
+	}
+	again := reconcile.Next{After: rescueEvery}
+	if _, _, storm := host.Storm(tx); storm && h.Fenced.How != host.ByWord {
+		return again, nil
+	}
+	free := host.KeepingOf(tx).AtOnce - underWay(tx, Evacuating)
+	for n, srv := range waiting {
+		if free <= 0 || n == rescueLooks {
+			return again, nil
+		}
+		switch left, err := s.rescueOne(ctx, srv.ID, id); {
+		case err != nil:
+			return again, err
+		case left:
+			free--
+		}
+	}
+	return again, nil
+}
+
+// waitingOn lists the servers of a host that are to be started elsewhere, in that order.
+func waitingOn(tx *state.Tx, h resource.ID) []*Server {
+	var all []*Server
+	for srv := range servers.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h)}) {
+		if srv.awaits() {
+			all = append(all, srv)
+		}
+	}
+	slices.SortFunc(all, func(a, b *Server) int {
+		return cmp.Or(b.Keep.Priority-a.Keep.Priority, bytes.Compare(a.ID[:], b.ID[:]))
+	})
+	return all
+}
+
+// underWay counts the servers with which something is.
+func underWay(tx *state.Tx, task Task) int {
+	n := 0
+	for _, stage := range Stages() {
+		for range servers.Peek(tx, "standing", state.Range{Prefix: state.KeyOf(resource.ID{}, string(stage), string(task))}) {
+			n++
+		}
+	}
+	return n
+}
+
+// errStays ends a transaction that would have changed nothing.
+var errStays = errors.New("the server stays where it is")
+
+// rescueOne gives one server to another host. If there is none, it says so in the server, and nothing else changes.
+func (s *Service) rescueOne(ctx context.Context, id, from resource.ID) (left bool, err error) {
+	err = s.State.Update(ctx, func(tx *state.Tx) error {
+		srv, ok := servers.Find(tx, id)
+		h, known := host.Table().PeekOne(tx, from)
+		if !ok || !known || srv.HostID != from || !h.Dead() || !srv.awaits() {
+			return errStays
+		}
+		if h.Fenced.How == host.ByLease && !srv.sworn() {
+			return fault.Errorf(fault.Conflict, "Its host may not have learned that it runs the server under its lease alone.")
+		}
+		op, err := s.evacuate(ctx, tx, srv, "", "")
+		if err != nil {
+			return err
+		}
+		if err := operation.Note(tx, op, fmt.Sprintf("its new host: the one before was lost at %s and is known to be dead (%s)",
+			h.Lost.Format(time.RFC3339), h.Fenced.How), 0); err != nil {
+			return err
+		}
+		return servers.Put(tx, srv)
+	})
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, errStays):
+		return false, nil
+	case fault.From(err) == nil:
+		return false, err
+	}
+	return false, s.strand(ctx, id, from, fault.From(err).Message)
+}
+
+// strand says why a server waits. What is no news writes nothing.
+func (s *Service) strand(ctx context.Context, id, on resource.ID, why string) error {
+	if srv, ok := servers.PeekOne(s.State.Latest(), id); !ok || srv.Stranded != nil && srv.Stranded.Why == why {
+		return nil
+	}
+	return s.State.Update(ctx, func(tx *state.Tx) error {
+		srv, ok := servers.Find(tx, id)
+		if !ok || srv.HostID != on || !srv.awaits() {
+			return nil
+		}
+		if srv.Stranded == nil {
+			srv.Stranded = &Stranded{Since: tx.Now()}
+		}
+		srv.Stranded.Why = why
+		return servers.Put(tx, srv)
+	})
+}
+
+// land takes in that servers wait no more: their host is there again, or they are not to run.
+func (s *Service) land(ctx context.Context, h resource.ID) error {
+	landed := func(tx *state.Tx) []resource.ID {
+		on, ok := host.Table().PeekOne(tx, h)
+		return slices.DeleteFunc(servers.IDs(tx, "stranded", state.KeyOf(h)), func(id resource.ID) bool {
+			srv, _ := servers.PeekOne(tx, id)
+			return ok && !on.Up() && srv.awaits()
+		})
+	}
+	if len(landed(s.State.Latest())) == 0 {
+		return nil
+	}
+	return s.State.Update(ctx, func(tx *state.Tx) error {
+		for _, id := range landed(tx) {
+			srv, err := servers.Get(tx, id)
+			if err != nil {
+				return err
+			}
+			srv.Stranded = nil
+			if err := servers.Put(tx, srv); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// StrandedServers lists the servers that wait for a host, in the order of their dead ones.
+func StrandedServers(tx *state.Tx) []resource.ID { return servers.IDs(tx, "stranded", "") }

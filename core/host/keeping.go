@@ -1,0 +1,82 @@
+package host
+
+import (
+	"context"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+// Keeping is what an operator says of the whole cloud about keeping guests alive. Until somebody says something it is
+// DefaultKeeping.
+type Keeping struct {
+	resource.Meta
+
+	// A lease that has run out counts as a host's death, where a watchdog enforces it on the host.
+	Leases bool
+	// When more than this part of the hosts, in percent, is lost at once it is rather we who are cut off: nothing is
+	// fenced and nothing restarted then. One host is never too many.
+	StormPercent int
+	// How many servers at most are on their way from lost hosts at any moment.
+	AtOnce int
+	// A guest that was on when its host lost power is left off when the host is back.
+	StayOff bool
+	// A guest that crashed stays so, unless its owner says otherwise of it.
+	StayCrashed bool
+}
+
+// DefaultKeeping is how guests are kept alive until an operator says otherwise.
+var DefaultKeeping = Keeping{StormPercent: 25, AtOnce: 10}
+
+var keepings = state.NewTable[Keeping]("keeping")
+
+var _ = identity.Rules(map[string]identity.Rule{"keeping.get": identity.Admin, "keeping.list": identity.Admin})
+
+// KeepingOf is what the operator has said.
+func KeepingOf(tx *state.Tx) Keeping {
+	for k := range keepings.Peek(tx, "", state.Range{}) {
+		return *k
+	}
+	return DefaultKeeping
+}
+
+// KeepingKind is what changes of it are events of.
+func KeepingKind() string { return keepings.Kind() }
+
+// SetKeeping changes it.
+func (s *Service) SetKeeping(ctx context.Context, change func(*Keeping)) (*Keeping, error) {
+	return state.Do(ctx, s.State, func(tx *state.Tx) (*Keeping, error) {
+		if err := identity.Allow(ctx, "host.update", resource.Meta{}); err != nil {
+			return nil, err
+		}
+		k := KeepingOf(tx)
+		change(&k)
+		switch {
+		case k.StormPercent < 0 || k.StormPercent > 100:
+			return nil, fault.InvalidField("storm_percent", "must be from 0 to 100")
+		case k.AtOnce < 1 || k.AtOnce > 1000:
+			return nil, fault.InvalidField("at_once", "must be from 1 to 1000")
+		}
+		if k.ID.IsZero() {
+			k.ID = tx.NewID()
+		}
+		return &k, keepings.Put(tx, &k)
+	})
+}
+
+// Storm reports whether so many hosts are lost, and nobody knows what became of them, that it looks as if we were cut off
+// ourselves. A host in maintenance is not missed, and one that is known to be dead not any more.
+func Storm(tx *state.Tx) (lost, of int, is bool) {
+	for h := range hosts.Peek(tx, "", state.Range{}) {
+		if h.Maintenance {
+			continue
+		}
+		of++
+		if !h.Up() && !h.Dead() {
+			lost++
+		}
+	}
+	return lost, of, lost > 1 && lost*100 > of*KeepingOf(tx).StormPercent
+}
