@@ -41,6 +41,9 @@ const KeepHeld = 7 * 24 * time.Hour
 
 // An Agent is one host's loop.
 type Agent struct {
+	// Lease is renewed as long as a session lasts; nil: nothing here needs one.
+	Lease *Lease
+
 	handlers []Handler
 	store    Store // nil: nothing is kept over a restart
 
@@ -53,6 +56,7 @@ type Agent struct {
 	mark      host.Mark                    // of the newest state that was taken in; guarded by mu
 	queue     reconcile.Queue[host.Key]    // guarded by mu
 	confirmed bool                         // a controller has told everything since the start; guarded by mu
+	current   bool                         // a controller has told everything in the present session; guarded by mu
 	outbox    []host.Key                   // to be reported, each once; guarded by mu
 	seen      map[host.Key]json.RawMessage // what is in the outbox; guarded by mu
 	told      map[host.Key]json.RawMessage // what the controller has; guarded by mu
@@ -171,7 +175,7 @@ func (a *Agent) Deliver(d host.Delivery, now time.Time) error {
 		a.mark = d.Mark
 	}
 	if d.Full {
-		a.confirmed = true
+		a.confirmed, a.current = true, true
 		clear(a.told)
 		gone := slices.Collect(maps.Keys(a.removing))
 		a.sort(gone)
@@ -227,6 +231,35 @@ func (a *Agent) hold(held map[host.Key]*Held) {
 		slog.Warn("keeping what the controller does not know", "kind", key.Kind, "id", key.ID, "for", KeepHeld)
 		a.held[key] = *h
 	}
+}
+
+// Begin takes in that a session with a controller begins: what it wants is not known before its first delivery.
+func (a *Agent) Begin() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.current = false
+}
+
+// Current reports whether a controller has told everything in the present session: only then is it known what is
+// this host's, and the lease asked for.
+func (a *Agent) Current() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.current
+}
+
+// leasedGuests lists the guests that are run under the lease, in order.
+func (a *Agent) leasedGuests() []resource.ID {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var ids []resource.ID
+	for key, body := range a.wants {
+		if key.Kind == "guest" && bytes.Contains(body, []byte(`"Leased":true`)) { // one too many does no harm
+			ids = append(ids, key.ID)
+		}
+	}
+	slices.SortFunc(ids, func(x, y resource.ID) int { return bytes.Compare(x[:], y[:]) })
+	return ids
 }
 
 // Resync makes everything due within resyncEvery, each thing at a moment of its own: a host's guests are not to be looked at all in

@@ -25,6 +25,7 @@ type Guests struct {
 	Driver compute.Driver
 	Images *Images // nil: the driver needs no image files
 	Taps   *Taps   // nil: the driver needs no taps
+	Lease  *Lease  // nil: guests need none
 	// Seed builds a config drive and answers its path; nil: guests get none.
 	Seed func(compute.Guest) (string, error)
 	// Unseed takes the config drive away.
@@ -57,6 +58,11 @@ func (g *Guests) ensure(ctx context.Context, _ resource.ID, body json.RawMessage
 	if err := jsonv2.Unmarshal(body, want); err != nil {
 		return nil, 0, fmt.Errorf("decode what is wanted: %w", err)
 	}
+	if want.Arrive == nil { // else it does not run here
+		if mine, report, again, err := g.underLease(ctx, &want); !mine {
+			return report, again, err
+		}
+	}
 	switch {
 	case want.Arrive != nil:
 		return g.receive(ctx, want)
@@ -83,10 +89,7 @@ func (g *Guests) wait(ctx context.Context, want *compute.Guest, again time.Durat
 	if why != nil && !errors.As(why, &never) {
 		return nil, 0, why
 	}
-	seen, err := g.Driver.Observe(ctx, want.ID)
-	if fault.Is(err, fault.NotFound) {
-		seen, err = compute.Observation{Power: compute.Off}, nil
-	}
+	seen, err := g.seen(ctx, want.ID)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -96,6 +99,21 @@ func (g *Guests) wait(ctx context.Context, want *compute.Guest, again time.Durat
 		seen.Busy = true
 	}
 	return compute.Seen{Observation: seen, Wish: want.Wish}, again, nil
+}
+
+// seen is what there is of a guest; one that is not there is off.
+func (g *Guests) seen(ctx context.Context, id resource.ID) (compute.Observation, error) {
+	seen, err := g.Driver.Observe(ctx, id)
+	if fault.Is(err, fault.NotFound) {
+		return compute.Observation{Power: compute.Off}, nil
+	}
+	return seen, err
+}
+
+// runs reports whether a guest's virtual machine is there.
+func (g *Guests) runs(ctx context.Context, id resource.ID) (bool, error) {
+	seen, err := g.seen(ctx, id)
+	return seen.Power == compute.On || seen.Power == compute.Paused || !seen.StartedAt.IsZero(), err
 }
 
 // prepare sees to what the driver needs, and never waits for it: while something is missing it

@@ -347,6 +347,17 @@ func (r *Remote) Observe(ctx context.Context, seen []host.Observation) error {
 	return res.Body.Close()
 }
 
+// Lease asks for the host's lease.
+func (r *Remote) Lease(ctx context.Context) (host.LeaseAnswer, error) {
+	var answer host.LeaseAnswer
+	res, err := r.do(ctx, http.MethodPost, "lease", nil)
+	if err != nil {
+		return answer, err
+	}
+	defer res.Body.Close()
+	return answer, decodeAnswer(res, &answer)
+}
+
 // Image reads an image from the controller.
 func (r *Remote) Image(ctx context.Context, id resource.ID) (io.ReadCloser, error) {
 	res, err := r.do(ctx, http.MethodGet, "images/"+id.String(), nil)

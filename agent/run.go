@@ -19,6 +19,11 @@ type Link interface {
 	Observe(ctx context.Context, seen []host.Observation) error
 }
 
+// A Leaser is a Link that grants the host its lease.
+type Leaser interface {
+	Lease(ctx context.Context) (host.LeaseAnswer, error)
+}
+
 // A Session gives one delivery after the other. io.EOF or another error ends it: connect again.
 type Session interface {
 	Next(ctx context.Context) (*host.Delivery, error)
@@ -40,6 +45,9 @@ func (a *Agent) Run(ctx context.Context, link Link, workers int) {
 	wg.Go(func() { a.follow(ctx, link) })
 	wg.Go(func() { a.reportTo(ctx, link) })
 	wg.Go(func() { a.resyncOften(ctx) })
+	if leaser, ok := link.(Leaser); ok && a.Lease != nil {
+		wg.Go(func() { a.keepLease(ctx, leaser) })
+	}
 	spares := make(chan struct{}, spareWorkers)
 	for range workers {
 		wg.Go(func() { a.work(ctx, &wg, spares, nil) })
@@ -66,6 +74,7 @@ func (a *Agent) follow(ctx context.Context, link Link) {
 }
 
 func (a *Agent) followOnce(ctx context.Context, link Link) error {
+	a.Begin()
 	session, err := link.Connect(ctx)
 	if err != nil {
 		return err

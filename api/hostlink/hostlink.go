@@ -6,6 +6,7 @@
 //	POST /host/v1/renew          host.RenewRequest -> host.JoinAnswer with the next certificate
 //	POST /host/v1/session        host.Hello -> lines of Message, for as long as it lasts
 //	POST /host/v1/observations   [host.Observation, …]
+//	POST /host/v1/lease          host.LeaseAnswer: the host's lease, anew
 //	GET  /host/v1/images/{id}    the bytes of an image
 //	GET  /host/v1/calls/{id}     Upgrade: unkai-call; the raw bytes of a call that a Message named
 package hostlink
@@ -69,6 +70,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.mux.HandleFunc("POST /host/v1/renew", s.answer(s.known(s.renew)))
 		s.mux.HandleFunc("POST /host/v1/session", s.answer(s.known(s.session)))
 		s.mux.HandleFunc("POST /host/v1/observations", s.answer(s.known(s.observations)))
+		s.mux.HandleFunc("POST /host/v1/lease", s.answer(s.known(s.lease)))
 		s.mux.HandleFunc("GET /host/v1/images/{id}", s.answer(s.known(s.image)))
 		s.mux.HandleFunc("GET /host/v1/calls/{id}", s.answer(s.known(s.call)))
 	})
@@ -192,6 +194,9 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 	if hello.Differences {
 		session.Differences()
 	}
+	if hello.Renews {
+		session.Renews()
+	}
 	defer session.Close()
 	// Removed before the session could be cut off for it?
 	if _, err := s.Authority.Check(r.TLS.VerifiedChains[0][0], s.Now()); err != nil {
@@ -267,6 +272,14 @@ func (s *Server) observations(w http.ResponseWriter, r *http.Request, id resourc
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+func (s *Server) lease(w http.ResponseWriter, r *http.Request, id resource.ID) error {
+	answer, err := s.Hub.Renew(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	return wire.WriteJSON(w, http.StatusOK, answer)
 }
 
 func (s *Server) image(w http.ResponseWriter, r *http.Request, h resource.ID) error {

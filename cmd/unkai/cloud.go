@@ -133,6 +133,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 	c.reaper = &operation.Reaper{State: c.state, Now: c.state.Now, Expirers: expirers}
 	if c.cluster != nil {
 		c.hosts.Leads, c.hosts.Leader = c.state.Leads, c.cluster.leader
+		c.hub.Confirm = c.state.Confirm
 	}
 	close(c.built)
 	return c, nil
@@ -257,6 +258,10 @@ func (c *cloud) lead(ctx context.Context) {
 	c.work.Store(work)
 	defer c.work.Store(nil)
 	wg.Go(func() { work.Run(ctx, 4) })
+	// Apart from the rest, for a machine's switch may take its time to answer.
+	fence := &host.Fence{State: c.state, Now: time.Now, Fencers: fencers(c.dir), Awaited: compute.Awaited}
+	fences := reconcile.New(c.state, time.Now(), fence.Task())
+	wg.Go(func() { fences.Run(ctx, 8) })
 	wg.Go(func() { c.sweep(ctx) })
 	wg.Go(func() { c.countOperations(ctx) })
 	wg.Wait()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"os"
@@ -28,6 +29,7 @@ type machineOptions struct {
 	Name            string `help:"The host's name; the machine's own when empty."`
 	AllowLooseJails bool   `help:"Run guests even where they can have no file system or no user of their own (see unkai doctor). Whoever breaks out of one then reads the host's files."`
 	Zone            string `help:"The availability zone that a new host is in."`
+	Watchdog        string `help:"A watchdog of the kernel's, such as /dev/watchdog. With one this machine stops guests that are restarted elsewhere when it cannot reach a controller for a minute, and is reset if it fails to: see docs/decisions/fencing.md." type:"path"`
 	Address         string `help:"This machine's address for the tunnels between hosts. An agent takes the one on its way to the controller; a cloud on one machine needs none."`
 }
 
@@ -47,6 +49,7 @@ type machine struct {
 	qemu    *qemu.Driver
 	store   *agent.FileStore
 	network *linuxnet.Driver
+	lease   *agent.Lease
 	options machineOptions
 	dir     string
 }
@@ -107,6 +110,9 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 	if m.store, err = agent.OpenStore(filepath.Join(dir, wantsDir)); err != nil {
 		return nil, err
 	}
+	if m.lease, err = openLease(o.Watchdog, dir); err != nil {
+		return nil, err
+	}
 	answers := metadata.New(func(port resource.ID) (compute.Guest, bool) { return m.agent.GuestOf(port) })
 	if m.network, err = openNetwork(o, answers.For); err != nil {
 		return nil, fmt.Errorf("open the network driver: %w", err)
@@ -124,12 +130,44 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 	if err := errors.Join(images.Open(), drives.open()); err != nil {
 		return nil, err
 	}
-	m.guests = &agent.Guests{Driver: m.qemu, Taps: taps, Seed: drives.build, Unseed: drives.remove, Images: images}
+	m.guests = &agent.Guests{Driver: m.qemu, Taps: taps, Lease: m.lease, Seed: drives.build, Unseed: drives.remove, Images: images}
 	networks := &agent.Networks{Driver: m.network, Taps: taps, Wired: func(server resource.ID) {
 		m.agent.Touch(host.Key{Kind: "guest", ID: server}, time.Now())
 	}}
-	m.agent, err = agent.New(m.store, time.Now(), append(networks.Handlers(), m.guests.Handler())...)
-	return m, err
+	if m.agent, err = agent.New(m.store, time.Now(), append(networks.Handlers(), m.guests.Handler())...); err != nil {
+		return nil, err
+	}
+	m.agent.Lease = m.lease
+	return m, nil
+}
+
+// openLease takes up the host's lease, and the watchdog that enforces it if there is one.
+func openLease(watchdog, dir string) (*agent.Lease, error) {
+	file := filepath.Join(dir, "lease.json")
+	if watchdog == "" {
+		return agent.OpenLease(file, nil)
+	}
+	device, err := agent.OpenDevice(watchdog)
+	if err != nil {
+		return nil, err
+	}
+	return agent.OpenLease(file, device)
+}
+
+// guard looks after the lease until ctx ends.
+func (m *machine) guard(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		if err := m.guests.Guard(ctx, m.agent); err != nil && ctx.Err() == nil {
+			slog.ErrorContext(ctx, "the watchdog does not work", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // hello is what the host says of itself.
@@ -152,7 +190,8 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 	if err != nil {
 		return host.Hello{}, fmt.Errorf("look at this machine's networks: %w", err)
 	}
-	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Address: address, Physical: physical, Capacity: capacityOf(c), Mark: m.agent.Mark()}, nil
+	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Address: address, Physical: physical, Capacity: capacityOf(c), Mark: m.agent.Mark(),
+		Renews: true, Watchdog: m.lease.Watchdog != nil}, nil
 }
 
 func capacityOf(c compute.Capabilities) host.Capacity {
@@ -171,6 +210,7 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	m.guests.Images.Get = func(ctx context.Context, id resource.ID) (io.ReadCloser, error) { return link.Image(ctx, id) }
 	var wg sync.WaitGroup
 	wg.Go(func() { m.guests.Follow(ctx, m.agent) })
+	wg.Go(func() { m.guard(ctx) })
 	wg.Go(func() { link.KeepCertificate(ctx) })
 	wg.Go(func() { m.guests.Images.Run(ctx) })
 	wg.Go(func() {

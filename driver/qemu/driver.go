@@ -327,6 +327,12 @@ func (d *Driver) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 	g.began, g.forked, g.answered = began, time.Time{}, time.Time{}
 
 	trouble := d.unmet(want)
+	if g.rec.outlived(want) {
+		d.log.InfoContext(ctx, "taking away what is left of a guest that was elsewhere since", "guest", want.ID)
+		if err := g.removeAll(ctx); err != nil {
+			return compute.Observation{}, err
+		}
+	}
 	if g.rec == nil || g.rec.Removing {
 		if trouble != "" {
 			d.forget(g)
@@ -408,7 +414,7 @@ func (g *guest) create(ctx context.Context, want compute.Guest) error {
 	if err != nil {
 		return err
 	}
-	rec := &record{UID: uid, HardBoots: want.HardBoots, SoftBoots: want.SoftBoots, Rebuilds: want.Rebuilds}
+	rec := &record{UID: uid, Epoch: want.Epoch, HardBoots: want.HardBoots, SoftBoots: want.SoftBoots, Rebuilds: want.Rebuilds}
 	if err := os.Mkdir(g.dir, 0o700); err != nil {
 		return err
 	}

@@ -88,12 +88,14 @@ func (g *guest) look(ctx context.Context) (state, error) {
 }
 
 // end is how the recorded process came to its end, if that has not been written
-// down yet. It is "" if that was our doing, or the whole host's.
+// down yet. It is "" if that was our doing.
 func (g *guest) end() ending {
 	l := g.rec.Launch
 	switch {
-	case l == nil || l.PID == 0 || l.Boot != bootID() || g.rec.Ended != "" || g.rec.Saved != nil && l.Up:
+	case l == nil || l.PID == 0 || g.rec.Ended != "" || g.rec.Saved != nil && (l.Up || l.Boot != bootID()):
 		return g.rec.Ended
+	case l.Boot != bootID():
+		return byHost
 	case l.Up:
 		return byCrash
 	case l.Incoming && g.rec.Saved != nil:
@@ -264,10 +266,7 @@ func (g *guest) step(ctx context.Context, want compute.Guest) (p progress, troub
 func (g *guest) toOn(ctx context.Context, want compute.Guest, now state) (progress, string, error) {
 	switch now {
 	case gone:
-		if g.rec.Ended != "" {
-			return settled, "", nil
-		}
-		return again, "", g.start(ctx, want)
+		return g.comeBack(ctx, want)
 	case incoming:
 		return waiting, "", nil
 	case saved, finishing:
@@ -299,6 +298,17 @@ func (g *guest) toOn(ctx context.Context, want compute.Guest, now state) (progre
 		}
 	}
 	return g.devices(ctx, want)
+}
+
+// comeBack starts a guest that has no process, unless it ended by itself.
+func (g *guest) comeBack(ctx context.Context, want compute.Guest) (progress, string, error) {
+	switch {
+	case g.rec.Ended == byHost && !want.StayOff:
+		g.rec.Ended = ""
+	case g.rec.Ended != "":
+		return settled, "", nil
+	}
+	return again, "", g.start(ctx, want)
 }
 
 // run lets the processors go on, or go for the first time.
@@ -370,10 +380,7 @@ func (g *guest) toOff(ctx context.Context, want compute.Guest, now state) (progr
 func (g *guest) toPaused(ctx context.Context, want compute.Guest, now state) (progress, string, error) {
 	switch now {
 	case gone:
-		if g.rec.Ended != "" {
-			return settled, "", nil
-		}
-		return again, "", g.start(ctx, want)
+		return g.comeBack(ctx, want)
 	case incoming:
 		return waiting, "", nil
 	case saved, finishing:
@@ -663,6 +670,7 @@ var endings = map[ending]struct {
 }{
 	"":      {compute.Off, ""},
 	byGuest: {compute.Off, ""},
+	byHost:  {compute.Off, ""},
 	byCrash: {compute.Crashed, "The guest's virtual machine ended unexpectedly. Start or reboot the guest to run it again."},
 	refused: {compute.Crashed, "The host's hypervisor could not start the guest. Start or reboot the guest to try again."},
 	unsound: {compute.Crashed, "The guest's saved memory could not be loaded. Reboot the guest to start it without."},

@@ -20,6 +20,7 @@ type record struct {
 	Version  int
 	UID      int  // whom the guest's process runs as; its own among all guests
 	Removing bool // Remove has begun, and nothing but its end can follow
+	Epoch    int  // of the wish that it was made for; 0 if that said nothing
 
 	// Carried out so far.
 	HardBoots, SoftBoots, Rebuilds int
@@ -46,6 +47,7 @@ const (
 	byGuest ending = "guest"   // its operating system switched it off
 	byCrash ending = "crash"   // the hypervisor died or could not go on
 	refused ending = "refused" // the hypervisor would not start it
+	byHost  ending = "host"    // the host's power ended
 	unsound ending = "unsound" // saved memory could not be loaded; it is still there
 )
 
@@ -129,6 +131,11 @@ const (
 	initrdFile    = "initrd"
 	firmwareFile  = "firmware-vars"
 )
+
+// outlived reports whether the record is of an earlier placement of the guest, which was elsewhere since.
+func (r *record) outlived(want compute.Guest) bool {
+	return r != nil && !r.Removing && r.Epoch != 0 && r.Epoch < want.Epoch
+}
 
 // readRecord gives nil if there is none.
 func readRecord(dir string) (*record, error) {

@@ -21,6 +21,8 @@ type guest struct {
 	written                        bool // its root disk differs from its image
 	hardBoots, softBoots, rebuilds int  // carried out
 	boots                          int  // of its operating system
+	epoch                          int  // of its placement
+	lostPower                      bool // with the machine
 	devices                        uint64
 	startedAt                      time.Time
 	startTook                      time.Duration
@@ -63,11 +65,16 @@ func (d *Guests) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 	defer m.mu.Unlock()
 	trouble := want.Check(m.Capacity.MaxVCPUs)
 	g := m.guests[want.ID]
+	if g != nil && g.epoch != 0 && g.epoch < want.Epoch {
+		m.unplugConsoles(want.ID) // it was elsewhere since
+		delete(m.guests, want.ID)
+		g = nil
+	}
 	if g == nil {
 		if trouble != "" {
 			return compute.Observation{Power: compute.Crashed, Trouble: trouble, Isolating: m.Capacity.Isolating}, nil
 		}
-		g = &guest{power: compute.Off, hardBoots: want.HardBoots, softBoots: want.SoftBoots, rebuilds: want.Rebuilds}
+		g = &guest{power: compute.Off, hardBoots: want.HardBoots, softBoots: want.SoftBoots, rebuilds: want.Rebuilds, epoch: want.Epoch}
 		m.guests[want.ID] = g
 	}
 	m.settle(want.ID, g)
@@ -159,7 +166,7 @@ func (m *Machine) toPower(g *guest, want *compute.Guest, process bool) (more boo
 	case want.Power == compute.Off:
 		m.cut(want.ID, g)
 		return true, ""
-	case g.ended:
+	case g.ended || g.lostPower && want.StayOff:
 		return false, ""
 	case want.Power == compute.Suspended && !process:
 		return false, "Only a running guest can be suspended."
@@ -196,7 +203,7 @@ func (m *Machine) stop(g *guest, want *compute.Guest) bool {
 
 // cut takes the power away, whatever the guest's end was before.
 func (m *Machine) cut(id resource.ID, g *guest) {
-	g.ended = false
+	g.ended, g.lostPower = false, false
 	m.become(id, g, compute.Off)
 }
 
@@ -223,6 +230,7 @@ func (m *Machine) settle(id resource.ID, g *guest) {
 // become is the moment in which a guest's power changes. The caller holds mu.
 func (m *Machine) become(id resource.ID, g *guest, power compute.Power) {
 	g.power = power
+	g.lostPower = g.lostPower && power == compute.Off
 	if power != compute.On && power != compute.Paused {
 		g.startedAt = time.Time{}
 		m.unplugConsoles(id)

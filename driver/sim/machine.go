@@ -132,6 +132,7 @@ func (m *Machine) Reboot() {
 		g.way.breakOff(g)
 		if g.power == compute.On || g.power == compute.Paused {
 			m.become(id, g, compute.Off)
+			g.lostPower = true
 		}
 	}
 }

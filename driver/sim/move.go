@@ -104,7 +104,7 @@ func (d *Guests) Receive(ctx context.Context, want compute.Guest) (compute.Trans
 	g := m.guests[want.ID]
 	if g == nil || g.way == nil || !g.way.incoming || g.way.move != want.Arrive.Move {
 		m.unplugConsoles(want.ID)
-		g = &guest{power: compute.Off, way: &way{move: want.Arrive.Move, incoming: true, live: want.Arrive.Live}}
+		g = &guest{power: compute.Off, epoch: want.Epoch, way: &way{move: want.Arrive.Move, incoming: true, live: want.Arrive.Live}}
 		m.guests[want.ID] = g
 	}
 	t := g.way.report(m.now(), &want)
@@ -192,7 +192,7 @@ func (m *Machine) take(id resource.ID, move int, sent guest) bool {
 	}
 	w := *g.way
 	w.done = true
-	sent.way, sent.change = &w, nil
+	sent.way, sent.change, sent.epoch = &w, nil, g.epoch
 	m.guests[id] = &sent
 	select {
 	case m.changed <- id:
