@@ -35,7 +35,14 @@ func (w *world) startControl() error {
 	c.hub = host.NewHub(st, append(c.network.Sources(), c.compute.Source())...)
 	c.hub.Now, c.hub.After = w.now, w.after
 	reaper := &operation.Reaper{State: st, Now: w.now, Expirers: c.compute.Expirers()}
-	c.reconciler = reconcile.New(st, w.clock, append(c.network.Tasks(), reaper.Task(), c.hub.Liveness(w.now))...)
+	fence := &host.Fence{State: st, Now: w.now, Awaited: compute.Awaited, Fencers: map[string]host.Fencer{"sim": fencer{w}}}
+	tasks := append(c.network.Tasks(), reaper.Task(), c.hub.Liveness(w.now), fence.Task())
+	for _, t := range c.compute.Reconcilers() {
+		if t.Name != "compute-end" { // our projects are nowhere
+			tasks = append(tasks, t)
+		}
+	}
+	c.reconciler = reconcile.New(st, w.clock, tasks...)
 	w.control = c
 	return nil
 }
@@ -71,15 +78,7 @@ func (w *world) checkSafety() error {
 func (w *world) checkNoneTwice() error {
 	running := map[resource.ID]string{}
 	for _, n := range w.nodes {
-		ids, err := n.machine.Guests().Present(w.ctx)
-		if err != nil {
-			continue // a simulated failure
-		}
-		for _, id := range ids {
-			seen, err := n.machine.Guests().Observe(w.ctx, id)
-			if err != nil || seen.Power != compute.On {
-				continue
-			}
+		for _, id := range n.machine.Running() {
 			if other := running[id]; other != "" {
 				return fmt.Errorf("guest %s runs twice, on %s and %s", id, other, n.name)
 			}
@@ -93,9 +92,12 @@ func (w *world) checkNoneTwice() error {
 func (w *world) restless() string {
 	tx := w.control.state.Latest()
 	for _, n := range w.nodes {
-		if n.session == nil {
+		if n.session == nil && !n.dead {
 			return n.name + " has no session"
 		}
+	}
+	if what := w.unkept(tx); what != "" {
+		return what
 	}
 	for s := range compute.Servers().Peek(tx, "", state.Range{}) {
 		if s.Task != "" {
@@ -106,6 +108,9 @@ func (w *world) restless() string {
 		return fmt.Sprintf("operation %s of %s %s runs", o.Verb, o.TargetKind, o.TargetID)
 	}
 	for l := range host.Leftovers().Peek(tx, "thing", state.Range{}) {
+		if w.node(l.HostID).dead {
+			continue // it goes when the host is taken out of the cloud
+		}
 		return fmt.Sprintf("%s %s is left on host %s (ordered away: %v)", l.Kind, l.ThingID, l.HostID, l.Ordered)
 	}
 	if err := w.checkReality(); err != nil {
@@ -119,6 +124,9 @@ func (w *world) checkReality() error {
 	tx := w.control.state.Latest()
 	var wrong error
 	for _, n := range w.nodes {
+		if n.dead {
+			continue
+		}
 		want := map[host.Key]bool{}
 		for _, source := range w.control.hub.Sources {
 			for _, id := range source.All(tx, n.id) {

@@ -44,6 +44,9 @@ func (w *world) newClient() (*client, error) {
 	if err := compute.Bootstrap(admin, w.control.state); err != nil {
 		return nil, err
 	}
+	if _, err := (&host.Service{State: w.control.state}).SetKeeping(admin, func(k *host.Keeping) { k.Leases = true }); err != nil {
+		return nil, err
+	}
 	if _, err := (&host.Service{State: w.control.state}).CreateClass(admin, seat); err != nil {
 		return nil, fmt.Errorf("make a resource class: %w", err)
 	}
@@ -149,8 +152,11 @@ func (c *client) request(p *project) (string, error) {
 		p.renounce(id)
 		return "delete " + id.String(), remove(p.ctx, id)
 	}
-	if n < 80 {
+	if n < 75 {
 		return c.move(id)
+	}
+	if n < 83 {
+		return c.keep(p, id)
 	}
 	tasks := []compute.Task{compute.Starting, compute.Stopping, compute.SoftRebooting, compute.HardRebooting,
 		compute.Pausing, compute.Unpausing, compute.Suspending, compute.Resuming}
@@ -197,7 +203,7 @@ func (c *client) evacuate(id resource.ID) error {
 		return w.control.compute.Evacuate(identity.Internal(w.ctx), id, "", "")
 	}
 	for _, n := range w.nodes {
-		if n.id == srv.HostID {
+		if n.id == srv.HostID && !n.dead {
 			w.fault("machine replaced")
 			n.replace()
 		}
@@ -241,6 +247,9 @@ func (c *client) create(p *project, flavor string) (string, error) {
 	c.serial++
 	launch := compute.Launch{Name: fmt.Sprint("server-", c.serial), Flavor: flavor, ImageID: c.image,
 		NICs: []compute.NICWanted{{NetworkID: p.networks[w.rng.IntN(len(p.networks))]}}, Max: 1 + w.rng.IntN(2)}
+	if w.chance(400) {
+		launch.Hints = map[string]string{"unkai_restart_elsewhere": "true"}
+	}
 	if w.chance(100) {
 		before := w.control.state.Latest().Revision()
 		_, err := w.control.compute.Create(state.WithPlan(p.ctx, new(state.Plan)), launch)

@@ -189,6 +189,7 @@ func (w *world) step() error {
 	default:
 		return w.harm()
 	}
+	w.bark()
 	return w.mindControl()
 }
 
@@ -204,7 +205,7 @@ func (w *world) mindControl() error {
 // harm lets something go wrong.
 func (w *world) harm() error {
 	node := w.nodes[w.rng.IntN(len(w.nodes))]
-	switch w.rng.IntN(9) {
+	switch w.rng.IntN(11) {
 	case 0:
 		w.fault("agent crashed")
 		node.restart()
@@ -223,8 +224,13 @@ func (w *world) harm() error {
 		node.slow, node.slowUntil = time.Duration(w.rng.IntN(20))*time.Second, w.clock.Add(time.Minute)
 	case 5:
 		w.fault("machine rebooted")
-		node.machine.Reboot()
-		node.restart()
+		node.reboot()
+	case 6:
+		w.fault("link cut for long")
+		node.cutUntil = w.clock.Add(time.Duration(60+w.rng.IntN(300)) * time.Second)
+		node.drop()
+	case 7:
+		w.kill(node)
 	default:
 		w.haunt(node.machine)
 	}
@@ -271,7 +277,10 @@ func (w *world) settle() error {
 		return err
 	}
 	for _, n := range w.nodes {
-		n.cutUntil, n.failUntil, n.slowUntil = time.Time{}, time.Time{}, time.Time{}
+		n.cutUntil, n.failUntil, n.slowUntil, n.offUntil = time.Time{}, time.Time{}, time.Time{}, time.Time{}
+	}
+	if err := w.enableAll(); err != nil {
+		return err
 	}
 	from := w.clock
 	for w.clock.Sub(from) < bound {
@@ -287,6 +296,10 @@ func (w *world) settle() error {
 			return errors.Join(w.checkSafety(), w.checkReality())
 		}
 		w.clock = w.nextMoment()
+		w.bark()
+		if err := w.checkNoneTwice(); err != nil {
+			return err
+		}
 	}
 	return fmt.Errorf("not at rest after %v: %s", bound, w.restless())
 }
@@ -304,7 +317,9 @@ func (w *world) nextMoment() time.Time {
 		consider(a.at, true)
 	}
 	for _, n := range w.nodes {
-		consider(n.agent.Due())
+		if n.answers() {
+			consider(n.agent.Due())
+		}
 	}
 	return next
 }
@@ -325,6 +340,15 @@ type node struct {
 	slow      time.Duration
 	slowUntil time.Time
 	resync    time.Time
+
+	guests   *agent.Guests
+	lease    *agent.Lease // outlives the agent, and not the machine's boot
+	dog      *dog
+	guardAt  time.Time
+	renewAt  time.Time
+	grants   []grant   // on their way
+	dead     bool      // for ever
+	offUntil time.Time // switched off
 }
 
 func (w *world) newNode(n int) *node {
@@ -345,6 +369,7 @@ func (w *world) newNode(n int) *node {
 		}
 		return nil
 	}
+	node.boot()
 	node.restart()
 	return node
 }
@@ -353,7 +378,7 @@ func (w *world) newNode(n int) *node {
 func (n *node) restart() {
 	n.drop()
 	taps := new(agent.Taps)
-	guests := &agent.Guests{Driver: n.machine.Guests(), Taps: taps}
+	guests := &agent.Guests{Driver: n.machine.Guests(), Taps: taps, Lease: n.lease}
 	networks := &agent.Networks{Driver: n.machine.Networks(), Taps: taps, Wired: func(server resource.ID) {
 		n.agent.Touch(host.Key{Kind: "guest", ID: server}, n.w.clock)
 	}}
@@ -361,12 +386,14 @@ func (n *node) restart() {
 	if err != nil {
 		panic(err) // a store in memory does not fail
 	}
-	n.agent = a
+	a.Lease = n.lease
+	n.agent, n.guests = a, guests
 }
 
 // replace is a new machine in the place of one that died: nothing is left of what it had.
 func (n *node) replace() {
 	n.machine.Wipe()
+	n.boot()
 	n.store = &memoryStore{items: map[host.Key]json.RawMessage{}, held: map[host.Key]agent.Held{}}
 	n.restart()
 }
@@ -382,11 +409,15 @@ func (n *node) drop() {
 	if n.session != nil {
 		n.session.Close()
 	}
-	n.session, n.sent = nil, nil
+	n.session, n.sent, n.grants = nil, nil, nil
 }
 
 // step does one thing on this machine; false if there was nothing to do.
 func (n *node) step() bool {
+	if !n.answers() {
+		return false
+	}
+	n.guard()
 	select {
 	case id := <-n.machine.Guests().Changed():
 		n.agent.Touch(host.Key{Kind: "guest", ID: id}, n.w.clock)
@@ -409,12 +440,23 @@ func (n *node) converse() bool {
 	if w.clock.Before(n.cutUntil) {
 		return false
 	}
+	if n.session != nil {
+		select {
+		case <-n.session.Over():
+			n.drop()
+			return true
+		default:
+		}
+	}
 	if n.session == nil {
-		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Arch: "x86_64"}}
+		n.agent.Begin()
+		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Renews: true, Watchdog: true, Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Arch: "x86_64"}}
 		if err := host.Arrive(w.ctx, w.control.state, n.id, hello); err != nil {
 			return false
 		}
 		n.session = w.control.hub.Connect(n.id)
+		n.session.Renews()
+		w.provide(n)
 		w.trace("%s connected", n.name)
 		return true
 	}
@@ -438,6 +480,7 @@ func (n *node) converse() bool {
 		}
 		did = true
 	}
+	n.renew()
 	if reports := n.agent.Reports(8); len(reports) > 0 {
 		did = true
 		n.report(reports)

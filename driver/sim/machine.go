@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"cmp"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -98,6 +99,21 @@ func (m *Machine) Written(id resource.ID) bool {
 	defer m.mu.Unlock()
 	g := m.guests[id]
 	return g != nil && g.written
+}
+
+// Running lists the guests whose processors run, whatever a driver of the machine could tell now, in the order of their IDs.
+func (m *Machine) Running() []resource.ID {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var ids []resource.ID
+	for id, g := range m.guests {
+		m.settle(id, g)
+		if g.power == compute.On {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, compareIDs)
+	return ids
 }
 
 // toRunning does something to a guest if its processors run.

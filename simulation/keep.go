@@ -1,0 +1,242 @@
+package simulation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/unkai-cloud/unkai/agent"
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+// dog is a machine's watchdog.
+type dog struct {
+	w      *world
+	armed  bool
+	petted time.Time
+}
+
+func (d *dog) Arm() error {
+	d.armed, d.petted = true, d.w.clock
+	return nil
+}
+
+func (d *dog) Disarm() error {
+	d.armed = false
+	return nil
+}
+
+// bark has watchdogs reset machines whose agents have not petted them in time.
+func (w *world) bark() {
+	for _, n := range w.nodes {
+		if n.answers() && n.dog.armed && w.clock.Sub(n.dog.petted) > agent.WatchdogTime {
+			w.fault("watchdog reset a machine")
+			n.reboot()
+		}
+	}
+}
+
+// boot is what begins anew with a machine.
+func (n *node) boot() {
+	n.dog = &dog{w: n.w}
+	n.lease = &agent.Lease{Watchdog: n.dog, Clock: n.w.now}
+	n.guardAt, n.renewAt = time.Time{}, time.Time{}
+}
+
+// reboot is a machine that lost power for a moment.
+func (n *node) reboot() {
+	n.machine.Reboot()
+	n.boot()
+	n.restart()
+}
+
+// answers reports whether the machine is on, starting it if it was switched off for long enough.
+func (n *node) answers() bool {
+	if n.dead || n.w.clock.Before(n.offUntil) {
+		return false
+	}
+	if !n.offUntil.IsZero() {
+		n.offUntil = time.Time{}
+		n.reboot()
+	}
+	return true
+}
+
+// kill ends a machine for ever, if enough others are left.
+func (w *world) kill(n *node) {
+	for _, other := range w.nodes {
+		if other.dead || len(w.nodes) < 3 {
+			return
+		}
+	}
+	w.fault("machine died for ever")
+	n.machine.Reboot()
+	n.drop()
+	n.dead = true
+}
+
+func (w *world) node(id resource.ID) *node {
+	for _, n := range w.nodes {
+		if n.id == id {
+			return n
+		}
+	}
+	return nil
+}
+
+// A grant is a lease on its way to the host.
+type grant struct {
+	asked  time.Time
+	answer host.LeaseAnswer
+}
+
+// guard is the part of the agent that looks after its lease.
+func (n *node) guard() {
+	if n.w.clock.Before(n.guardAt) {
+		return
+	}
+	n.guardAt = n.w.clock.Add(time.Second)
+	if err := n.guests.Guard(n.w.ctx, n.agent); err != nil {
+		panic(err) // the dog in memory does not fail
+	}
+}
+
+// renew asks for the lease. Answers may be late, or lost.
+func (n *node) renew() {
+	w := n.w
+	if len(n.grants) > 0 && (w.calm || w.chance(500)) {
+		if err := n.lease.Granted(n.grants[0].asked, n.grants[0].answer); err != nil {
+			panic(err) // nothing is kept in a file
+		}
+		n.grants = n.grants[1:]
+	}
+	if !n.agent.Current() || w.clock.Before(n.renewAt) {
+		return
+	}
+	n.renewAt = w.clock.Add(host.RenewEvery)
+	asked := n.lease.Asks()
+	answer, err := w.control.hub.Renew(w.ctx, n.id)
+	if err != nil {
+		w.trace("%s: lease: %v", n.name, err)
+		return
+	}
+	if !w.calm && w.chance(20) {
+		w.fault("lease lost")
+		return
+	}
+	n.grants = append(n.grants, grant{asked, answer})
+}
+
+// fencer switches machines off.
+type fencer struct{ w *world }
+
+func (f fencer) Off(_ context.Context, h *host.Host) error {
+	w := f.w
+	if !w.calm && w.chance(300) {
+		w.fault("fencing failed")
+		return errors.New("simulated: the machine's switch does not answer")
+	}
+	n := w.node(h.ID)
+	w.fault("machine switched off")
+	n.machine.Reboot()
+	n.drop()
+	n.offUntil = w.clock.Add(time.Duration(1+w.rng.IntN(120)) * time.Second)
+	if w.calm {
+		n.offUntil = w.clock.Add(time.Second)
+	}
+	return nil
+}
+
+// provide gives every other host something that switches it off. The rest is known to be dead by its lease alone.
+func (w *world) provide(n *node) {
+	if n.name[len(n.name)-1]%2 != 0 {
+		return
+	}
+	h, ok := host.Find(w.control.state.Latest(), n.id)
+	if !ok || h.Fencing.Driver != "" {
+		return
+	}
+	if err := w.control.state.Update(w.ctx, func(tx *state.Tx) error {
+		h, _ := host.Find(tx, n.id)
+		h.Fencing.Driver = "sim"
+		return host.Table().Put(tx, h)
+	}); err != nil {
+		w.trace("%s: provide: %v", n.name, err)
+	}
+}
+
+// enableAll ends all maintenance.
+func (w *world) enableAll() error {
+	s := host.Service{State: w.control.state}
+	for h := range host.Table().Each(w.control.state.Latest(), "name", "") {
+		if err := s.SetDisabled(identity.Internal(w.ctx), h.ID, false, ""); err != nil {
+			return fmt.Errorf("enable %s: %w", h.Name, err)
+		}
+	}
+	return nil
+}
+
+// keep has an operator or an owner ask for something about how guests are kept alive.
+func (c *client) keep(p *project, id resource.ID) (string, error) {
+	w, admin := c.w, identity.Internal(c.w.ctx)
+	n := w.nodes[w.rng.IntN(len(w.nodes))]
+	hosts := host.Service{State: w.control.state}
+	switch w.rng.IntN(10) {
+	case 0:
+		_, err := w.control.compute.Retire(admin, n.id, compute.Retirement{Stop: w.chance(300), AtOnce: 1 + w.rng.IntN(3)})
+		return "maintenance of " + n.name, err
+	case 1:
+		before := w.control.state.Latest().Revision()
+		_, err := w.control.compute.PlanRetirement(admin, n.id, compute.Retirement{Stop: w.chance(300)})
+		if w.control.state.Latest().Revision() != before {
+			panic("a plan changed the state")
+		}
+		return "plan of the maintenance of " + n.name, err
+	case 2, 3:
+		return "enable " + n.name, hosts.SetDisabled(admin, n.id, false, "")
+	case 4:
+		if !n.dead { // an operator looks before he gives his word
+			return "look at " + n.name, nil
+		}
+		_, err := hosts.Vouch(admin, n.id)
+		return "vouch for the death of " + n.name, err
+	default:
+		elsewhere, priority := w.chance(700), w.rng.IntN(3)
+		_, err := w.control.compute.SetKeep(p.ctx, id, func(k *compute.Keep) { k.Elsewhere, k.Priority = elsewhere, priority })
+		return fmt.Sprintf("keep %s, elsewhere too: %v", id, elsewhere), err
+	}
+}
+
+// unkept says which server is not kept alive as it should be; "" for none.
+func (w *world) unkept(tx *state.Tx) string {
+	for srv := range compute.Servers().Peek(tx, "", state.Range{}) {
+		if !srv.Crash.Restart.IsZero() {
+			return fmt.Sprintf("server %s has crashed and is to be started again", srv.ID)
+		}
+		n := w.node(srv.HostID)
+		if n == nil || !n.dead || !srv.Keep.Elsewhere || srv.Power != compute.On || srv.LaunchedAt.IsZero() || srv.Doomed() {
+			continue
+		}
+		h, _ := host.Table().PeekOne(tx, n.id)
+		if !h.Dead() {
+			return fmt.Sprintf("host %s is dead, and nobody knows it", n.name)
+		}
+		if h.Fenced.How == host.ByLease && srv.Seen.Wish < srv.Sworn {
+			continue // an operator has to say it
+		}
+		err := w.control.compute.Evacuate(state.WithPlan(identity.Internal(w.ctx), new(state.Plan)), srv.ID, "", "")
+		if !fault.Is(err, fault.Exhausted) {
+			return fmt.Sprintf("server %s of the dead host %s could be elsewhere: %v", srv.ID, n.name, err)
+		}
+		if srv.Stranded == nil {
+			return fmt.Sprintf("server %s of the dead host %s waits, and does not say why", srv.ID, n.name)
+		}
+	}
+	return ""
+}
