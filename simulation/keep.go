@@ -42,6 +42,26 @@ func (w *world) bark() {
 	}
 }
 
+// pass lets time go by in which nobody asks for anything, and what goes on goes on.
+func (w *world) pass(d time.Duration) error {
+	for until := w.clock.Add(d); w.clock.Before(until); w.clock = w.nextMoment() {
+		w.bark()
+		for range 200 { // else it comes later
+			busy := w.control.work(w)
+			for _, n := range w.nodes {
+				busy = n.step() || busy
+			}
+			if err := errors.Join(w.mindControl(), w.checkNoneTwice()); err != nil {
+				return err
+			}
+			if !busy {
+				break
+			}
+		}
+	}
+	return nil
+}
+
 // boot is what begins anew with a machine.
 func (n *node) boot() {
 	n.dog = &dog{w: n.w}
@@ -216,10 +236,10 @@ func (c *client) keep(p *project, id resource.ID) (string, error) {
 // unkept says which server is not kept alive as it should be; "" for none.
 func (w *world) unkept(tx *state.Tx) string {
 	for srv := range compute.Servers().Peek(tx, "", state.Range{}) {
-		if !srv.Crash.Restart.IsZero() {
+		n := w.node(srv.HostID)
+		if !srv.Crash.Restart.IsZero() && (n == nil || !n.dead) {
 			return fmt.Sprintf("server %s has crashed and is to be started again", srv.ID)
 		}
-		n := w.node(srv.HostID)
 		if n == nil || !n.dead || !srv.Keep.Elsewhere || srv.Power != compute.On || srv.LaunchedAt.IsZero() || srv.Doomed() {
 			continue
 		}

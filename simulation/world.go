@@ -229,8 +229,10 @@ func (w *world) harm() error {
 		w.fault("link cut for long")
 		node.cutUntil = w.clock.Add(time.Duration(60+w.rng.IntN(300)) * time.Second)
 		node.drop()
+		return w.pass(time.Duration(w.rng.IntN(300)) * time.Second)
 	case 7:
 		w.kill(node)
+		return w.pass(time.Duration(w.rng.IntN(200)) * time.Second)
 	default:
 		w.haunt(node.machine)
 	}
