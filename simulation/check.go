@@ -3,6 +3,7 @@ package simulation
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/reconcile"
@@ -36,9 +37,9 @@ func (w *world) startControl() error {
 	c.hub.Now, c.hub.After = w.now, w.after
 	reaper := &operation.Reaper{State: st, Now: w.now, Expirers: c.compute.Expirers()}
 	fence := &host.Fence{State: st, Now: w.now, Awaited: compute.Awaited, Fencers: map[string]host.Fencer{"sim": fencer{w}}}
-	tasks := append(c.network.Tasks(), reaper.Task(), c.hub.Liveness(w.now), fence.Task())
-	for _, t := range c.compute.Reconcilers() {
-		if t.Name != "compute-end" { // our projects are nowhere
+	tasks := []reconcile.Task{reaper.Task(), c.hub.Liveness(w.now), fence.Task()}
+	for _, t := range append(c.network.Tasks(), c.compute.Reconcilers()...) {
+		if !strings.HasSuffix(t.Name, "-end") { // our projects are nowhere
 			tasks = append(tasks, t)
 		}
 	}

@@ -247,7 +247,7 @@ func (w *world) unkept(tx *state.Tx) string {
 		if !h.Dead() {
 			return fmt.Sprintf("host %s is dead, and nobody knows it", n.name)
 		}
-		if h.Fenced.How == host.ByLease && srv.Seen.Wish < srv.Sworn {
+		if h.Fenced.How != host.ByWord && srv.Seen.Wish < srv.Sworn {
 			continue // an operator has to say it
 		}
 		err := w.control.compute.Evacuate(state.WithPlan(identity.Internal(w.ctx), new(state.Plan)), srv.ID, "", "")

@@ -100,7 +100,12 @@ func (s *Service) restart(ctx context.Context, id resource.ID) (reconcile.Next, 
 		}
 		srv.Crash.Restart = time.Time{}
 		if srv.Task == "" && srv.Power == On && srv.Seen.Power == Crashed {
-			if err := s.start(ctx, tx, srv, HardRebooting); err != nil {
+			powerCycle(srv) // in whatever stage it is: its owner may not have confirmed its shape
+			op, err := begin(ctx, tx, srv, HardRebooting, moves[HardRebooting].within)
+			if err != nil {
+				return err
+			}
+			if err := waitForHost(tx, srv, op); err != nil {
 				return err
 			}
 		}

@@ -38,7 +38,7 @@ func (s *Server) awaits() bool {
 	return s.Keep.Elsewhere && !s.Doomed() && !s.LaunchedAt.IsZero() && (s.Power == On || s.Power == Paused)
 }
 
-// sworn reports whether the host is known not to run the guest when its lease is over.
+// sworn reports whether the host is known not to run the guest when its lease is over, nor when it boots anew.
 func (s *Server) sworn() bool { return s.Seen.Wish >= s.Sworn }
 
 // rescueTask gives servers of hosts that are dead to others. Its steps are for hosts.
@@ -130,8 +130,8 @@ func (s *Service) rescueOne(ctx context.Context, id, from resource.ID) (left boo
 		if !ok || !known || srv.HostID != from || !h.Dead() || !srv.awaits() {
 			return errStays
 		}
-		if h.Fenced.How == host.ByLease && !srv.sworn() {
-			return fault.Errorf(fault.Conflict, "Its host may not have learned that it runs the server under its lease alone.")
+		if h.Fenced.How != host.ByWord && !srv.sworn() {
+			return fault.Errorf(fault.Conflict, "Its host may not have learned that it runs the server under its lease alone, and would start it again when it is switched on.")
 		}
 		op, err := s.evacuate(ctx, tx, srv, "", "")
 		if err != nil {
