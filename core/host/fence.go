@@ -172,7 +172,7 @@ func (f *Fence) step(ctx context.Context, id resource.ID, watches *stopwatches) 
 	if _, _, storm := Storm(tx); storm || h.Maintenance || !f.Awaited(tx, id) {
 		return again, nil
 	}
-	if fencer := f.Fencers[h.Fencing.Driver]; fencer != nil && tx.Now().Sub(h.Fencing.TriedAt) >= fenceBackoff(h.Fencing.Failures) {
+	if fencer := f.Fencers[h.Fencing.Driver]; fencer != nil && f.State.Now().Sub(h.Fencing.TriedAt) >= fenceBackoff(h.Fencing.Failures) {
 		err := off(ctx, fencer, h)
 		return again, f.tried(ctx, h, err)
 	}
