@@ -64,6 +64,10 @@ tempest: build
 apart: build
 	test/apart.sh
 
+# A controller and two hosts, one of which is cut off, on real QEMU.
+alive: build
+	test/alive.sh
+
 # Three controllers and a host: the one that leads is killed under load.
 cluster: build
 	test/cluster.sh

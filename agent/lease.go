@@ -174,17 +174,21 @@ func (l *Lease) tend(needed, pet bool) error {
 
 // keepLease renews the lease until ctx ends, whenever a controller has told in the present session what is this host's.
 func (a *Agent) keepLease(ctx context.Context, link Leaser) {
-	for ctx.Err() == nil {
+	for failures := 0; ctx.Err() == nil; {
 		if !a.Current() {
 			sleep(ctx, 100*time.Millisecond)
 			continue
 		}
-		if err := a.renewLease(ctx, link); err != nil && ctx.Err() == nil {
-			slog.WarnContext(ctx, "the host's lease was not renewed", "err", err)
-			sleep(ctx, time.Second)
+		err := a.renewLease(ctx, link)
+		if err == nil {
+			failures = 0
+			sleep(ctx, host.RenewEvery)
 			continue
 		}
-		sleep(ctx, host.RenewEvery)
+		if failures++; failures == 1 && ctx.Err() == nil {
+			slog.WarnContext(ctx, "the host's lease was not renewed; it is tried again", "err", err)
+		}
+		sleep(ctx, time.Second)
 	}
 }
 

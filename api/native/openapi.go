@@ -223,13 +223,19 @@ func fixed() node {
 	request := schemaOf(reflect.TypeFor[planRequest]())
 	request["required"] = []string{"requests"}
 	return node{
-		"Error":       schemaOf(reflect.TypeFor[failure]()),
-		"Health":      schemaOf(reflect.TypeFor[health]()),
-		"Reason":      schemaOf(reflect.TypeFor[reason]()),
-		"HostPatch":   schemaOf(reflect.TypeFor[hostPatch]()),
-		"PlanRequest": request,
-		"Plan":        schemaOf(reflect.TypeFor[planned]()),
-		"Quota":       schemaOf(reflect.TypeFor[quota]()),
+		"Error":        schemaOf(reflect.TypeFor[failure]()),
+		"Health":       schemaOf(reflect.TypeFor[health]()),
+		"Reason":       schemaOf(reflect.TypeFor[reason]()),
+		"HostPatch":    schemaOf(reflect.TypeFor[hostPatch]()),
+		"Retirement":   schemaOf(reflect.TypeFor[retirement]()),
+		"Leavings":     schemaOf(reflect.TypeFor[leavings]()),
+		"Fencing":      schemaOf(reflect.TypeFor[fencing]()),
+		"KeepPatch":    schemaOf(reflect.TypeFor[keepPatch]()),
+		"Keeping":      schemaOf(reflect.TypeFor[keeping]()),
+		"KeepingPatch": schemaOf(reflect.TypeFor[keepingPatch]()),
+		"PlanRequest":  request,
+		"Plan":         schemaOf(reflect.TypeFor[planned]()),
+		"Quota":        schemaOf(reflect.TypeFor[quota]()),
 		"Index": node{"type": "object", "properties": node{"version": text(), "release": text(), "description": text(),
 			"kinds": node{"type": "array", "items": text()}}},
 		"Change": node{"type": "object", "required": []string{"type", "revision", "resume"}, "properties": node{

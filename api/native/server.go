@@ -13,6 +13,7 @@ import (
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/identity"
 	"github.com/unkai-cloud/unkai/core/network"
 	"github.com/unkai-cloud/unkai/core/operation"
@@ -30,6 +31,8 @@ type Options struct {
 	Auth  Verifier
 	// Operations cancels them; nil: none can be.
 	Operations *operation.Service
+	// Compute empties hosts; nil: one with nothing configured.
+	Compute *compute.Service
 	// Dialects answers the requests that POST /plan is to try: the whole listener, as
 	// clients see it. nil: there are no plans of several requests.
 	Dialects http.Handler
@@ -48,6 +51,9 @@ func New(o Options) *Server {
 	}
 	if o.Operations == nil {
 		o.Operations = &operation.Service{State: o.State}
+	}
+	if o.Compute == nil {
+		o.Compute = compute.New(o.State, compute.Config{})
 	}
 	if o.Alive == 0 {
 		o.Alive = 15 * time.Second
@@ -94,6 +100,13 @@ func (s *Server) routes() []route {
 		{"GET", "/{kind}/{id}/why", false, (*Server).why, aboutWhy},
 		{"POST", "/operations/{id}/cancel", false, (*Server).cancel, aboutCancel},
 		{"PATCH", "/hosts/{id}", false, (*Server).patchHost, aboutPatchHost},
+		{"POST", "/hosts/{id}/maintenance", false, (*Server).retire, aboutRetire},
+		{"POST", "/hosts/{id}/maintenance/plan", false, (*Server).planRetirement, aboutPlanRetirement},
+		{"POST", "/hosts/{id}/fenced", false, (*Server).vouch, aboutVouch},
+		{"PUT", "/hosts/{id}/fencing", false, (*Server).putFencing, aboutPutFencing},
+		{"PATCH", "/servers/{id}/keep", false, (*Server).patchKeep, aboutPatchKeep},
+		{"GET", "/keeping", false, (*Server).keeping, aboutKeeping},
+		{"PATCH", "/keeping", false, (*Server).patchKeeping, aboutPatchKeeping},
 	}
 	if s.Dialects != nil {
 		all = append(all, route{"POST", "/plan", false, (*Server).plan, aboutPlan})

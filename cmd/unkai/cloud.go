@@ -343,7 +343,7 @@ func (c *cloud) handler() http.Handler {
 	mount("/network", neutron.New(neutron.Options{Networks: c.network, Auth: c.identity}))
 	mount("/compute", nova.New(nova.Options{Compute: c.compute, Auth: c.identity, Images: c.image, Network: c.network}))
 	mount("/placement", placement.New(placement.Options{Compute: c.compute, Auth: c.identity}))
-	v1 := native.New(native.Options{State: c.state, Auth: c.identity, Operations: c.operations(), Dialects: mux, Version: version})
+	v1 := native.New(native.Options{State: c.state, Auth: c.identity, Operations: c.operations(), Compute: c.compute, Dialects: mux, Version: version})
 	mount("/v1", v1)
 	mount("/console", console.New(console.Options{Compute: c.compute, Hosts: c}))
 	e := ec2.New(ec2.Options{Keys: c.identity, State: c.state, Compute: c.compute, Images: c.image, Networks: c.network, Region: "RegionOne"})

@@ -62,6 +62,7 @@ type health struct {
 type hostHealth struct {
 	Name, Zone, Driver string
 	Up, Disabled       bool
+	Maintenance, Dead  bool      `json:",omitempty"`
 	Lost               time.Time `json:",omitzero"`
 	Ahead              host.Mark `json:",omitzero"` // of a newer state, which it insists on
 	Isolating          bool
@@ -160,6 +161,7 @@ func (c *cloud) control(at clientsAt) http.Handler {
 		}
 		wire.WriteJSON(w, http.StatusOK, "ordered")
 	})
+	c.hostRoutes(mux)
 	c.alertRoutes(mux, at.URL)
 	mux.HandleFunc("GET /backup", c.answerBackup)
 	mux.HandleFunc("GET /support", func(w http.ResponseWriter, r *http.Request) { answerControl(w, c.support(r.Context()), nil) })
@@ -227,10 +229,7 @@ func (c *cloud) health() health {
 		}
 	}
 	for m := range host.Table().Peek(tx, "name", state.Range{}) {
-		n, used := compute.Load(tx, m.ID)
-		h.Hosts = append(h.Hosts, hostHealth{Name: m.Name, Zone: m.Zone, Driver: m.Capacity.Driver, Up: m.Up(), Disabled: m.Disabled,
-			Lost: m.Lost, Ahead: m.Ahead, Isolating: m.Capacity.Isolating, Servers: n, UsedVCPUs: used[0], VCPUs: int64(m.Capacity.VCPUs),
-			UsedMiB: used[1], MiB: int64(m.Capacity.MemoryMiB)})
+		h.Hosts = append(h.Hosts, healthOf(tx, m))
 	}
 	for l := range host.Leftovers().Peek(tx, "thing", state.Range{}) {
 		if m, ok := host.Table().PeekOne(tx, l.HostID); ok {
@@ -356,20 +355,7 @@ func (h *health) print(w io.Writer) error {
 			fmt.Fprintf(t, "and %d more\n", len(h.Hosts)-i)
 			break
 		}
-		how := "up"
-		if !m.Up {
-			how = "lost since " + m.Lost.Format(time.RFC3339)
-		}
-		if m.Ahead != (host.Mark{}) {
-			how += ", insists on a newer state (" + m.Ahead.String() + "): after a restore, run unkai controller restored"
-		}
-		if m.Disabled {
-			how += ", disabled"
-		}
-		if !m.Isolating && m.Driver != "sim" {
-			how += ", not isolating (emulated)"
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d/%d\t%d/%d\n", m.Name, m.Zone, m.Driver, how, m.Servers, m.UsedVCPUs, m.VCPUs, m.UsedMiB, m.MiB)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d/%d\t%d/%d\n", m.Name, m.Zone, m.Driver, m.how(), m.Servers, m.UsedVCPUs, m.VCPUs, m.UsedMiB, m.MiB)
 	}
 	printAlerts(t, h.Alerts)
 	for i, l := range h.Held {
@@ -398,6 +384,30 @@ func (h *health) print(w io.Writer) error {
 		return fmt.Errorf("%d hosts cannot be heard", down)
 	}
 	return nil
+}
+
+// how a host is, in words.
+func (m *hostHealth) how() string {
+	how := "up"
+	if !m.Up {
+		how = "lost since " + m.Lost.Format(time.RFC3339)
+	}
+	if m.Dead {
+		how += ", known to be dead"
+	}
+	if m.Ahead != (host.Mark{}) {
+		how += ", insists on a newer state (" + m.Ahead.String() + "): after a restore, run unkai controller restored"
+	}
+	switch {
+	case m.Maintenance:
+		how += ", in maintenance"
+	case m.Disabled:
+		how += ", disabled"
+	}
+	if !m.Isolating && m.Driver != "sim" {
+		how += ", not isolating (emulated)"
+	}
+	return how
 }
 
 type auditCommand struct{ dataOption }

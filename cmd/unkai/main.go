@@ -26,6 +26,7 @@ type commands struct {
 	Down       downCommand       `cmd:"" help:"Remove the guests, networks and mounts that a cloud left on this machine."`
 	Controller controllerCommand `cmd:"" help:"Run a controller, or make a token with which a host joins it."`
 	Agent      agentCommand      `cmd:"" help:"Run this machine's agent: join a cloud and make its part of it real."`
+	Host       hostCommand       `cmd:"" help:"Look after hosts: maintenance, fencing, and how guests are kept alive."`
 	Status     statusCommand     `cmd:"" help:"Show what runs and how it is."`
 	Backup     backupCommand     `cmd:"" help:"Write a running cloud, as of one moment, to a file."`
 	Restore    restoreCommand    `cmd:"" help:"Make a cloud again from a backup, in an empty data directory."`

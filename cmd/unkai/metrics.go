@@ -30,6 +30,11 @@ var (
 	ahead      = metrics.From("unkai_state_clock_ahead_seconds", "How far the cloud's clock is ahead of this machine's, which was set back.")
 	hosts      = metrics.From("unkai_hosts", "Hosts, by whether they can be heard: up or lost.", "state")
 	disabled   = metrics.From("unkai_hosts_disabled", "Hosts on which nothing new is placed.")
+	dead       = metrics.From("unkai_hosts_dead", "Lost hosts that are known to run nothing any more.")
+	upkeep     = metrics.From("unkai_hosts_maintenance", "Hosts in maintenance, by whether they are draining or drained.", "phase")
+	unfenced   = metrics.From("unkai_hosts_fencing_failed", "Lost hosts that could not be fenced.")
+	storm      = metrics.From("unkai_hosts_storm", "1 when so many hosts are lost at once that nothing is fenced, and nothing restarted elsewhere, by itself.")
+	stranded   = metrics.From("unkai_servers_stranded", "Servers of dead hosts that are to be restarted elsewhere, and wait.")
 	streams    = metrics.From("unkai_host_streams", "Hosts that are connected to this controller.")
 	servers    = metrics.From("unkai_servers", "Servers, by stage.", "stage")
 	queue      = metrics.From("unkai_reconcile_waiting", "Things that a reconciler's task is to look at, now or at some time.", "task")
@@ -68,6 +73,7 @@ func (c *cloud) read(tell func(*metrics.Reading, float64, ...string)) {
 	tell(leads, one(c.state.Leads()))
 	tell(ahead, max(0, time.Until(now).Seconds()))
 	up, lost, off := 0, 0, 0
+	buried, failed, draining, drained := 0, 0, 0, 0
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
 		if h.Up() {
 			up++
@@ -77,7 +83,24 @@ func (c *cloud) read(tell func(*metrics.Reading, float64, ...string)) {
 		if h.Disabled {
 			off++
 		}
+		if h.Dead() {
+			buried++
+		} else if !h.Up() && h.Fencing.Trouble != "" {
+			failed++
+		}
+		if d := h.Drain; d != nil && d.Over() {
+			drained++
+		} else if d != nil {
+			draining++
+		}
 	}
+	_, _, stormy := host.Storm(tx)
+	tell(dead, float64(buried))
+	tell(unfenced, float64(failed))
+	tell(upkeep, float64(draining), "draining")
+	tell(upkeep, float64(drained), "drained")
+	tell(storm, one(stormy))
+	tell(stranded, float64(len(compute.StrandedServers(tx))))
 	tell(hosts, float64(up), "up")
 	tell(hosts, float64(lost), "lost")
 	tell(disabled, float64(off))

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/operation"
 )
@@ -59,6 +60,7 @@ type looker struct {
 func look(tx *state.Tx, f Facts) []finding {
 	l := &looker{tx: tx, facts: f}
 	l.hosts()
+	l.keeping()
 	l.room()
 	l.certificates()
 	l.clock()
@@ -84,6 +86,30 @@ func (l *looker) hosts() {
 		if h.Ahead != (host.Mark{}) {
 			l.find(Critical, "host-refuses", h.Name, "The host %s was told of a newer state, at %v, and refuses this one. After a restore, run unkai controller restored.", h.Name, h.Ahead)
 		}
+	}
+}
+
+// keeping: what keeps guests from coming back, or a host from its work.
+func (l *looker) keeping() {
+	if lost, of, is := host.Storm(l.tx); is {
+		l.find(Critical, "storm", "", "%d of %d hosts cannot be heard, so that it looks as if this controller was cut off: nothing is fenced and nothing restarted elsewhere by itself. "+
+			"Of a host that is surely off say so: unkai host fenced.", lost, of)
+	}
+	for h := range host.Table().Peek(l.tx, "name", state.Range{}) {
+		if !h.Up() && !h.Dead() && h.Fencing.Trouble != "" {
+			l.find(Critical, "fencing-failed", h.Name, "The lost host %s could not be fenced, so that nothing of it is restarted elsewhere: %s", h.Name, h.Fencing.Trouble)
+		}
+		if d := h.Drain; d != nil && d.Over() {
+			l.find(Warning, "host-drained", h.Name, "The host %s is in maintenance and drained since %s, and %d servers stayed. When it is done: unkai host enable %s",
+				h.Name, d.Drained.UTC().Format(time.RFC3339), len(d.Left), h.Name)
+		}
+	}
+	if ids := compute.StrandedServers(l.tx); len(ids) > 0 {
+		why := ""
+		if srv, ok := compute.Servers().PeekOne(l.tx, ids[0]); ok && srv.Stranded != nil {
+			why = srv.Stranded.Why
+		}
+		l.find(Critical, "restart-pending", "", "%d servers of dead hosts are to be restarted elsewhere and are not, the first is %s: %s", len(ids), ids[0], why)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
@@ -65,6 +66,9 @@ func (a *auditor) operations() {
 		case compute.Servers().Kind():
 			s, there := compute.Servers().PeekOne(a.tx, o.TargetID)
 			a.goesOn(o, there, there && s.OperationID == o.ID)
+		case host.Table().Kind():
+			h, there := host.Table().PeekOne(a.tx, o.TargetID)
+			a.goesOn(o, there, there && h.Drain != nil && h.Drain.OperationID == o.ID && !h.Drain.Over())
 		case image.Table().Kind():
 			i, there := image.Table().PeekOne(a.tx, o.TargetID)
 			a.goesOn(o, there, there && underWay(i))
@@ -102,6 +106,7 @@ func (a *auditor) servers() {
 			a.find("server", s.ID, "is on no host, and nobody looks for one")
 		}
 		a.move(s)
+		a.kept(s)
 		if s.Task == "" && s.Stage() == compute.Building {
 			a.find("server", s.ID, "is being built, and nobody does it")
 		}
@@ -130,6 +135,26 @@ func (a *auditor) move(s *compute.Server) {
 		}
 	}
 }
+
+// kept: who waits for another host has one that is not there, and who waits to be started again is to run.
+func (a *auditor) kept(s *compute.Server) {
+	if s.Stranded != nil {
+		if h, ok := host.Table().PeekOne(a.tx, s.HostID); !ok || !s.Keep.Elsewhere {
+			a.find("server", s.ID, "waits to be started elsewhere, and is not to be")
+		} else if h.Up() && a.tx.Now().Sub(h.UpdatedAt) > landWithin {
+			a.find("server", s.ID, "waits to be started elsewhere, and its host %s is there", h.Name)
+		}
+	}
+	if !s.Crash.Restart.IsZero() && (s.Task != "" || s.Power != compute.On) {
+		a.find("server", s.ID, "waits to be started again after a crash, and is to be %s with %q under way", s.Power, s.Task)
+	}
+	if s.Sworn > s.Wish {
+		a.find("server", s.ID, "its host has to know wish %d, and there are only %d", s.Sworn, s.Wish)
+	}
+}
+
+// landWithin is how long servers may be said to wait for another host after theirs is there again.
+const landWithin = 5 * time.Minute
 
 // migrations: they go with their servers.
 func (a *auditor) migrations() {
@@ -178,6 +203,17 @@ func (a *auditor) ports() {
 // hosts: what operators say of them is said in words that there are.
 func (a *auditor) hosts() {
 	for h := range host.Table().Peek(a.tx, "", state.Range{}) {
+		if h.Up() && h.Fenced != (host.Fenced{}) {
+			a.find("host", h.ID, "can be heard, and is known to be dead")
+		}
+		if h.Maintenance && !h.Disabled || h.Maintenance != (h.Drain != nil) {
+			a.find("host", h.ID, "is in maintenance and takes new servers, or nobody empties it")
+		}
+		if d := h.Drain; d != nil && !d.Over() {
+			if o, ok := operation.Table().PeekOne(a.tx, d.OperationID); !ok || o.Outcome != operation.Running {
+				a.find("host", h.ID, "is being emptied, but no operation of it runs")
+			}
+		}
 		for _, t := range h.Traits {
 			if !host.TraitExists(a.tx, t) {
 				a.find("host", h.ID, "has the trait %s, which is not there", t)

@@ -54,7 +54,7 @@ func (h *Host) resume(tx *state.Tx) error {
 	} else if err != nil {
 		return err
 	}
-	return operation.End(tx, op, operation.Cancelled, "The host takes new servers again.")
+	return operation.End(tx, op, operation.Cancelled, "The host's maintenance was ended.")
 }
 
 // CancelDrain is a Canceller: no more is taken off the host, which then is what it was before, but takes nothing new.

@@ -27,6 +27,11 @@ type LeaseAnswer struct{ For time.Duration }
 
 // Renew grants a host its lease anew, and takes note that it was heard.
 func (h *Hub) Renew(ctx context.Context, id resource.ID) (LeaseAnswer, error) {
+	h.mu.Lock()
+	if s := h.sessions[id]; s != nil {
+		s.heard = h.now() // whatever is answered
+	}
+	h.mu.Unlock()
 	if h.Confirm != nil {
 		if err := h.Confirm(ctx); err != nil {
 			return LeaseAnswer{}, fault.Errorf(fault.Unavailable, "It is not sure that this controller has the newest state.")
@@ -35,11 +40,6 @@ func (h *Hub) Renew(ctx context.Context, id resource.ID) (LeaseAnswer, error) {
 	known, ok := hosts.PeekOne(h.State.Latest(), id)
 	if !ok || !known.Up() {
 		return LeaseAnswer{}, fault.Errorf(fault.Conflict, "The host counts as lost. Connect first.")
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if s := h.sessions[id]; s != nil {
-		s.heard = h.now()
 	}
 	return LeaseAnswer{For: LeaseTime}, nil
 }

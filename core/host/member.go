@@ -67,8 +67,12 @@ func (a *Authority) Renew(id resource.ID, request []byte, now time.Time) ([]byte
 // Remove takes a host out of the cloud, in the transaction of the domain that has made sure that nothing
 // is on it: its session is cut off, and its certificate is worth nothing from then on.
 func Remove(tx *state.Tx, id resource.ID) error {
-	if !hosts.Has(tx, id) {
+	h, ok := hosts.Find(tx, id)
+	if !ok {
 		return fault.Missing("host", id)
+	}
+	if err := h.resume(tx); err != nil {
+		return err
 	}
 	for _, left := range leftovers.IDs(tx, "thing", state.KeyOf(id)) {
 		if err := leftovers.Delete(tx, left); err != nil {

@@ -55,6 +55,62 @@ func TestHostRestarted(t *testing.T) {
 	}
 }
 
+// A host that lost power has no processes, no control groups and no sockets; disks and records are left.
+func TestGuestsComeBackWithTheirHost(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	d := h.open(t)
+	wants := map[string]compute.Guest{}
+	for _, name := range []string{"on", "off", "suspended", "stays off"} {
+		want := h.guest(t)
+		ensure(t, d, want, compute.On)
+		switch name {
+		case "off":
+			want.Power, want.GraceSeconds = compute.Off, 0
+			ensure(t, d, want, compute.Off)
+		case "suspended":
+			want.Power = compute.Suspended
+			ensure(t, d, want, compute.Suspended)
+		case "stays off":
+			want.StayOff = true
+		}
+		wants[name] = want
+	}
+	for _, want := range wants {
+		if p := d.guest(want.ID).proc; p != nil {
+			if err := p.kill(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.cgroups.remove(want.ID.String()); err != nil {
+			t.Fatal(err)
+		}
+		for _, socket := range []string{monitorSocket, adminSocket, serialSocket} {
+			if err := remove(filepath.Join(d.dir, "guests", want.ID.String(), socket)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, want := range wants {
+		d = h.rewrite(t, d, want.ID, func(r *record) {
+			if r.Launch != nil {
+				r.Launch.Boot, r.Launch.PID = "another", 1
+			}
+		})
+	}
+	ensure(t, d, wants["on"], compute.On)
+	ensure(t, d, wants["off"], compute.Off)
+	ensure(t, d, wants["suspended"], compute.Suspended)
+	for range 2 { // and is so still when it is looked at again
+		if o := ensure(t, d, wants["stays off"], compute.Off); o.Busy {
+			t.Errorf("observed %+v", o)
+		}
+	}
+	again := wants["stays off"]
+	again.HardBoots++
+	ensure(t, d, again, compute.On)
+}
+
 // A process that has the number of a dead guest's is not that guest.
 func TestNumberUsedAgain(t *testing.T) {
 	t.Parallel()

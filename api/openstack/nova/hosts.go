@@ -64,7 +64,7 @@ func serviceView(r *http.Request, tx *state.Tx, h *host.Host) map[string]any {
 	view := map[string]any{"id": hostIDView(r, h), "binary": binary, "host": h.Name, "zone": compute.ZonesOf(tx).Of(h), "status": enabled(h),
 		"state": upDown(h), "updated_at": isoTime(h.UpdatedAt), "disabled_reason": orNil(h.DisabledReason)}
 	if minorOf(r) >= 11 {
-		view["forced_down"] = false
+		view["forced_down"] = h.Dead()
 	}
 	return view
 }
@@ -110,16 +110,43 @@ func (s *server) updateService(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return fault.Errorf(fault.Invalid, "Invalid uuid %s", r.PathValue("id"))
 	}
+	hosts := host.Service{State: s.compute.State}
 	if b.has("forced_down") {
-		return fault.Errorf(fault.Invalid, "A host is down when it cannot be heard; it cannot be told to be.")
+		if err := forceDown(r, &hosts, id, b.bool("forced_down")); err != nil {
+			return err
+		}
+		if !b.has("status") && !b.has("disabled_reason") {
+			return s.answerService(w, r, id)
+		}
 	}
 	if !b.has("status") || b.has("disabled_reason") && b.text("status") != "disabled" {
 		return fault.Errorf(fault.Invalid, "Specifying disabled_reason requires that status is 'disabled'.")
 	}
-	hosts := host.Service{State: s.compute.State}
 	if err := hosts.SetDisabled(r.Context(), id, b.text("status") == "disabled", b.text("disabled_reason")); err != nil {
 		return err
 	}
+	return s.answerService(w, r, id)
+}
+
+// forceDown takes the word of whoever has fenced a host: that is what Nova's clients say it for. A host that can be heard is not
+// down, and one that is dead is up again when it is heard.
+func forceDown(r *http.Request, hosts *host.Service, id resource.ID, down bool) error {
+	h, err := hosts.Get(r.Context(), id)
+	switch {
+	case err != nil:
+		return err
+	case down && h.Up():
+		return fault.Errorf(fault.Invalid, "A host is down when it cannot be heard; %s can be.", h.Name)
+	case down:
+		_, err := hosts.Vouch(r.Context(), id)
+		return err
+	case h.Dead():
+		return fault.Errorf(fault.Invalid, "Host %s is up again when it is heard.", h.Name)
+	}
+	return nil
+}
+
+func (s *server) answerService(w http.ResponseWriter, r *http.Request, id resource.ID) error {
 	tx, err := s.compute.State.View(r.Context())
 	if err != nil {
 		return err

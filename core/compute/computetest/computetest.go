@@ -84,6 +84,7 @@ func TestDriver(t *testing.T, open func(t testing.TB) compute.Driver, o Options)
 		{"a change of mind while stopping", (*suite).changeOfMind, []any{o.GoDeaf}},
 		{"a rebuild makes the root disk anew, once", (*suite).rebuild, []any{o.Impressed, o.Fresh}},
 		{"a reboot keeps the root disk", (*suite).keepsDisk, []any{o.Impressed, o.Fresh}},
+		{"a guest that was elsewhere since is made anew", (*suite).elsewhere, []any{o.Impressed, o.Fresh}},
 		{"a new guest has carried out all that is counted", (*suite).countersOfNew, nil},
 		{"a guest may switch itself off", (*suite).shutsDown, []any{o.ShutDown}},
 		{"a guest that switched itself off starts with a reboot", (*suite).shutDownReboot, []any{o.ShutDown}},
@@ -431,6 +432,30 @@ func (s *suite) changeOfMind() {
 	s.same("wanted again", first, s.reachAs(want, compute.On))
 	time.Sleep(1200 * time.Millisecond)
 	s.same("past the grace", first, s.reachAs(want, compute.On))
+}
+
+func (s *suite) elsewhere() {
+	want := s.Guest(s)
+	want.Epoch = 1
+	s.reachAs(want, compute.On)
+	s.booted(want.ID)
+	s.Impressed(s, s.driver, want.ID)
+	want.Epoch = 0 // says nothing
+	s.reachAs(want, compute.On)
+	if s.Fresh(s, s.driver, want.ID) {
+		s.Fatal("a guest was made anew for nothing")
+	}
+	want.Epoch = 3
+	s.reachAs(want, compute.On)
+	s.booted(want.ID)
+	if !s.Fresh(s, s.driver, want.ID) {
+		s.Error("what is left of an earlier placement was taken up")
+	}
+	s.Impressed(s, s.driver, want.ID)
+	s.reachAs(want, compute.On)
+	if s.Fresh(s, s.driver, want.ID) {
+		s.Error("the same placement was made anew again")
+	}
 }
 
 func (s *suite) rebuild() {

@@ -1,0 +1,90 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+func TestALeaseIsGrantedToWhoIsNotLost(t *testing.T) {
+	h, c, id := rig(t, 0)
+	if _, err := h.Renew(t.Context(), resource.NewID(c.now, nil)); !fault.Is(err, fault.Conflict) {
+		t.Errorf("to a stranger it answers %v", err)
+	}
+	if a, err := h.Renew(t.Context(), id); err != nil || a.For != LeaseTime {
+		t.Errorf("it answers %v, %v", a, err)
+	}
+	h.Confirm = func(context.Context) error { return errors.New("no majority") }
+	if _, err := h.Renew(t.Context(), id); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("without a majority it answers %v", err)
+	}
+	h.Confirm = nil
+	if err := Lose(t.Context(), h.State, id); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Renew(t.Context(), id); !fault.Is(err, fault.Conflict) {
+		t.Errorf("to one that is lost it answers %v", err)
+	}
+}
+
+// What is written into a line that is cut is not missed for a quarter of an hour: whoever renews its lease is lost when it does not.
+func TestASessionAloneIsNoSignOfLife(t *testing.T) {
+	h, c, id := rig(t, 0)
+	s := h.Connect(id)
+	s.Renews()
+	task := h.Liveness(h.Now)
+	up := func() bool {
+		t.Helper()
+		if _, err := task.Step(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		m, _ := Find(h.State.Latest(), id)
+		return m.Up()
+	}
+	h.Confirm = func(context.Context) error { return errors.New("no majority") }
+	for range 10 {
+		c.now = c.now.Add(10 * time.Second)
+		if _, err := h.Renew(t.Context(), id); err == nil {
+			t.Fatal("granted without a majority")
+		}
+		if !up() {
+			t.Fatal("it was heard, though it was refused")
+		}
+	}
+	c.now = c.now.Add(Expect + time.Second)
+	if up() {
+		t.Error("it was not heard, and is not lost")
+	}
+	select {
+	case <-s.Over():
+	default:
+		t.Error("its session goes on, and it never says hello again")
+	}
+}
+
+func TestFencingIsChecked(t *testing.T) {
+	h, _, id := rig(t, 0)
+	s, admin := &Service{State: h.State}, identity.Internal(t.Context())
+	for name, f := range map[string]Fencing{
+		"no driver, and something for one": {Program: "x"},
+		"an unknown driver":                {Driver: "axe"},
+		"a program elsewhere":              {Driver: "exec", Program: "../../bin/sh"},
+		"a program with an argument":       {Driver: "exec", Program: "sh -c"},
+		"no address":                       {Driver: "redfish"},
+		"an address without TLS":           {Driver: "redfish", URL: "http://bmc/redfish/v1/Systems/1"},
+		"a password in the address":        {Driver: "redfish", URL: "https://a:b@bmc/redfish/v1/Systems/1"},
+		"a fingerprint that is none":       {Driver: "redfish", URL: "https://bmc/x", Fingerprint: "AA:BB"},
+	} {
+		if _, err := s.SetFencing(admin, id, f); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := s.SetFencing(admin, id, Fencing{Driver: "exec", Program: "ipmi-1"}); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,134 @@
+#!/bin/bash
+# A controller and two hosts, each in a network namespace of its own, with real QEMU: a guest that crashes comes back, one whose host is cut
+# off is started on the other once a fence program has switched the first off, and a host in maintenance is emptied as far as it can be.
+PREFIX=${PREFIX:-ukl}
+. "$(dirname "$0")/lib.sh"
+
+net=alive-$$ # namespaces: the switch, and -c, -a, -b on it
+cdata=$work/controller
+hosts=https://10.213.8.1:8702
+cpid=
+declare -A apid
+
+inside() { local ns=$1; shift; exec nsenter --net="/run/netns/$net-$ns" "$@"; }
+
+agent() { # a|b [OPTION…]
+	local n=$1; shift
+	: >"$work/$n.out"
+	inside "$n" "$unkai" agent --data "$work/$n" --join $hosts --prefix "$prefix$n" --pool "$pool" --name "host-$n" "$@" \
+		</dev/null >"$work/$n.out" 2>>"$work/log" &
+	apid[$n]=$!
+	echo ${apid[$n]} >"$work/$n.pid"
+	until_ok 30 grep -q ^ready "$work/$n.out" || fail "agent $n is not ready"
+}
+
+api() { (inside c curl -sS -f -H "X-Auth-Token: $auth" -H 'Content-Type: application/json' "$@"); }
+qemu() { pgrep -f "^[^ ]*qemu-system.*$work/$1/.*$2" | head -n 1; } # a|b, ID
+on() { [ "$("$unkai" host list --data "$cdata" --json | jq -r '.[] | select(.Name == "host-'"$1"'") | .'"$2")" = "$3" ]; }
+runs() { [ -n "$(qemu "$1" "$2")" ]; }
+active() { api "$url/compute/v2.1/servers/$1" | jq -e '.server.status == "ACTIVE" and ."server"."OS-EXT-SRV-ATTR:host" == "host-'"$2"'" and .server."OS-EXT-STS:task_state" == null'; }
+
+finish() {
+	local code=$?
+	for n in a b; do
+		[ -z "${apid[$n]:-}" ] || { kill "${apid[$n]}" && wait "${apid[$n]}"; } 2>/dev/null || true
+		[ ! -d "$work/$n" ] || (inside $n "$unkai" down --data "$work/$n" --prefix "$prefix$n" --pool "$pool" --purge) >>"$work/log" 2>&1 || true
+	done
+	[ -z "$cpid" ] || { kill "$cpid" && wait "$cpid"; } 2>/dev/null || true
+	for ns in "$net" "$net-c" "$net-a" "$net-b"; do ip netns del "$ns" 2>/dev/null || true; done
+	if [ $code = 0 ]; then rm -rf "$work"; else tail -n 30 "$work/log" >&2 || true; echo "kept: $work" >&2; fi
+	exit $code
+}
+
+ip netns add "$net"
+ip -n "$net" link add switch type bridge
+ip -n "$net" link set switch up
+address=1
+for n in c a b; do
+	ip netns add "$net-$n"
+	ip -n "$net" link add "to-$n" type veth peer name up0 netns "$net-$n"
+	ip -n "$net" link set "to-$n" master switch up
+	ip -n "$net-$n" link set lo up
+	ip -n "$net-$n" addr add 10.213.8.$address/24 dev up0
+	ip -n "$net-$n" link set up0 up
+	address=$((address + 1))
+done
+
+: >"$work/c.out"
+inside c "$unkai" controller --data "$cdata" --listen 127.0.0.1:8700 --hosts 10.213.8.1:8702 --pool "$pool" </dev/null >"$work/c.out" 2>>"$work/log" &
+cpid=$!
+until_ok 30 grep -q ^ready "$work/c.out" || fail "the controller is not ready"
+url=$(sed -n 's/^ready //p' "$work/c.out")
+for n in a b; do agent $n --token "$("$unkai" controller token --data "$cdata")"; done
+for n in a b; do until_ok 30 on $n Up true || fail "host-$n is not up"; done
+
+auth=$(inside c curl -sS -D - -o /dev/null -H 'Content-Type: application/json' "$url/identity/v3/auth/tokens" -d '{"auth":{"identity":{"methods":["password"],
+	"password":{"user":{"name":"admin","domain":{"id":"default"},"password":"'"$(jq -r .Admin "$cdata/secrets.json")"'"}}},
+	"scope":{"project":{"name":"admin","domain":{"id":"default"}}}}}' | tr -d '\r' | sed -n 's/^[Xx]-[Ss]ubject-[Tt]oken: //p')
+image=$(api "$url/image/v2/images" -d '{"name":"blank","disk_format":"raw","container_format":"bare"}' | jq -r .id)
+head -c 1048576 /dev/zero | (inside c curl -sS -f -T - -H "X-Auth-Token: $auth" -H 'Content-Type: application/octet-stream' "$url/image/v2/images/$image/file")
+network=$(api "$url/network/v2.0/networks?name=private" | jq -r '.networks[0].id')
+launch() { # NAME HOST ELSEWHERE
+	api "$url/compute/v2.1/servers" -d '{"server":{"name":"'"$1"'","imageRef":"'"$image"'","flavorRef":"42","availability_zone":"nova:host-'"$2"'",
+		"networks":[{"uuid":"'"$network"'"}]},"os:scheduler_hints":{"unkai_restart_elsewhere":"'"$3"'"}}' | jq -r .server.id
+}
+vm=$(launch kept a true)
+plain=$(launch plain a false)
+for id in "$vm" "$plain"; do until_ok 60 active "$id" a || fail "server $id is not ACTIVE"; done
+ok "two servers run on one of two hosts, and one of them under its lease"
+
+# --- a crash
+first=$(qemu a "$vm")
+kill -9 "$first"
+again() { [ -n "$(qemu a "$vm")" ] && [ "$(qemu a "$vm")" != "$first" ] && active "$vm" a; }
+until_ok 40 again || fail "the crashed guest does not come back"
+api "$url/compute/v2.1/servers/$vm/os-instance-actions" | jq -e '[.instanceActions[].action] | index("crash") != null' >/dev/null || fail "the crash is not told"
+ok "a crashed guest is started again, and the crash is among the server's actions"
+
+# --- a host that is cut off
+mkdir -m 700 -p "$cdata/fence"
+cat >"$cdata/fence/lab" <<END
+#!/bin/sh
+# Switches a host of this test off: its agent and its guests.
+n=\${2#host-}
+kill -9 \$(cat $work/\$n.pid) \$(pgrep -f "^[^ ]*qemu-system.*$work/\$n/") 2>/dev/null
+sleep 0.2
+! pgrep -f "^[^ ]*qemu-system.*$work/\$n/" >/dev/null
+END
+chmod 700 "$cdata/fence/lab"
+"$unkai" host fencing host-a --exec lab --data "$cdata" >/dev/null
+cut=$SECONDS
+ip -n "$net" link set to-a down
+until_ok 30 on a Up false || fail "the host that is cut off does not count as lost"
+runs a "$vm" || fail "the guest was ended for a loss alone"
+lost=$((SECONDS - cut))
+until_ok 60 on a Dead true || fail "the lost host is not fenced"
+! runs a "$vm" || fail "it is known to be dead and runs the guest"
+until_ok 60 active "$vm" b || fail "the server is not started elsewhere"
+runs b "$vm" || fail "there is no QEMU elsewhere"
+ok "its link cut, a host is lost after $lost s, fenced, and its guest runs elsewhere after $((SECONDS - cut)) s"
+api "$url/compute/v2.1/servers/$plain" | jq -e '."server"."OS-EXT-SRV-ATTR:host" == "host-a"' >/dev/null || fail "a server left whose owner did not ask for it"
+
+# --- and comes back
+wait "${apid[a]}" 2>/dev/null || true
+ip -n "$net" link set to-a up
+agent a
+until_ok 40 on a Up true || fail "the host does not come back"
+until_ok 60 active "$plain" a || fail "what stayed its own does not run again"
+gone() { ! ls "$work/a/qemu/guests" | grep -q "$vm"; }
+until_ok 40 gone || fail "the host that is back keeps what is not its own any more"
+! runs a "$vm" || fail "the guest runs twice"
+ok "back again it starts its own, and takes away what was given to another"
+
+# --- maintenance
+"$unkai" host maintenance host-b --plan --data "$cdata" | grep -q "$vm.*stay\|$vm.*live" || fail "the plan does not name the server"
+"$unkai" host maintenance host-b --stop --wait --reason fans --data "$cdata" >"$work/drained" || { cat "$work/drained" >&2; fail "the host is not drained"; }
+! runs b "$vm" || fail "a guest runs on a drained host"
+on b Disabled true || fail "a drained host takes new servers"
+"$unkai" host enable host-b --data "$cdata" >/dev/null
+on b Maintenance false && on b Disabled false || fail "the host is still in maintenance"
+ok "a host in maintenance is drained, and enabled again"
+
+"$unkai" audit --data "$cdata" >"$work/audit" || { cat "$work/audit" >&2; fail "the audit found contradictions"; }
+step "done"
+echo "alive: $passed passed, 0 failed"
