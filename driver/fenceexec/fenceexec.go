@@ -4,11 +4,9 @@
 package fenceexec
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -57,7 +55,7 @@ func (f *Fencer) Off(ctx context.Context, h *host.Host) error {
 	if err == nil {
 		return nil
 	}
-	if text := strings.TrimSpace(said.String()); text != "" {
+	if text := strings.TrimSpace(string(said.kept)); text != "" {
 		return fmt.Errorf("%s: %w: %s", name, err, strings.ToValidUTF8(text, "?"))
 	}
 	return fmt.Errorf("%s: %w", name, err)
@@ -78,11 +76,9 @@ func trusted(path string) error {
 }
 
 // output keeps the beginning of what a program says.
-type output struct{ bytes.Buffer }
+type output struct{ kept []byte }
 
 func (o *output) Write(b []byte) (int, error) {
-	o.Buffer.Write(b[:min(len(b), max(0, mostOutput-o.Len()))])
+	o.kept = append(o.kept, b[:min(len(b), mostOutput-len(o.kept))]...)
 	return len(b), nil
 }
-
-var _ io.Writer = (*output)(nil)
