@@ -28,7 +28,7 @@ type hostDetail struct {
 	Watchdog bool       // enforces its lease
 	Fencing  string     `json:",omitempty"` // how it is switched off
 	Trouble  string     `json:",omitempty"` // with that
-	Dead     string     `json:",omitempty"` // how that is known
+	DeadBy   string     `json:",omitempty"` // how that is known
 	Phase    string     `json:",omitempty"` // of its maintenance
 	Left     []hostLeft `json:",omitempty"` // that could not be taken elsewhere
 }
@@ -56,7 +56,7 @@ func detailOf(tx *state.Tx, m *host.Host) hostDetail {
 		d.Fencing = m.Fencing.Driver
 	}
 	if m.Dead() {
-		d.Dead = m.Fenced.How + " at " + m.Fenced.At.Format(time.RFC3339)
+		d.DeadBy = m.Fenced.How + " at " + m.Fenced.At.Format(time.RFC3339)
 	}
 	if m.Drain == nil {
 		return d
@@ -241,7 +241,7 @@ func (s *hostShow) Run(ctx context.Context) error {
 
 func (d *hostDetail) print() {
 	fmt.Printf("%s  %s  zone %s  %s\n", d.Name, d.ID, d.Zone, d.how())
-	for _, line := range [][2]string{{"reason", d.Reason}, {"dead", d.Dead}, {"fenced by", d.Fencing}, {"which fails", d.Trouble}, {"maintenance", d.Phase}} {
+	for _, line := range [][2]string{{"reason", d.Reason}, {"dead", d.DeadBy}, {"fenced by", d.Fencing}, {"which fails", d.Trouble}, {"maintenance", d.Phase}} {
 		if line[1] != "" {
 			fmt.Printf("%-12s %s\n", line[0], line[1])
 		}
