@@ -436,24 +436,24 @@ func (s *suite) changeOfMind() {
 
 func (s *suite) elsewhere() {
 	want := s.Guest(s)
+	impress := func(epoch int) {
+		s.Helper()
+		s.Impressed(s, s.driver, want.ID)
+		want.Epoch = epoch
+		want.HardBoots++
+		s.reachAs(want, compute.On)
+		s.booted(want.ID)
+	}
 	want.Epoch = 1
 	s.reachAs(want, compute.On)
 	s.booted(want.ID)
-	s.Impressed(s, s.driver, want.ID)
-	want.Epoch = 0 // says nothing
-	s.reachAs(want, compute.On)
-	if s.Fresh(s, s.driver, want.ID) {
+	if impress(0); s.Fresh(s, s.driver, want.ID) { // it says nothing
 		s.Fatal("a guest was made anew for nothing")
 	}
-	want.Epoch = 3
-	s.reachAs(want, compute.On)
-	s.booted(want.ID)
-	if !s.Fresh(s, s.driver, want.ID) {
+	if impress(3); !s.Fresh(s, s.driver, want.ID) {
 		s.Error("what is left of an earlier placement was taken up")
 	}
-	s.Impressed(s, s.driver, want.ID)
-	s.reachAs(want, compute.On)
-	if s.Fresh(s, s.driver, want.ID) {
+	if impress(3); s.Fresh(s, s.driver, want.ID) {
 		s.Error("the same placement was made anew again")
 	}
 }
