@@ -59,7 +59,7 @@ func (g *Guests) ensure(ctx context.Context, _ resource.ID, body json.RawMessage
 		return nil, 0, fmt.Errorf("decode what is wanted: %w", err)
 	}
 	if want.Arrive == nil { // else it does not run here
-		if mine, report, again, err := g.underLease(ctx, &want); !mine {
+		if mine, report, again, err := g.underLease(ctx, want); !mine {
 			return report, again, err
 		}
 	}
