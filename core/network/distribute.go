@@ -53,9 +53,32 @@ func legNetworks(tx *state.Tx, routerID resource.ID) []resource.ID {
 	return ids
 }
 
-// guests reports whether a host has a server's port in a network.
+// portsAt are the ports that are on a host, and those on their way there.
+func portsAt(tx *state.Tx, hostID resource.ID) iter.Seq[*Port] {
+	return chain(ports.Peek(tx, "host", state.Range{Prefix: state.KeyOf(hostID)}), ports.Peek(tx, "arriving", state.Range{Prefix: state.KeyOf(hostID)}))
+}
+
+// portsIn are those of them that are in a network.
+func portsIn(tx *state.Tx, networkID, hostID resource.ID) iter.Seq[*Port] {
+	return chain(ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(networkID, hostID)}),
+		ports.Peek(tx, "arriving", state.Range{Prefix: state.KeyOf(hostID, networkID)}))
+}
+
+func chain(parts ...iter.Seq[*Port]) iter.Seq[*Port] {
+	return func(yield func(*Port) bool) {
+		for _, part := range parts {
+			for p := range part {
+				if !yield(p) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// guests reports whether a host has a server's port in a network, or is about to.
 func guests(tx *state.Tx, networkID, hostID resource.ID) bool {
-	for p := range ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(networkID, hostID)}) {
+	for p := range portsIn(tx, networkID, hostID) {
 		if p.Owner == OwnerServer {
 			return true
 		}
@@ -83,7 +106,7 @@ func routersOn(tx *state.Tx, hostID resource.ID) []resource.ID {
 	for _, id := range ids {
 		seen[id] = true
 	}
-	for p := range ports.Peek(tx, "host", state.Range{Prefix: state.KeyOf(hostID)}) {
+	for p := range portsAt(tx, hostID) {
 		if p.Owner != OwnerServer || looked[p.NetworkID] {
 			continue
 		}
