@@ -27,6 +27,7 @@ type trip struct {
 	mirrored  bool              // mirrors have begun, and all of them have to be there
 	memory    bool              // the memory has begun
 	leavesOff bool              // the mirrors are being ended
+	goesOn    bool              // the rest of the memory is on its way
 	transit   compute.Transit   // how far it is
 }
 
@@ -256,7 +257,7 @@ func (g *guest) mirror(ctx context.Context, dev device, want compute.Guest) (tro
 	h := hail{Guest: g.id, Move: g.rec.Way.Move, Purpose: forDisk, Slot: dev.Slot}
 	peer, trouble, err := g.driver.hails(ctx, want.Leave.Where, peerTime, h)
 	if trouble != "" || err != nil {
-		return cmpTrouble(trouble), nil
+		return g.turnedAway(ctx, trouble, err), nil
 	}
 	name := fmt.Sprintf("unkai-%s-%d", g.id, dev.Slot)
 	if err := g.meet(name, peer); err != nil {
@@ -277,7 +278,9 @@ func (g *guest) mirror(ctx context.Context, dev device, want compute.Guest) (tro
 		"filter-node-name": dev.mirrorNode() + "t"}, nil)
 }
 
-func cmpTrouble(trouble string) string {
+// turnedAway is what the owner is told when the other host does not answer as it should.
+func (g *guest) turnedAway(ctx context.Context, trouble string, err error) string {
+	g.driver.log.WarnContext(ctx, "the host that a guest goes to takes no more of it", "guest", g.id, "trouble", trouble, "error", err)
 	if trouble == "" {
 		return brokenWay
 	}
@@ -383,8 +386,7 @@ func (g *guest) letMemoryOut(ctx context.Context, want compute.Guest) error {
 	}
 	peer, trouble, err := g.driver.hails(ctx, want.Leave.Where, peerTime, hail{Guest: g.id, Move: g.rec.Way.Move, Purpose: forMemory})
 	if trouble != "" || err != nil {
-		g.driver.log.WarnContext(ctx, "a guest's memory is not taken in", "guest", g.id, "trouble", trouble, "error", err)
-		return g.miss(ctx, cmpTrouble(trouble))
+		return g.miss(ctx, g.turnedAway(ctx, trouble, err))
 	}
 	here, there, err := socketPair()
 	if err != nil {
@@ -431,10 +433,11 @@ func (g *guest) switchOver(ctx context.Context) (progress, string, error) {
 	switch m.Status {
 	case "pre-switchover":
 		left, err := g.endMirrors(ctx)
-		if err != nil || left > 0 {
+		if err != nil || left > 0 || t.goesOn {
 			return soon(), "", err
 		}
 		g.driver.step("mirrors ended")
+		t.goesOn = true
 		return soon(), "", g.ask(ctx, "migrate-continue", object{"state": "pre-switchover"}, nil)
 	case "device", "completed", "cancelling":
 		return soon(), "", nil
@@ -551,7 +554,8 @@ func (g *guest) leaveCold(ctx context.Context, want compute.Guest) (progress, st
 	case now == starting:
 		return waiting, "", g.bringUp(ctx)
 	case now == gone || err != nil:
-		return settled, brokenWay, nil
+		g.refusal(g.driver.log)
+		return settled, brokenWay, err
 	}
 	if p, trouble, err := g.carry(ctx, want); p != settled || trouble != "" || err != nil {
 		return p, trouble, err
@@ -561,7 +565,7 @@ func (g *guest) leaveCold(ctx context.Context, want compute.Guest) (progress, st
 	}
 	conn, trouble, err := g.driver.hails(ctx, want.Leave.Where, 2*peerTime, hail{Guest: g.id, Move: g.rec.Way.Move, Purpose: forEnd})
 	if trouble != "" || err != nil {
-		return settled, cmpTrouble(trouble), nil
+		return settled, g.turnedAway(ctx, trouble, err), nil
 	}
 	conn.Close()
 	if err := g.cut(ctx, ""); err != nil {
@@ -638,7 +642,7 @@ func (g *guest) ferryLine() (in inmate, c *cargo, err error) {
 		failures = append(failures, err)
 		return n
 	}
-	args := []string{d.binary, "-uuid", g.id.String(), "-name", "disks=" + g.id.String(), "-machine", "none", "-nodefaults", "-no-user-config",
+	args := []string{d.binary, "-uuid", g.id.String(), "-name", "guest=" + g.id.String(), "-machine", "none", "-nodefaults", "-no-user-config",
 		"-display", "none", "-S", "-msg", "timestamp=on", "-sandbox", sandbox}
 	add(os.OpenFile(os.DevNull, os.O_RDWR, 0))
 	complaints := add(os.OpenFile(filepath.Join(g.dir, stderrFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600))

@@ -5,6 +5,7 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -127,7 +128,14 @@ func TestMover(t *testing.T) {
 		defer mu.Unlock()
 		return byCase[t.Name()][0]
 	})
-	o.Booted = obeys
+	o.Booted, o.Leftovers = obeys, nil
+	o.Impressed = func(t testing.TB, d compute.Driver, id resource.ID) {
+		before := strings.Count(log(t, d, id), "w.")
+		eventually(t, "its writing", func() bool { // what is typed as a connection ends may get lost
+			types(t, d, id, "w")
+			return strings.Count(log(t, d, id), "w.") > before
+		})
+	}
 	o.Reopen = func(t testing.TB, d compute.Driver) compute.Driver {
 		h := of(t, d)
 		return w.join(t, h, h.reopen(t, d).(*Driver))
