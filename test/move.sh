@@ -129,7 +129,7 @@ left() { # NAME: nothing of the first guest is on that host
 
 talking() { sshin "${floating[two]}" 'tail -n 1 /tmp/ticks; cut -d" " -f1 /proc/uptime' | awk 'NR == 1 { last = $1 } END { exit $1 - last > 2 }'; }
 
-# moved SINCE WHAT FROM TO [MOST]: waits for a live move, and says what was lost.
+# moved SINCE WHAT FROM TO [MOST [PATIENCE]]: waits for a live move, and says what was lost.
 moved() {
 	local since=$1 what=$2 from=$3 to=$4
 	until_ok 60 at "${vm[one]}" "host-$to" ACTIVE || { ask GET "/compute/v2.1/servers/${vm[one]}/os-instance-actions" >&2; fail "$what: it is not on host-$to"; }
@@ -139,7 +139,7 @@ moved() {
 	ping=$(gap "$since" "$work/pings") stream=$(gap "$since" "$work/stream") guest=$(ticks "$uptime")
 	step "  $what: nobody answered for $ping ms (ping), $stream ms (TCP from outside), $guest ms (TCP from another guest)"
 	[ "$ping" -lt "${5:-1000}" ] && [ "$stream" -lt "${5:-1000}" ] || fail "$what: too much was lost"
-	[ "$guest" -lt $((${5:-1000} + 500)) ] && talking || fail "$what: the connection from the other guest broke, or too much was lost ($guest ms)"
+	[ "$guest" -lt $((${5:-1000} + 500)) ] && until_ok "${6:-5}" talking || fail "$what: the connection from the other guest broke, or too much was lost ($guest ms)"
 	[ "$(sshin "${floating[one]}" cat /proc/sys/kernel/random/boot_id)" = "$boot" ] || fail "$what: the guest was restarted"
 	[ "$(sshin "${floating[one]}" 'sudo cat /dev/vdb | md5sum')" = "$seed" ] || fail "$what: its config drive is another"
 	until_ok 20 left "$from" || fail "$what: something is left on host-$from"
@@ -160,7 +160,7 @@ ok "a guest goes live there and back: the same boot, the same connections, nothi
 slow() { for n in 2 3; do (inside $n tc qdisc replace dev up0 root tbf rate "$1" burst 128k latency 100ms); done; }
 migration() { ask GET "/compute/v2.1/servers/${vm[one]}/migrations" | jq -r ".migrations[0].$1"; }
 under_way() { migration memory_processed_bytes | grep -q '^[1-9]'; }
-slow 60mbit
+slow 100mbit
 sshin "${floating[one]}" "sudo sh -c 'setsid sh -c \"while :; do dd if=/dev/urandom of=/dev/shm/load bs=1M count=16; done\" </dev/null >/dev/null 2>&1 &'"
 mark
 act "${vm[one]}" '{"os-migrateLive":{"host":"host-b","block_migration":"auto"}}'
@@ -182,7 +182,7 @@ mark
 act "${vm[one]}" '{"os-migrateLive":{"host":"host-b","block_migration":"auto"}}'
 until_ok 60 under_way || fail "the memory is not sent"
 ask POST "/compute/v2.1/servers/${vm[one]}/migrations/$(migration id)/action" -d '{"force_complete":null}' -f || fail "the move cannot be hurried"
-moved "$since" "hurried" a b 30000
+moved "$since" "hurried" a b 30000 40
 slow 10gbit
 ok "a hurried move ends soon, at the cost of a pause"
 

@@ -234,21 +234,22 @@ func GatewayFor(tx *state.Tx, routerID, hostID resource.ID) (Gateway, bool) {
 	if g.External != nil {
 		g.Floating = floatingThrough(tx, r, hostID)
 		if r.HostID != hostID {
-			g.away(hostID)
+			g.away(hostID, expectsFloating(tx, r, hostID))
 		}
 	}
 	return g, g.External != nil || len(g.Interfaces) > 0
 }
 
-// away makes of a router what it is on a host that is not its home.
-func (g *Gateway) away(hostID resource.ID) {
+// away makes of a router what it is on a host that is not its home. Its leg outside is there for floating addresses, and before
+// them if one is expected: what takes longest is done then when the address comes.
+func (g *Gateway) away(hostID resource.ID, expected bool) {
 	for _, i := range g.Interfaces {
 		if i.AdminUp {
 			g.Exit = &GatewayExit{PortID: i.PortID, MAC: exitMAC(i.PortID)}
 			break
 		}
 	}
-	if len(g.Floating) == 0 {
+	if len(g.Floating) == 0 && !expected {
 		g.External = nil
 		return
 	}

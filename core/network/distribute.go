@@ -131,6 +131,18 @@ func floatsAt(tx *state.Tx, r *Router, f *FloatingAddress) resource.ID {
 	return target.HostID
 }
 
+// expectsFloating reports whether a port is on its way to a host whose floating address will be there too.
+func expectsFloating(tx *state.Tx, r *Router, hostID resource.ID) bool {
+	for p := range ports.Peek(tx, "arriving", state.Range{Prefix: state.KeyOf(hostID)}) {
+		for _, f := range FloatingOf(tx, p.ID) {
+			if f.RouterID == r.ID && connected(tx, hostID, f.NetworkID) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // connected reports whether a host says that it is connected with the physical network that a network is on.
 func connected(tx *state.Tx, hostID, networkID resource.ID) bool {
 	n, ok := networks.PeekOne(tx, networkID)
@@ -141,14 +153,14 @@ func connected(tx *state.Tx, hostID, networkID resource.ID) bool {
 	return ok && slices.Contains(h.Physical, n.Physical)
 }
 
-// outside reports whether a host has floating addresses in a network of routers whose home is elsewhere.
+// outside reports whether a host has, or expects, floating addresses in a network of routers whose home is elsewhere.
 func outside(tx *state.Tx, networkID, hostID resource.ID) bool {
 	if !connected(tx, hostID, networkID) {
 		return false
 	}
 	for _, id := range routersOn(tx, hostID) {
 		r, ok := routers.PeekOne(tx, id)
-		if ok && r.Gateway != nil && r.Gateway.NetworkID == networkID && r.HostID != hostID && len(floatingThrough(tx, r, hostID)) > 0 {
+		if ok && r.Gateway != nil && r.Gateway.NetworkID == networkID && r.HostID != hostID && (len(floatingThrough(tx, r, hostID)) > 0 || expectsFloating(tx, r, hostID)) {
 			return true
 		}
 	}

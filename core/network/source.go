@@ -144,7 +144,7 @@ func touchedSegments(tx *state.Tx, e state.Event) []host.Ref {
 		// It may be on another host now, and no longer on the one where it was.
 		for _, f := range both[FloatingAddress](e) {
 			if target, ok := ports.PeekOne(tx, f.TargetID); ok {
-				r.on(target.HostID, f.NetworkID)
+				target.eachHost(func(h resource.ID) { r.on(h, f.NetworkID) })
 			}
 		}
 	case "host":
