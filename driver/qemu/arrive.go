@@ -12,6 +12,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/driver/qemu/qmp"
 )
 
 // An arrival is a guest that this driver takes in.
@@ -77,7 +78,9 @@ func (g *guest) arrive(ctx context.Context) error {
 			return err
 		}
 		if migration.Status == "completed" {
-			if err := g.ask(ctx, "nbd-server-stop", nil, nil); err != nil {
+			err := g.ask(ctx, "nbd-server-stop", nil, nil)
+			var refusal *qmp.Error
+			if err != nil && !errors.As(err, &refusal) { // it has been stopped
 				return err
 			}
 			g.driver.step("guest arrived")

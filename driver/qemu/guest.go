@@ -139,7 +139,7 @@ func (g *guest) release() {
 
 // killStrays ends processes that were started and not written down.
 func (g *guest) killStrays(ctx context.Context) error {
-	pids, err := strays(g.id.String(), g.driver.owns)
+	pids, err := strays(g.id.String(), g.dir, g.driver.owns)
 	if err != nil {
 		return err
 	}
