@@ -26,7 +26,7 @@ func runs(t *testing.T, h *host, d *Driver, want compute.Guest) int {
 }
 
 // ensure is what an agent does with a wish that comes true.
-func ensure(t *testing.T, d *Driver, want compute.Guest, power compute.Power) compute.Observation {
+func ensure(t testing.TB, d *Driver, want compute.Guest, power compute.Power) compute.Observation {
 	t.Helper()
 	var got compute.Observation
 	eventually(t, string(power), func() bool {

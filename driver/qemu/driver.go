@@ -633,7 +633,7 @@ func (d *Driver) Capabilities(ctx context.Context) (compute.Capabilities, error)
 		Arch:      map[string]string{"amd64": "x86_64"}[runtime.GOARCH],
 		CPUModel:  cpuModel(),
 		MaxVCPUs:  d.hypervisor.machines["q35"].maxVCPUs,
-		Moves:     d.where() != "",
+		Moves:     d.where() != "" && d.hypervisor.moves,
 	}, nil
 }
 
