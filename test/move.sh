@@ -127,13 +127,15 @@ left() { # NAME: nothing of the first guest is on that host
 		! ip netns exec "$prefix$1-s-$netid" ip -o link 2>/dev/null | grep -q "$(ask GET "/network/v2.0/ports?device_id=${vm[one]}" | jq -r '.ports[0].id' | tr -d - | cut -c19-32)"
 }
 
+fresh() { [ "$(($(date +%s) - $(tail -n 1 "$1" | sed 's/^\[*\([0-9]*\).*/\1/')))" -le 1 ]; }
 talking() { sshin "${floating[two]}" 'tail -n 1 /tmp/ticks; cut -d" " -f1 /proc/uptime' | awk 'NR == 1 { last = $1 } END { exit $1 - last > 2 }'; }
 
 # moved SINCE WHAT FROM TO [MOST [PATIENCE]]: waits for a live move, and says what was lost.
 moved() {
 	local since=$1 what=$2 from=$3 to=$4
 	until_ok 60 at "${vm[one]}" "host-$to" ACTIVE || { ask GET "/compute/v2.1/servers/${vm[one]}/os-instance-actions" >&2; fail "$what: it is not on host-$to"; }
-	sleep 1.5
+	until_ok "${6:-5}" fresh "$work/pings" && until_ok "${6:-5}" fresh "$work/stream"
+	sleep 0.5
 	kill -0 "${pids[6]}" 2>/dev/null || { cat "$work/stream.log" >&2; fail "$what: the connection from outside broke"; }
 	local ping stream guest
 	ping=$(gap "$since" "$work/pings") stream=$(gap "$since" "$work/stream") guest=$(ticks "$uptime")
@@ -160,7 +162,7 @@ ok "a guest goes live there and back: the same boot, the same connections, nothi
 slow() { for n in 2 3; do (inside $n tc qdisc replace dev up0 root tbf rate "$1" burst 128k latency 100ms); done; }
 migration() { ask GET "/compute/v2.1/servers/${vm[one]}/migrations" | jq -r ".migrations[0].$1"; }
 under_way() { migration memory_processed_bytes | grep -q '^[1-9]'; }
-slow 100mbit
+slow 150mbit
 sshin "${floating[one]}" "sudo sh -c 'setsid sh -c \"while :; do dd if=/dev/urandom of=/dev/shm/load bs=1M count=16; done\" </dev/null >/dev/null 2>&1 &'"
 mark
 act "${vm[one]}" '{"os-migrateLive":{"host":"host-b","block_migration":"auto"}}'

@@ -195,9 +195,9 @@ func TestLooseJailsAreRefused(t *testing.T) {
 	o := h.options(t)
 	o.AllowLooseJails = false
 	d, err := New(o)
-	if how, loose, _ := Confinement(t.Context()); !loose {
+	if found, _ := Examine(t.Context()); !found.Loose {
 		if err != nil {
-			t.Fatalf("confined to %s, and refused: %v", how, err)
+			t.Fatalf("confined to %s, and refused: %v", found.Confined, err)
 		}
 		if err := d.Close(); err != nil {
 			t.Error(err)

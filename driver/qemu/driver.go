@@ -165,26 +165,35 @@ func open(o Options, step func(string)) (d *Driver, err error) {
 	return d, nil
 }
 
-// Confinement finds out, for an operator, how tightly guests can be confined on this host; loose: only if
-// that is allowed. The error is why nothing tighter is possible.
-func Confinement(ctx context.Context) (how string, loose bool, err error) {
+// A Promise is what an operator may expect of guests on this host.
+type Promise struct {
+	Confined string // how tightly
+	Loose    bool   // only if that is allowed
+	Moves    bool   // the hypervisor is new enough to send guests to other hosts
+	Version  string // of it
+}
+
+// Examine finds out, for an operator, what to expect of this host. The error is why guests cannot be confined more tightly.
+func Examine(ctx context.Context) (Promise, error) {
+	nothing := Promise{Confined: "nothing", Loose: true}
 	binary, err := exec.LookPath(programs[runtime.GOARCH])
 	if err != nil {
-		return "", true, err
+		return nothing, err
 	}
 	dir, err := os.MkdirTemp("", "unkai-jail")
 	if err != nil {
-		return "", true, err
+		return nothing, err
 	}
 	defer os.Remove(dir)
-	j, err := findJail(dir, func(j *jail) error {
-		_, err := probe(ctx, binary, j, firstUID)
+	var h *hypervisor
+	j, err := findJail(dir, func(j *jail) (err error) {
+		h, err = probe(ctx, binary, j, firstUID)
 		return err
 	})
 	if j == nil {
-		return "nothing", true, err
+		return nothing, err
 	}
-	return j.String(), j.loose(), err
+	return Promise{Confined: j.String(), Loose: j.loose(), Moves: h.moves, Version: h.version}, err
 }
 
 // programs are QEMU's names, by Go's word for the architecture.

@@ -27,7 +27,7 @@ const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecont
 // A hypervisor is what was found out about the QEMU of this host.
 type hypervisor struct {
 	version  string
-	moves    bool // it is new enough to send guests to others
+	moves    bool               // it is new enough to send guests to others
 	machines map[string]machine // by name and by alias
 }
 
