@@ -130,6 +130,7 @@ left() { # NAME: nothing of the first guest is on that host
 fresh() { [ "$(($(date +%s) - $(tail -n 1 "$1" | sed 's/^\[*\([0-9]*\).*/\1/')))" -le 1 ]; }
 talking() { sshin "${floating[two]}" 'tail -n 1 /tmp/ticks; cut -d" " -f1 /proc/uptime' | awk 'NR == 1 { last = $1 } END { exit $1 - last > 2 }'; }
 
+lost=()
 # moved SINCE WHAT FROM TO [MOST [PATIENCE]]: waits for a live move, and says what was lost.
 moved() {
 	local since=$1 what=$2 from=$3 to=$4
@@ -140,8 +141,9 @@ moved() {
 	local ping stream guest
 	ping=$(gap "$since" "$work/pings") stream=$(gap "$since" "$work/stream") guest=$(ticks "$uptime")
 	step "  $what: nobody answered for $ping ms (ping), $stream ms (TCP from outside), $guest ms (TCP from another guest)"
-	[ "$ping" -lt "${5:-1000}" ] && [ "$stream" -lt "${5:-1000}" ] || fail "$what: too much was lost"
-	[ "$guest" -lt $((${5:-1000} + 500)) ] && until_ok "${6:-5}" talking || fail "$what: the connection from the other guest broke, or too much was lost ($guest ms)"
+	lost+=("$ping")
+	[ "$ping" -lt "${5:-3000}" ] && [ "$stream" -lt "${5:-3000}" ] || fail "$what: too much was lost"
+	[ "$guest" -lt $((${5:-3000} + 500)) ] && until_ok "${6:-5}" talking || fail "$what: the connection from the other guest broke, or too much was lost ($guest ms)"
 	[ "$(sshin "${floating[one]}" cat /proc/sys/kernel/random/boot_id)" = "$boot" ] || fail "$what: the guest was restarted"
 	[ "$(sshin "${floating[one]}" 'sudo cat /dev/vdb | md5sum')" = "$seed" ] || fail "$what: its config drive is another"
 	until_ok 20 left "$from" || fail "$what: something is left on host-$from"
@@ -156,6 +158,8 @@ mark
 act "${vm[one]}" '{"os-migrateLive":{"host":null,"block_migration":"auto"}}'
 moved "$since" "live, and back" b a
 [ "$(sshin "${floating[one]}" cat proof)" = written ] || fail "what it wrote is lost"
+# A machine that is busy with something else may stand still once.
+[ "${lost[0]}" -lt 1000 ] || [ "${lost[1]}" -lt 1000 ] || fail "neither way took less than a second"
 ok "a guest goes live there and back: the same boot, the same connections, nothing left where it was"
 
 # --- one that is given up, and one that is hurried, over a wire that is slower than the guest writes

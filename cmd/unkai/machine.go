@@ -207,10 +207,12 @@ func (m *machine) join(link *agent.Remote) (err error) {
 	if err != nil || !address.IsValid() || m.options.Moves == 0 {
 		return err
 	}
-	if m.peers, err = link.Peers(netip.AddrPortFrom(address, uint16(m.options.Moves)).String()); err != nil {
+	p, err := link.Peers(netip.AddrPortFrom(address, uint16(m.options.Moves)).String())
+	if err != nil {
 		return err
 	}
-	m.qemu.Join(m.peers)
+	m.peers = p
+	m.qemu.Join(p)
 	return nil
 }
 
@@ -223,7 +225,7 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 		return err
 	}
 	if err := m.join(link); err != nil {
-		return err
+		slog.ErrorContext(ctx, "guests stay on this host", "err", err) // and are served as ever
 	}
 	m.guests.Images.Get = func(ctx context.Context, id resource.ID) (io.ReadCloser, error) { return link.Image(ctx, id) }
 	var wg sync.WaitGroup

@@ -204,7 +204,7 @@ func TestLooseJailsAreRefused(t *testing.T) {
 		}
 	} else if err == nil {
 		d.Close()
-		t.Errorf("confined to %s, and not refused", how)
+		t.Errorf("confined to %s, and not refused", found.Confined)
 	}
 }
 
