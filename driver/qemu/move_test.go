@@ -105,11 +105,17 @@ func obeys(t testing.TB, d compute.Driver, id resource.ID) {
 		}
 		defer conn.Close()
 		conn.SetDeadline(time.Now().Add(300 * time.Millisecond))
-		if _, err := conn.Write([]byte(" ")); err != nil {
+		if _, err := conn.Write([]byte("z")); err != nil { // which it says of itself never
 			return false
 		}
-		_, err = conn.Read(make([]byte, 1))
-		return err == nil
+		for answer := make([]byte, 1); ; {
+			if _, err := conn.Read(answer); err != nil {
+				return false
+			}
+			if answer[0] == 'z' {
+				return true
+			}
+		}
 	})
 }
 
