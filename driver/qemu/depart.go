@@ -4,15 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/driver/qemu/qmp"
-	"golang.org/x/sys/unix"
 )
 
 // How a guest is sent. Its disks are mirrored to the other host while it runs; when they are in step, so is its memory. When
@@ -249,35 +246,6 @@ func (g *guest) setOut(ctx context.Context, want compute.Guest) (progress, strin
 	return waiting, "", nil
 }
 
-func (d device) mirrorJob() string  { return "move" + fmt.Sprint(d.Slot) }
-func (d device) mirrorNode() string { return "m" + fmt.Sprint(d.Slot) }
-
-// mirror has a disk written to the other host too, from now on, and what is in it already. What is in its image is there.
-func (g *guest) mirror(ctx context.Context, dev device, want compute.Guest) (trouble string, err error) {
-	h := hail{Guest: g.id, Move: g.rec.Way.Move, Purpose: forDisk, Slot: dev.Slot}
-	peer, trouble, err := g.driver.hails(ctx, want.Leave.Where, peerTime, h)
-	if trouble != "" || err != nil {
-		return g.turnedAway(ctx, trouble, err), nil
-	}
-	name := fmt.Sprintf("unkai-%s-%d", g.id, dev.Slot)
-	if err := g.meet(name, peer); err != nil {
-		peer.Close()
-		return "", err
-	}
-	err = g.ask(ctx, "blockdev-add", object{"driver": "nbd", "node-name": dev.mirrorNode(), "export": dev.node(), "discard": "unmap",
-		"server": object{"type": "unix", "path": name, "abstract": true}}, nil)
-	if err != nil {
-		g.driver.log.WarnContext(ctx, "a guest's disk cannot be sent", "guest", g.id, "error", err)
-		return brokenWay, nil
-	}
-	sync := "full"
-	if dev.Image.Path != "" {
-		sync = "top"
-	}
-	return "", g.ask(ctx, "blockdev-mirror", object{"job-id": dev.mirrorJob(), "device": dev.node(), "target": dev.mirrorNode(), "sync": sync,
-		"filter-node-name": dev.mirrorNode() + "t"}, nil)
-}
-
 // turnedAway is what the owner is told when the other host does not answer as it should.
 func (g *guest) turnedAway(ctx context.Context, trouble string, err error) string {
 	g.driver.log.WarnContext(ctx, "the host that a guest goes to takes no more of it", "guest", g.id, "trouble", trouble, "error", err)
@@ -285,98 +253,6 @@ func (g *guest) turnedAway(ctx context.Context, trouble string, err error) strin
 		return brokenWay
 	}
 	return trouble
-}
-
-// meet waits, in the hypervisor's own network, for it to come to a socket of this name, and connects it with another host. Nobody
-// else is in there; where a hypervisor has no network of its own, whoever else comes is turned away.
-func (g *guest) meet(name string, peer net.Conn) error {
-	var l net.Listener
-	err := inNetworkOf(g.proc.pid, g.driver.jail.identity, func() (err error) {
-		l, err = net.ListenUnix("unix", &net.UnixAddr{Name: "@" + name, Net: "unix"})
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("listen for guest %s: %w", g.id, err)
-	}
-	pid, p := g.proc.pid, g.trip.pipes
-	if !p.keep(l) {
-		return errors.New("the way was given up")
-	}
-	p.group.Go(func() {
-		defer p.drop(l)
-		l.(*net.UnixListener).SetDeadline(time.Now().Add(10 * time.Second))
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				peer.Close()
-				return
-			}
-			if peerOf(conn.(*net.UnixConn)) != pid {
-				conn.Close()
-				continue
-			}
-			l.Close()
-			p.join(conn, peer)
-			return
-		}
-	})
-	return nil
-}
-
-// inNetworkOf runs f in the network namespace of a process, if it has one of its own.
-func inNetworkOf(pid int, own bool, f func() error) (err error) {
-	if !own {
-		return f()
-	}
-	onSpareThread(func() {
-		var ns *os.File
-		if ns, err = os.Open(fmt.Sprintf("/proc/%d/ns/net", pid)); err != nil {
-			return
-		}
-		defer ns.Close()
-		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			err = fmt.Errorf("enter the namespace: %w", err)
-			return
-		}
-		err = f()
-	})
-	return err
-}
-
-// peerOf is the process at the other end of a local connection.
-func peerOf(conn *net.UnixConn) int {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0
-	}
-	pid := 0
-	raw.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			pid = int(cred.Pid)
-		}
-	})
-	return pid
-}
-
-// A mirrorJob is how far one of QEMU's jobs is.
-type mirrorJob struct {
-	Device      string
-	Len, Offset int64
-	Ready       bool
-}
-
-func (g *guest) mirrors(ctx context.Context) (map[string]mirrorJob, error) {
-	var all []mirrorJob
-	if err := g.ask(ctx, "query-block-jobs", nil, &all); err != nil {
-		return nil, err
-	}
-	jobs := map[string]mirrorJob{}
-	for _, job := range all {
-		if strings.HasPrefix(job.Device, "move") {
-			jobs[job.Device] = job
-		}
-	}
-	return jobs, nil
 }
 
 // letMemoryOut begins to send the memory.
@@ -454,43 +330,6 @@ func soon() progress {
 	return again
 }
 
-// endMirrors ends the mirrors, which are in step, with the last of what was written, and says how many are left.
-func (g *guest) endMirrors(ctx context.Context) (left int, err error) {
-	jobs, err := g.mirrors(ctx)
-	if err != nil {
-		return 0, err
-	}
-	t := g.trip
-	if !t.leavesOff {
-		for name := range jobs {
-			if err := g.ask(ctx, "block-job-cancel", object{"device": name}, nil); err != nil {
-				return len(jobs), err
-			}
-		}
-		t.leavesOff = true
-		return len(jobs), nil
-	}
-	if len(jobs) > 0 {
-		return len(jobs), nil
-	}
-	return 0, g.dropMirrors(ctx)
-}
-
-// dropMirrors takes the other ends of mirrors away that have ended.
-func (g *guest) dropMirrors(ctx context.Context) error {
-	for _, dev := range g.rec.Devices {
-		if dev.Kind != "disk" {
-			continue
-		}
-		err := g.ask(ctx, "blockdev-del", object{"node-name": dev.mirrorNode()}, nil)
-		var refusal *qmp.Error
-		if err != nil && !(errors.As(err, &refusal) && strings.Contains(refusal.Desc, "ind node")) {
-			return err
-		}
-	}
-	return nil
-}
-
 // sent concludes a live departure: all is there, and the guest stopped.
 func (g *guest) sent(ctx context.Context, want compute.Guest) (progress, string, error) {
 	var m migration
@@ -529,50 +368,6 @@ func (g *guest) sendLog(ctx context.Context, want compute.Guest) {
 	if err != nil || trouble != "" {
 		g.driver.log.WarnContext(ctx, "the end of a guest's console log did not go with it", "guest", g.id, "trouble", trouble, "error", err)
 	}
-}
-
-// leaveCold takes a guest one step on that is off, or is to be first.
-func (g *guest) leaveCold(ctx context.Context, want compute.Guest) (progress, string, error) {
-	if l := g.rec.Launch; l == nil || !l.Ferry {
-		if g.rec.Way.Begun {
-			return settled, "The agent of the guest's host was restarted on the way.", nil
-		}
-		p, trouble, err := g.step(ctx, want)
-		if p != settled || trouble != "" || err != nil {
-			return p, trouble, err
-		}
-		if g.rec.Launch != nil {
-			return waiting, "", nil
-		}
-		if err := g.launch(ctx, &launch{Boot: bootID(), Ferry: true}, g.ferryLine); err != nil {
-			return settled, "", err
-		}
-		return again, "", nil
-	}
-	now, err := g.settle(ctx)
-	switch {
-	case now == starting:
-		return waiting, "", g.bringUp(ctx)
-	case now == gone || err != nil:
-		g.refusal(g.driver.log)
-		return settled, brokenWay, err
-	}
-	if p, trouble, err := g.carry(ctx, want); p != settled || trouble != "" || err != nil {
-		return p, trouble, err
-	}
-	if left, err := g.endMirrors(ctx); err != nil || left > 0 {
-		return soon(), "", err
-	}
-	conn, trouble, err := g.driver.hails(ctx, want.Leave.Where, 2*peerTime, hail{Guest: g.id, Move: g.rec.Way.Move, Purpose: forEnd})
-	if trouble != "" || err != nil {
-		return settled, g.turnedAway(ctx, trouble, err), nil
-	}
-	conn.Close()
-	if err := g.cut(ctx, ""); err != nil {
-		return settled, "", err
-	}
-	g.rec.Way.Done = true
-	return settled, "", g.write("departure recorded")
 }
 
 // turnBack undoes what a departure has begun. The guest is then as it was: what was stopped for the move may still be.
@@ -629,45 +424,4 @@ func (g *guest) cancel(ctx context.Context) (left int, err error) {
 		return left, nil
 	}
 	return 0, g.dropMirrors(ctx)
-}
-
-// ferryLine tells QEMU to hold a guest's disks and be no machine.
-func (g *guest) ferryLine() (in inmate, c *cargo, err error) {
-	c = &cargo{}
-	d := g.driver
-	in = inmate{uid: g.rec.UID}
-	var failures []error
-	add := func(f *os.File, err error) int {
-		n, err := c.add(f, err)
-		failures = append(failures, err)
-		return n
-	}
-	args := []string{d.binary, "-uuid", g.id.String(), "-name", "guest=" + g.id.String(), "-machine", "none", "-nodefaults", "-no-user-config",
-		"-display", "none", "-S", "-msg", "timestamp=on", "-sandbox", sandbox}
-	add(os.OpenFile(os.DevNull, os.O_RDWR, 0))
-	complaints := add(os.OpenFile(filepath.Join(g.dir, stderrFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600))
-	if errors.Join(failures...) == nil {
-		c.files = append(c.files, dup(c.files[complaints], &failures))
-	}
-	for _, monitor := range []string{monitorSocket, adminSocket} {
-		args = append(args, "-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", monitor, add(listen(g.dir, monitor))), "-mon", "chardev="+monitor+",mode=control")
-	}
-	for _, dev := range g.rec.Devices {
-		if dev.Kind != "disk" {
-			continue
-		}
-		args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", add(os.OpenFile(dev.file(g.dir), os.O_RDWR, 0)), diskSet(dev.Slot)))
-		if dev.Image.Path != "" {
-			args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", add(os.OpenFile(dev.Image.Path, os.O_RDONLY, 0)), backingSet(dev.Slot)))
-		}
-		for _, node := range dev.blockdevs() {
-			args = append(args, "-blockdev", text(node))
-		}
-	}
-	in.argv, in.files = args, c.files
-	if err := errors.Join(failures...); err != nil {
-		c.close()
-		return in, nil, err
-	}
-	return in, c, nil
 }

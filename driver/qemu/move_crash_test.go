@@ -107,9 +107,8 @@ func doJourney(path string) error {
 		}
 	}
 	var failures []error
-	for n, d := range drivers {
+	for _, d := range drivers {
 		failures = append(failures, d.Remove(ctx, k.Guest.ID), d.Close())
-		_ = n
 	}
 	return errors.Join(failures...)
 }

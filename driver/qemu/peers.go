@@ -39,7 +39,6 @@ type hail struct {
 	Guest   resource.ID
 	Move    int
 	Purpose purpose
-	Slot    int      `json:",omitempty"` // of a disk
 	Luggage *luggage `json:",omitempty"`
 	Bytes   int64    `json:",omitempty"` // of what follows, if that is known
 }
