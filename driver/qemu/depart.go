@@ -19,13 +19,14 @@ import (
 
 // A trip is a guest that this driver has begun to send.
 type trip struct {
-	pipes     *pipes
-	errand    chan errandResult // the luggage is on its way; nil before and after
-	mirrored  bool              // mirrors have begun, and all of them have to be there
-	memory    bool              // the memory has begun
-	leavesOff bool              // the mirrors are being ended
-	goesOn    bool              // the rest of the memory is on its way
-	transit   compute.Transit   // how far it is
+	pipes        *pipes
+	errand       chan errandResult // the luggage is on its way; nil before and after
+	mirrored     bool              // mirrors have begun, and all of them have to be there
+	memory       bool              // the memory has begun
+	leavesOff    bool              // the mirrors are being ended
+	mirrorsEnded bool              // and have ended well
+	goesOn       bool              // the rest of the memory is on its way
+	transit      compute.Transit   // how far it is
 }
 
 type errandResult struct {
@@ -190,7 +191,7 @@ func (g *guest) carry(ctx context.Context, want compute.Guest) (progress, string
 		}
 		disks++
 		job, ok := jobs[dev.mirrorJob()]
-		if !ok {
+		if !ok || job.over() {
 			return settled, brokenWay, nil
 		}
 		if job.Ready {
@@ -308,9 +309,9 @@ func (g *guest) switchOver(ctx context.Context) (progress, string, error) {
 	}
 	switch m.Status {
 	case "pre-switchover":
-		left, err := g.endMirrors(ctx)
-		if err != nil || left > 0 || t.goesOn {
-			return soon(), "", err
+		ended, trouble, err := g.endMirrors(ctx)
+		if err != nil || trouble != "" || !ended || t.goesOn {
+			return soon(), trouble, err
 		}
 		g.driver.step("mirrors ended")
 		t.goesOn = true
@@ -412,9 +413,13 @@ func (g *guest) cancel(ctx context.Context) (left int, err error) {
 	if err != nil {
 		return left, err
 	}
-	for name := range jobs {
+	for name, job := range jobs {
 		left++
-		err := g.ask(ctx, "block-job-cancel", object{"device": name, "force": true}, nil)
+		command, args := "block-job-cancel", object{"device": name, "force": true}
+		if job.over() {
+			command, args = "job-dismiss", object{"id": name}
+		}
+		err := g.ask(ctx, command, args, nil)
 		var refusal *qmp.Error
 		if err != nil && !errors.As(err, &refusal) { // it has just ended
 			return left, err

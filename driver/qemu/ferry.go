@@ -39,8 +39,8 @@ func (g *guest) leaveCold(ctx context.Context, want compute.Guest) (progress, st
 	if p, trouble, err := g.carry(ctx, want); p != settled || trouble != "" || err != nil {
 		return p, trouble, err
 	}
-	if left, err := g.endMirrors(ctx); err != nil || left > 0 {
-		return soon(), "", err
+	if ended, trouble, err := g.endMirrors(ctx); err != nil || trouble != "" || !ended {
+		return soon(), trouble, err
 	}
 	conn, trouble, err := g.driver.hails(ctx, want.Leave.Where, 2*peerTime, hail{Guest: g.id, Move: g.rec.Way.Move, Purpose: forEnd})
 	if trouble != "" || err != nil {

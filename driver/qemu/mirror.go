@@ -40,6 +40,7 @@ func (g *guest) mirror(ctx context.Context, dev device, want compute.Guest) (tro
 		sync = "top"
 	}
 	return "", g.ask(ctx, "blockdev-mirror", object{"job-id": dev.mirrorJob(), "device": dev.node(), "target": dev.mirrorNode(), "sync": sync,
+		"auto-dismiss":     false, // how it ends is asked
 		"filter-node-name": dev.mirrorNode() + "t"}, nil)
 }
 
@@ -119,7 +120,12 @@ type mirrorJob struct {
 	Device      string
 	Len, Offset int64
 	Ready       bool
+	Status      string
+	Error       string // of one that has ended, and not well
 }
+
+// over reports whether the job has ended.
+func (j mirrorJob) over() bool { return j.Status == "concluded" }
 
 func (g *guest) mirrors(ctx context.Context) (map[string]mirrorJob, error) {
 	var all []mirrorJob
@@ -135,26 +141,46 @@ func (g *guest) mirrors(ctx context.Context) (map[string]mirrorJob, error) {
 	return jobs, nil
 }
 
-// endMirrors ends the mirrors, which are in step, with the last of what was written, and says how many are left.
-func (g *guest) endMirrors(ctx context.Context) (left int, err error) {
+// endMirrors ends the mirrors, which are in step, with the last of what was written; ended: they have ended well. One that has
+// not is trouble: what was written last may not be there.
+func (g *guest) endMirrors(ctx context.Context) (ended bool, trouble string, err error) {
+	t := g.trip
+	if t.mirrorsEnded {
+		return true, "", nil
+	}
 	jobs, err := g.mirrors(ctx)
 	if err != nil {
-		return 0, err
+		return false, "", err
 	}
-	t := g.trip
+	for _, dev := range g.rec.Devices {
+		if job, ok := jobs[dev.mirrorJob()]; dev.Kind == "disk" && (!ok || job.Error != "" || job.over() && !t.leavesOff) {
+			return false, brokenWay, nil
+		}
+	}
 	if !t.leavesOff {
+		t.leavesOff = true
 		for name := range jobs {
 			if err := g.ask(ctx, "block-job-cancel", object{"device": name}, nil); err != nil {
-				return len(jobs), err
+				return false, "", err
 			}
 		}
-		t.leavesOff = true
-		return len(jobs), nil
+		return false, "", nil
 	}
-	if len(jobs) > 0 {
-		return len(jobs), nil
+	for _, job := range jobs {
+		if !job.over() {
+			return false, "", nil
+		}
 	}
-	return 0, g.dropMirrors(ctx)
+	for name := range jobs {
+		if err := g.ask(ctx, "job-dismiss", object{"id": name}, nil); err != nil {
+			return false, "", err
+		}
+	}
+	if err := g.dropMirrors(ctx); err != nil {
+		return false, "", err
+	}
+	t.mirrorsEnded = true
+	return true, "", nil
 }
 
 // dropMirrors takes the other ends of mirrors away that have ended.

@@ -17,9 +17,8 @@ import (
 
 // wire joins the drivers of a test, over loopback and without encryption.
 type wire struct {
-	mu    sync.Mutex
-	ends  map[*host]*wireEnd // guarded by mu
-	named map[string]*wireEnd
+	mu   sync.Mutex
+	ends map[*host]*wireEnd // guarded by mu
 }
 
 // A wireEnd is one host on it, over all its drivers.
