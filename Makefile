@@ -9,7 +9,7 @@ SEEDS   ?= 1-300
 export CGO_ENABLED := 0
 GO      := go
 
-.PHONY: build up down test check unit sim cloud apart cluster smoke tempest bench guest packages
+.PHONY: build up down test check unit sim cloud apart cluster move smoke tempest bench guest packages
 
 build: bin/unkai
 
@@ -34,7 +34,7 @@ down: build
 # What a contributor runs before every commit that matters, and .ci/run runs too.
 test:
 	@scripts/packages.sh test
-	@$(MAKE) --no-print-directory build check unit sim guest apart cluster cloud smoke
+	@$(MAKE) --no-print-directory build check unit sim guest apart cluster move cloud smoke
 
 check:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -71,6 +71,10 @@ alive: build
 # Three controllers and a host: the one that leads is killed under load.
 cluster: build
 	test/cluster.sh
+
+# Two hosts and guests that go from one to the other while they are spoken to.
+move: build
+	test/move.sh
 
 bench: build
 	$(GO) run ./bench

@@ -119,16 +119,24 @@ func (g *Guests) runs(ctx context.Context, id resource.ID) (bool, error) {
 // prepare sees to what the driver needs, and never waits for it: while something is missing it
 // says how soon to look again.
 func (g *Guests) prepare(ctx context.Context, want *compute.Guest) (again time.Duration, err error) {
+	if again := g.wire(want); again > 0 {
+		return again, nil
+	}
+	return g.gather(want)
+}
+
+// wire finds the taps of the guest's ports.
+func (g *Guests) wire(want *compute.Guest) (again time.Duration) {
 	if g.Taps != nil {
 		for i := range want.NICs {
 			tap, ok := g.Taps.Of(want.NICs[i].PortID)
 			if !ok {
-				return whileUnwired, nil
+				return whileUnwired
 			}
 			want.NICs[i].Tap = tap
 		}
 	}
-	return g.gather(want)
+	return 0
 }
 
 // gather sees to the files that a guest is made from.
@@ -155,8 +163,8 @@ func (g *Guests) gather(want *compute.Guest) (again time.Duration, err error) {
 	return 0, nil
 }
 
-// receive takes in a guest that is another host's still: its files first, for the disks that come lie over them. The
-// network follows when the guest is ours.
+// receive takes in a guest that is another host's still: its files first, for the disks that come lie over them. One that is
+// running needs its taps, too, and will find them so when it runs here.
 func (g *Guests) receive(ctx context.Context, want *compute.Guest) (any, time.Duration, error) {
 	report := func(t compute.Transit, again time.Duration) (any, time.Duration, error) {
 		t.Move = want.Arrive.Move
@@ -167,6 +175,9 @@ func (g *Guests) receive(ctx context.Context, want *compute.Guest) (any, time.Du
 		return report(compute.Transit{Trouble: "The other host cannot take in guests."}, whileWell)
 	}
 	again, err := g.gather(want)
+	if want.Arrive.Live && err == nil && again == 0 {
+		again = g.wire(want)
+	}
 	var never *ImageError
 	switch {
 	case errors.As(err, &never):
@@ -191,6 +202,12 @@ func (g *Guests) send(ctx context.Context, want *compute.Guest) (any, time.Durat
 	report := compute.Seen{Wish: want.Wish, Transit: compute.Transit{Trouble: "The guest's host cannot send it to another."}}
 	again := whileMoving
 	if mover, ok := g.Driver.(compute.Mover); ok {
+		if !want.Leave.Live { // it may have to be taken care of first, as ever
+			wait, err := g.prepare(ctx, want)
+			if never := new(ImageError); err != nil && !errors.As(err, &never) || wait > 0 {
+				return g.wait(ctx, want, wait, err)
+			}
+		}
 		var err error
 		if report.Observation, report.Transit, err = mover.Send(ctx, *want); err != nil {
 			return nil, 0, err

@@ -26,12 +26,18 @@ func (c *carrier) Send(_ context.Context, want compute.Guest) (compute.Observati
 	return c.seen, c.transit, nil
 }
 
-// A guest that arrives is taken in before its network is here, and asked after until it has arrived.
+// A guest that arrives is taken in once its taps are here, and asked after until it has arrived.
 func TestAGuestThatArrives(t *testing.T) {
 	d := &carrier{transit: compute.Transit{Where: "here"}}
-	r := guestRig(t, &Guests{Driver: d, Taps: new(Taps)})
+	taps := new(Taps)
+	r := guestRig(t, &Guests{Driver: d, Taps: taps})
 	g := compute.Guest{ID: guestID, Power: compute.On, Wish: 3, NICs: []compute.NIC{{PortID: netID}}, Arrive: &compute.Arrive{Move: 5, Live: true}}
 	r.wish(t, g, true)
+	if seen := r.told(t); seen == nil || !seen.Busy || seen.Transit != (compute.Transit{Move: 5}) || len(d.received) > 0 {
+		t.Fatalf("without its taps it is reported as %+v", seen)
+	}
+	taps.set(netID, compute.Tap{Name: "tap"})
+	r.now = r.now.Add(whileUnwired)
 	seen := r.told(t)
 	if seen == nil || seen.Wish != 3 || !seen.Busy || seen.Power != compute.Off || seen.Transit != (compute.Transit{Move: 5, Where: "here"}) {
 		t.Fatalf("reported: %+v", seen)
@@ -45,6 +51,10 @@ func TestAGuestThatArrives(t *testing.T) {
 	if r.told(t); len(d.received) != 2 {
 		t.Errorf("it was asked after %d times", len(d.received))
 	}
+	if got := d.received[0].NICs[0].Tap.Name; got != "tap" {
+		t.Errorf("its tap is %q", got)
+	}
+	taps.drop(netID)
 	g.Arrive, g.Wish = nil, 4 // it is ours
 	r.wish(t, g, false)
 	if seen := r.told(t); seen == nil || seen.Wish != 4 || !seen.Busy || seen.Transit != (compute.Transit{}) {

@@ -79,7 +79,7 @@ func (n *Networks) attach(ctx context.Context, id resource.ID, body json.RawMess
 	if n.Taps.set(id, compute.Tap(tap)) && n.Wired != nil {
 		n.Wired(want.ServerID)
 	}
-	return Wiring{Up: want.AdminUp}, 0, nil
+	return Wiring{Up: want.AdminUp && !want.Arriving}, 0, nil
 }
 
 func (n *Networks) detach(ctx context.Context, id resource.ID) error {

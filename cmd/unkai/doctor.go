@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -56,24 +57,27 @@ func examine() []finding {
 		module("bridge", true), module("vxlan", false), module("br_netfilter", true), module("nf_tables", true),
 		cgroup(),
 		userns(),
-		confinement(),
 	}
-	return found
+	return append(found, hypervisor()...)
 }
 
-// confinement tries, with the hypervisor itself, how tightly guests can be held.
-func confinement() finding {
+// hypervisor tries, with the hypervisor itself, how tightly guests can be held, and whether they can go to other hosts.
+func hypervisor() []finding {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	how, loose, err := qemu.Confinement(ctx)
-	say := "guests are confined to " + how
-	if loose {
+	found, err := qemu.Examine(ctx)
+	say := "guests are confined to " + found.Confined
+	if found.Loose {
 		say += "; a host refuses that without --allow-loose-jails"
 	}
 	if err != nil {
 		say += " (" + strings.ReplaceAll(err.Error(), "\n", "; ") + ")"
 	}
-	return finding{"confinement", !loose, true, say}
+	moves := "guests can go to other hosts, and come from them, if those reach this one at its --address (TCP port 8704, --moves)"
+	if !found.Moves {
+		moves = "guests stay on this host: QEMU 5.2 or newer is needed to move them, and this is " + cmp.Or(found.Version, "none that runs")
+	}
+	return []finding{{"confinement", !found.Loose, true, say}, {"moves", found.Moves, false, moves}}
 }
 
 func kvm() finding {

@@ -30,6 +30,7 @@ type machineOptions struct {
 	AllowLooseJails bool   `help:"Run guests even where they can have no file system or no user of their own (see unkai doctor). Whoever breaks out of one then reads the host's files."`
 	Zone            string `help:"The availability zone that a new host is in."`
 	Watchdog        string `help:"A watchdog of the kernel's, such as /dev/watchdog. With one this machine stops guests that are restarted elsewhere when it cannot reach a controller for a minute, and is reset if it fails to: see docs/decisions/fencing.md." type:"path"`
+	Moves           int    `default:"8704" help:"The TCP port at --address on which guests come in from other hosts (mutual TLS); 0 for none."`
 	Address         string `help:"This machine's address for the tunnels between hosts. An agent takes the one on its way to the controller; a cloud on one machine needs none."`
 }
 
@@ -50,6 +51,7 @@ type machine struct {
 	store   *agent.FileStore
 	network *linuxnet.Driver
 	lease   *agent.Lease
+	peers   *agent.Peers // nil: guests stay here
 	options machineOptions
 	dir     string
 }
@@ -199,6 +201,21 @@ func capacityOf(c compute.Capabilities) host.Capacity {
 		MaxVCPUs: c.MaxVCPUs, Isolating: c.Isolating, Moves: c.Moves, Arch: c.Arch, CPUModel: c.CPUModel}
 }
 
+// join lets guests go to other hosts and come from them, if the machine has an address for that.
+func (m *machine) join(link *agent.Remote) (err error) {
+	address, err := m.options.address()
+	if err != nil || !address.IsValid() || m.options.Moves == 0 {
+		return err
+	}
+	p, err := link.Peers(netip.AddrPortFrom(address, uint16(m.options.Moves)).String())
+	if err != nil {
+		return err
+	}
+	m.peers = p
+	m.qemu.Join(p)
+	return nil
+}
+
 const agentWorkers = 8
 
 // run is the host's work until ctx ends. Guests go on after it.
@@ -207,8 +224,14 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	if err != nil {
 		return err
 	}
+	if err := m.join(link); err != nil {
+		slog.ErrorContext(ctx, "guests stay on this host", "err", err) // and are served as ever
+	}
 	m.guests.Images.Get = func(ctx context.Context, id resource.ID) (io.ReadCloser, error) { return link.Image(ctx, id) }
 	var wg sync.WaitGroup
+	if m.peers != nil {
+		wg.Go(func() { m.peers.Run(ctx, m.qemu.Serve) })
+	}
 	wg.Go(func() { m.guests.Follow(ctx, m.agent) })
 	wg.Go(func() { m.guard(ctx) })
 	wg.Go(func() { link.KeepCertificate(ctx) })

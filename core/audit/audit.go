@@ -196,6 +196,8 @@ func (a *auditor) ports() {
 			a.find("port", p.ID, "is on a host for server %s, which is gone", id)
 		case s.HostID != p.HostID:
 			a.find("port", p.ID, "is on host %s, and its server %s on another", p.HostID, id)
+		case s.Move == nil && !p.NextHostID.IsZero(), s.Move != nil && s.Move.To != p.NextHostID:
+			a.find("port", p.ID, "is expected on host %s, and its server %s is not on its way there", p.NextHostID, id)
 		}
 	}
 }

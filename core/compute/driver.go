@@ -224,6 +224,7 @@ type Leave struct {
 type Arrive struct {
 	Move int
 	Live bool
+	From resource.ID // the host that sends it
 }
 
 // A Mover is a Driver whose guests can go to another host of its kind, and come from one. Both calls return

@@ -186,6 +186,9 @@ func (s *Service) setOut(ctx context.Context, tx *state.Tx, srv *Server, task Ta
 	srv.Moves++
 	srv.Move = &Move{Number: srv.Moves, To: to, Live: task == LiveMigrating, Was: srv.Shape, Since: tx.Now()}
 	srv.Shape = shape
+	if err := network.ExpectPorts(tx, srv.ID, to); err != nil {
+		return nil, err
+	}
 	op, err := begin(ctx, tx, srv, task, stillness)
 	if err != nil {
 		return nil, err
@@ -352,7 +355,7 @@ func (s *Server) turnBack(tx *state.Tx) error {
 		return err
 	}
 	s.Shape, s.Move = s.Move.Was, nil
-	return nil
+	return network.ExpectPorts(tx, s.ID, resource.ID{})
 }
 
 // Evacuate makes a server anew on another host when its own is lost for good. What was on its disks is lost with

@@ -187,11 +187,12 @@ func addressMode(sub *network.Subnet) string {
 func touchedByNetwork(tx *state.Tx, e state.Event) []host.Ref {
 	var refs []host.Ref
 	add := func(p *network.Port) {
-		if p.Owner != network.OwnerServer || p.HostID.IsZero() {
+		id, err := resource.ParseID(p.DeviceID)
+		if p.Owner != network.OwnerServer || err != nil {
 			return
 		}
-		if id, err := resource.ParseID(p.DeviceID); err == nil {
-			if ref := (host.Ref{Host: p.HostID, ID: id}); !slices.Contains(refs, ref) {
+		for _, h := range []resource.ID{p.HostID, p.NextHostID} {
+			if ref := (host.Ref{Host: h, ID: id}); !h.IsZero() && !slices.Contains(refs, ref) {
 				refs = append(refs, ref)
 			}
 		}

@@ -32,7 +32,7 @@ func (s *Service) want(tx *state.Tx, h, id resource.ID) (any, bool) {
 		return nil, false
 	case srv.Move != nil && srv.Move.To == h:
 		g := s.guest(tx, srv, h, &srv.Shape)
-		g.Arrive, g.Epoch = &Arrive{Move: srv.Move.Number, Live: srv.Move.Live}, srv.Move.Number+1
+		g.Arrive, g.Epoch = &Arrive{Move: srv.Move.Number, Live: srv.Move.Live, From: srv.HostID}, srv.Move.Number+1
 		return g, true
 	case srv.HostID != h:
 		return nil, false

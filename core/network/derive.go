@@ -38,7 +38,7 @@ func SegmentFor(tx *state.Tx, networkID, hostID resource.ID) (Segment, bool) {
 // present reports whether a host has something plugged into a network: a port, or a leg of a router that
 // is realized there.
 func present(tx *state.Tx, networkID, hostID resource.ID) bool {
-	for range ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(networkID, hostID)}) {
+	for range portsIn(tx, networkID, hostID) {
 		return true
 	}
 	for leg := range legs(tx, networkID) {
@@ -118,10 +118,10 @@ func neighbor(p *Port, at netip.Addr) Neighbor {
 	return n
 }
 
-// AttachmentFor is a server's port as its host is to make it real; false when it is on none.
-func AttachmentFor(tx *state.Tx, portID resource.ID) (Attachment, bool) {
+// AttachmentFor is a server's port as a host is to make it real; false when it is not there, nor on its way there.
+func AttachmentFor(tx *state.Tx, portID, hostID resource.ID) (Attachment, bool) {
 	p, ok := ports.PeekOne(tx, portID)
-	if !ok || p.Owner != OwnerServer || p.HostID.IsZero() {
+	if !ok || p.Owner != OwnerServer || hostID.IsZero() || p.HostID != hostID && p.NextHostID != hostID {
 		return Attachment{}, false
 	}
 	n, ok := networks.PeekOne(tx, p.NetworkID)
@@ -134,7 +134,8 @@ func AttachmentFor(tx *state.Tx, portID resource.ID) (Attachment, bool) {
 	}
 	a := Attachment{ID: p.ID, NetworkID: p.NetworkID, ProjectID: p.ProjectID, ServerID: server, MAC: p.MAC,
 		Addresses: p.Fixed, AllowedPairs: p.AllowedPairs, PortSecurity: p.PortSecurity, Groups: p.Groups,
-		AdminUp: p.AdminUp && n.AdminUp, Hostname: Hostname(p), DNSDomain: dnsDomain(p, n), MTU: n.MTU, DHCPOptions: p.DHCPOptions}
+		AdminUp: p.AdminUp && n.AdminUp, Hostname: Hostname(p), DNSDomain: dnsDomain(p, n), MTU: n.MTU, DHCPOptions: p.DHCPOptions,
+		Arriving: p.HostID != hostID}
 	return a, true
 }
 
@@ -233,21 +234,22 @@ func GatewayFor(tx *state.Tx, routerID, hostID resource.ID) (Gateway, bool) {
 	if g.External != nil {
 		g.Floating = floatingThrough(tx, r, hostID)
 		if r.HostID != hostID {
-			g.away(hostID)
+			g.away(hostID, expectsFloating(tx, r, hostID))
 		}
 	}
 	return g, g.External != nil || len(g.Interfaces) > 0
 }
 
-// away makes of a router what it is on a host that is not its home.
-func (g *Gateway) away(hostID resource.ID) {
+// away makes of a router what it is on a host that is not its home. Its leg outside is there for floating addresses, and before
+// them if one is expected: what takes longest is done then when the address comes.
+func (g *Gateway) away(hostID resource.ID, expected bool) {
 	for _, i := range g.Interfaces {
 		if i.AdminUp {
 			g.Exit = &GatewayExit{PortID: i.PortID, MAC: exitMAC(i.PortID)}
 			break
 		}
 	}
-	if len(g.Floating) == 0 {
+	if len(g.Floating) == 0 && !expected {
 		g.External = nil
 		return
 	}

@@ -53,9 +53,32 @@ func legNetworks(tx *state.Tx, routerID resource.ID) []resource.ID {
 	return ids
 }
 
-// guests reports whether a host has a server's port in a network.
+// portsAt are the ports that are on a host, and those on their way there.
+func portsAt(tx *state.Tx, hostID resource.ID) iter.Seq[*Port] {
+	return chain(ports.Peek(tx, "host", state.Range{Prefix: state.KeyOf(hostID)}), ports.Peek(tx, "arriving", state.Range{Prefix: state.KeyOf(hostID)}))
+}
+
+// portsIn are those of them that are in a network.
+func portsIn(tx *state.Tx, networkID, hostID resource.ID) iter.Seq[*Port] {
+	return chain(ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(networkID, hostID)}),
+		ports.Peek(tx, "arriving", state.Range{Prefix: state.KeyOf(hostID, networkID)}))
+}
+
+func chain(parts ...iter.Seq[*Port]) iter.Seq[*Port] {
+	return func(yield func(*Port) bool) {
+		for _, part := range parts {
+			for p := range part {
+				if !yield(p) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// guests reports whether a host has a server's port in a network, or is about to.
 func guests(tx *state.Tx, networkID, hostID resource.ID) bool {
-	for p := range ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(networkID, hostID)}) {
+	for p := range portsIn(tx, networkID, hostID) {
 		if p.Owner == OwnerServer {
 			return true
 		}
@@ -83,7 +106,7 @@ func routersOn(tx *state.Tx, hostID resource.ID) []resource.ID {
 	for _, id := range ids {
 		seen[id] = true
 	}
-	for p := range ports.Peek(tx, "host", state.Range{Prefix: state.KeyOf(hostID)}) {
+	for p := range portsAt(tx, hostID) {
 		if p.Owner != OwnerServer || looked[p.NetworkID] {
 			continue
 		}
@@ -108,6 +131,18 @@ func floatsAt(tx *state.Tx, r *Router, f *FloatingAddress) resource.ID {
 	return target.HostID
 }
 
+// expectsFloating reports whether a port is on its way to a host whose floating address will be there too.
+func expectsFloating(tx *state.Tx, r *Router, hostID resource.ID) bool {
+	for p := range ports.Peek(tx, "arriving", state.Range{Prefix: state.KeyOf(hostID)}) {
+		for _, f := range FloatingOf(tx, p.ID) {
+			if f.RouterID == r.ID && connected(tx, hostID, f.NetworkID) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // connected reports whether a host says that it is connected with the physical network that a network is on.
 func connected(tx *state.Tx, hostID, networkID resource.ID) bool {
 	n, ok := networks.PeekOne(tx, networkID)
@@ -118,14 +153,14 @@ func connected(tx *state.Tx, hostID, networkID resource.ID) bool {
 	return ok && slices.Contains(h.Physical, n.Physical)
 }
 
-// outside reports whether a host has floating addresses in a network of routers whose home is elsewhere.
+// outside reports whether a host has, or expects, floating addresses in a network of routers whose home is elsewhere.
 func outside(tx *state.Tx, networkID, hostID resource.ID) bool {
 	if !connected(tx, hostID, networkID) {
 		return false
 	}
 	for _, id := range routersOn(tx, hostID) {
 		r, ok := routers.PeekOne(tx, id)
-		if ok && r.Gateway != nil && r.Gateway.NetworkID == networkID && r.HostID != hostID && len(floatingThrough(tx, r, hostID)) > 0 {
+		if ok && r.Gateway != nil && r.Gateway.NetworkID == networkID && r.HostID != hostID && (len(floatingThrough(tx, r, hostID)) > 0 || expectsFloating(tx, r, hostID)) {
 			return true
 		}
 	}

@@ -164,7 +164,47 @@ func TestAFloatingAddressIsWhereItsPortIs(t *testing.T) {
 	if len(one.External.Addresses) != 0 || one.External.MAC == a.leg(one.External.PortID) {
 		t.Errorf("away from home the router has its own address, or home's hardware address: %+v", one.External)
 	}
+	expect := func(at resource.ID) {
+		t.Helper()
+		if err := a.st.Update(a.ours, func(tx *state.Tx) error {
+			now, _ := network.Ports().Find(tx, p.ID)
+			device, err := resource.ParseID(now.DeviceID)
+			if err != nil {
+				return err
+			}
+			return network.ExpectPorts(tx, device, at)
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Where it is expected all is ready but that anybody is told.
+	expect(a.hosts[2])
+	tx := a.st.Latest()
+	there, _ := network.AttachmentFor(tx, p.ID, a.hosts[2])
+	still, _ := network.AttachmentFor(tx, p.ID, a.hosts[1])
+	if !there.Arriving || still.Arriving || still.ID != p.ID {
+		t.Errorf("expected it is %+v there and %+v here", there, still)
+	}
+	if on := where(); !slices.Equal(on, []int{1}) {
+		t.Errorf("while its port is expected elsewhere the address is on %v", on)
+	}
+	if g, here := a.gateway(2); !here || g.External == nil || len(g.Floating) > 0 || len(g.External.Addresses) > 0 {
+		t.Errorf("where its port is expected the router is %v %+v", here, g.External)
+	}
+	if seg, here := network.SegmentFor(tx, a.first.ID, a.hosts[2]); !here || !slices.ContainsFunc(seg.Neighbors, func(n network.Neighbor) bool {
+		return n.MAC == p.MAC && n.Host == netip.MustParseAddr("192.0.2.2")
+	}) {
+		t.Errorf("where it is expected its neighbours are %+v", seg.Neighbors)
+	}
+	expect(resource.ID{})
+	if _, here := a.gateway(2); here {
+		t.Error("given up, the router stays")
+	}
+	expect(a.hosts[2])
 	move(2)
+	if at, _ := network.AttachmentFor(a.st.Latest(), p.ID, a.hosts[2]); at.Arriving || at.ID != p.ID {
+		t.Errorf("arrived it is %+v", at)
+	}
 	if on := where(); !slices.Equal(on, []int{2}) {
 		t.Errorf("after its port moved the address is on %v", on)
 	}

@@ -20,7 +20,7 @@ type Segment struct {
 	Physical  string // the name of a physical network for a provider network, e.g. "public"; "" for an overlay
 	VLAN      int    // of a provider network, 0 for untagged
 	Subnets   []SegmentSubnet
-	Neighbors []Neighbor // every other port of the network, of those on this host its routers': for forwarding and for who has which address
+	Neighbors []Neighbor // every other port of the network, of those on this host its routers': for forwarding and for who has which address. Ports that arrive are among them
 }
 
 // A SegmentSubnet is what a host has to know to answer DHCP, RA and DNS options.
@@ -72,6 +72,9 @@ type Attachment struct {
 	DNSDomain    string
 	MTU          int
 	DHCPOptions  []DHCPOption
+	// The port is another host's still, and its guest on the way here. The tap is made and guarded; that the port
+	// is here nobody is told, and what is for it goes on to that host.
+	Arriving bool `json:",omitempty"`
 }
 
 // A FixedAddress is an address of a port with the subnet it is from.

@@ -38,8 +38,9 @@ type Port struct {
 	Owner      Owner
 	OwnerLabel string // what a client wrote; for a server its zone
 	HostID     resource.ID
-	HostLabel  string // what an operator wrote and is no host of ours
-	Adopted    bool   // the server was given the port: it is let go, not deleted, with the server
+	NextHostID resource.ID // where its server is on its way to: made ready there, and everybody is still told of HostID
+	HostLabel  string      // what an operator wrote and is no host of ours
+	Adopted    bool        // the server was given the port: it is let go, not deleted, with the server
 	VNIC       string
 	Profile    map[string]string // JSON texts by key: what an operator wrote for drivers
 
@@ -87,6 +88,15 @@ func (p *Port) Status() Status {
 		return Active
 	default:
 		return Build
+	}
+}
+
+// eachHost gives the host that the port is on, and the one that it is on its way to.
+func (p *Port) eachHost(do func(resource.ID)) {
+	for _, h := range []resource.ID{p.HostID, p.NextHostID} {
+		if !h.IsZero() {
+			do(h)
+		}
 	}
 }
 
@@ -206,6 +216,12 @@ var ports = state.NewTable[Port]("port",
 			return ""
 		}
 		return state.KeyOf(p.NetworkID, p.HostID)
+	}),
+	state.Index("arriving", func(p *Port) state.Key {
+		if p.NextHostID.IsZero() {
+			return ""
+		}
+		return state.KeyOf(p.NextHostID, p.NetworkID)
 	}),
 	state.MultiIndex("group", func(p *Port) []state.Key { return idKeys(p.Groups) }),
 	state.MultiIndex("group-host", func(p *Port) []state.Key {

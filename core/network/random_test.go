@@ -200,7 +200,7 @@ func random[T any](m *monkey, table *state.Table[T]) *T {
 
 var stepNames = []string{
 	"network", "shared network", "subnet", "subnet from pool", "port", "two addresses", "router", "interface", "gateway", "no gateway",
-	"interface off", "floating", "aim", "forward", "group", "rule", "remote rule", "regroup", "pairs", "server port", "server port moved",
+	"interface off", "floating", "aim", "forward", "group", "rule", "remote rule", "regroup", "pairs", "server port", "server port expected", "server port moved",
 	"server gone", "share", "unshare", "pool", "address set", "address set changed", "delete network", "delete subnet", "delete port",
 	"delete router", "delete floating", "delete group", "delete rule", "port down", "mtu", "host address",
 }
@@ -261,7 +261,7 @@ func (m *monkey) more(name string, ctx context.Context, project resource.ID, not
 	switch {
 	case r == nil && (name == "interface" || name == "gateway" || name == "no gateway" || name == "interface off" || name == "delete router"),
 		s == nil && (name == "interface" || name == "interface off" || name == "delete subnet"),
-		p == nil && (name == "aim" || name == "forward" || name == "regroup" || name == "server port moved" || name == "server gone" || name == "delete port" || name == "port down" || name == "pairs"),
+		p == nil && (name == "aim" || name == "forward" || name == "regroup" || name == "server port expected" || name == "server port moved" || name == "server gone" || name == "delete port" || name == "port down" || name == "pairs"),
 		f == nil && (name == "aim" || name == "forward" || name == "delete floating"),
 		g == nil && (name == "rule" || name == "remote rule" || name == "regroup" || name == "delete group"),
 		rule == nil && name == "delete rule":
@@ -391,6 +391,15 @@ func (m *monkey) serve(name string, ctx context.Context, project resource.ID, n 
 			}
 			_, err := network.AddPort(ctx, tx, want)
 			return err
+		case "server port expected":
+			device, err := resource.ParseID(p.DeviceID)
+			if err != nil || p.Owner != network.OwnerServer {
+				return fault.Errorf(fault.Conflict, "no server's port")
+			}
+			if m.r.IntN(4) == 0 || h == p.HostID {
+				h = resource.ID{}
+			}
+			return network.ExpectPorts(tx, device, h)
 		case "server port moved":
 			device, err := resource.ParseID(p.DeviceID)
 			if err != nil || p.Owner != network.OwnerServer {

@@ -26,12 +26,7 @@ func (s *Service) Sources() []host.Source {
 		{Kind: "gateway", All: routersOn, Touched: touchedGateways,
 			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) { return wanted(GatewayFor(tx, id, h)) }},
 		{Kind: "attachment", All: attachmentsOn, Touched: touchedAttachments, Observe: observeAttachment,
-			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) {
-				if p, ok := ports.PeekOne(tx, id); !ok || p.HostID != h {
-					return nil, false
-				}
-				return wanted(AttachmentFor(tx, id))
-			}},
+			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) { return wanted(AttachmentFor(tx, id, h)) }},
 	}
 }
 
@@ -50,7 +45,7 @@ func segmentsOn(tx *state.Tx, h resource.ID) []resource.ID {
 			ids = append(ids, networkID)
 		}
 	}
-	for p := range ports.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h)}) {
+	for p := range portsAt(tx, h) {
 		add(p.NetworkID)
 	}
 	for _, id := range routersOn(tx, h) {
@@ -67,7 +62,7 @@ func segmentsOn(tx *state.Tx, h resource.ID) []resource.ID {
 func filtersOn(tx *state.Tx, h resource.ID) []resource.ID {
 	seen := map[resource.ID]bool{}
 	var ids []resource.ID
-	for p := range ports.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h)}) {
+	for p := range portsAt(tx, h) {
 		for _, id := range p.Groups {
 			if !seen[id] {
 				seen[id] = true
@@ -78,17 +73,22 @@ func filtersOn(tx *state.Tx, h resource.ID) []resource.ID {
 	return ids
 }
 
-// filteredOn reports whether a host has a port of the group.
+// filteredOn reports whether a host has a port of the group, or is about to.
 func filteredOn(tx *state.Tx, groupID, h resource.ID) bool {
 	for range ports.Peek(tx, "group-host", state.Range{Prefix: state.KeyOf(groupID, h)}) {
 		return true
+	}
+	for p := range ports.Peek(tx, "arriving", state.Range{Prefix: state.KeyOf(h)}) {
+		if slices.Contains(p.Groups, groupID) {
+			return true
+		}
 	}
 	return false
 }
 
 func attachmentsOn(tx *state.Tx, h resource.ID) []resource.ID {
 	var ids []resource.ID
-	for p := range ports.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h)}) {
+	for p := range portsAt(tx, h) {
 		if p.Owner == OwnerServer {
 			ids = append(ids, p.ID)
 		}
@@ -144,7 +144,7 @@ func touchedSegments(tx *state.Tx, e state.Event) []host.Ref {
 		// It may be on another host now, and no longer on the one where it was.
 		for _, f := range both[FloatingAddress](e) {
 			if target, ok := ports.PeekOne(tx, f.TargetID); ok {
-				r.on(target.HostID, f.NetworkID)
+				target.eachHost(func(h resource.ID) { r.on(h, f.NetworkID) })
 			}
 		}
 	case "host":
@@ -167,6 +167,11 @@ func touchedSegments(tx *state.Tx, e state.Event) []host.Ref {
 // touchedByPort names the segments in which a port came, went or changed its place or addresses.
 func touchedByPort(tx *state.Tx, r *refs, e state.Event) {
 	was, now := sides[Port](e)
+	if was != nil && now != nil && was.NextHostID != now.NextHostID { // it is expected somewhere, or not any more
+		for _, p := range both[Port](e) {
+			touchedAt(tx, r, p, p.NextHostID)
+		}
+	}
 	if was != nil && now != nil && was.HostID == now.HostID && was.MAC == now.MAC && was.Owner == now.Owner && slices.Equal(was.Fixed, now.Fixed) &&
 		was.PortSecurity == now.PortSecurity && slices.Equal(was.AllowedPairs, now.AllowedPairs) {
 		return
@@ -181,20 +186,28 @@ func touchedByPort(tx *state.Tx, r *refs, e state.Event) {
 			}
 		case p.HostID.IsZero():
 		default:
-			if p.Owner == OwnerServer {
-				for leg := range legs(tx, p.NetworkID) {
-					if id, err := resource.ParseID(leg.DeviceID); err == nil {
-						r.on(p.HostID, behind(tx, id)...)
-					}
-				}
-			}
-			r.on(p.HostID, p.NetworkID)
+			touchedAt(tx, r, p, p.HostID)
 			// Other hosts hear of it only if it can be reached from there.
 			if h, ok := host.Table().PeekOne(tx, p.HostID); ok && h.Address.IsValid() {
 				r.everywhere(p.NetworkID)
 			}
 		}
 	}
+}
+
+// touchedAt names the segments that come or go on a host with a port there.
+func touchedAt(tx *state.Tx, r *refs, p *Port, h resource.ID) {
+	if h.IsZero() {
+		return
+	}
+	if p.Owner == OwnerServer {
+		for leg := range legs(tx, p.NetworkID) {
+			if id, err := resource.ParseID(leg.DeviceID); err == nil {
+				r.on(h, behind(tx, id)...)
+			}
+		}
+	}
+	r.on(h, p.NetworkID)
 }
 
 // behind are all networks that a router is in.
@@ -222,13 +235,11 @@ func touchedFilters(tx *state.Tx, e state.Event) []host.Ref {
 	case ports.Kind():
 		was, now := sides[Port](e)
 		same := was != nil && now != nil && sameMembership(was, now)
-		if same && was.HostID == now.HostID {
+		if same && was.HostID == now.HostID && was.NextHostID == now.NextHostID {
 			return nil
 		}
 		for _, p := range both[Port](e) {
-			if !p.HostID.IsZero() {
-				r.on(p.HostID, p.Groups...)
-			}
+			p.eachHost(func(h resource.ID) { r.on(h, p.Groups...) })
 			if !same {
 				touchedRemotes(tx, &r, p)
 			}
@@ -293,13 +304,13 @@ func touchedGateways(tx *state.Tx, e state.Event) []host.Ref {
 // their homes, if floating addresses go along.
 func touchedByGuest(tx *state.Tx, r *refs, e state.Event) {
 	was, now := sides[Port](e)
-	if was != nil && now != nil && was.HostID == now.HostID && was.Owner == now.Owner {
+	if was != nil && now != nil && was.HostID == now.HostID && was.NextHostID == now.NextHostID && was.Owner == now.Owner {
 		return
 	}
 	for _, p := range both[Port](e) {
 		for leg := range legs(tx, p.NetworkID) {
 			if router, ok := routerOf(tx, leg); ok {
-				r.on(p.HostID, router.ID)
+				p.eachHost(func(h resource.ID) { r.on(h, router.ID) })
 				r.on(router.HostID, router.ID)
 			}
 		}
@@ -311,9 +322,7 @@ func touchedAttachments(tx *state.Tx, e state.Event) []host.Ref {
 	switch e.Kind {
 	case ports.Kind():
 		for _, p := range both[Port](e) {
-			if !p.HostID.IsZero() {
-				r.on(p.HostID, p.ID)
-			}
+			p.eachHost(func(h resource.ID) { r.on(h, p.ID) })
 		}
 	case networks.Kind():
 		was, now := sides[Network](e)
@@ -321,7 +330,7 @@ func touchedAttachments(tx *state.Tx, e state.Event) []host.Ref {
 			return nil
 		}
 		for p := range ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(e.ID)}) {
-			r = append(r, host.Ref{Host: p.HostID, ID: p.ID})
+			p.eachHost(func(h resource.ID) { r.on(h, p.ID) })
 		}
 	}
 	return r

@@ -97,14 +97,28 @@ func BindPort(tx *state.Tx, portID, device resource.ID, owner Owner, label strin
 	if err != nil {
 		return err
 	}
-	if p.DeviceID == device.String() && p.Owner == owner && p.OwnerLabel == label && p.HostID == hostID {
+	if p.DeviceID == device.String() && p.Owner == owner && p.OwnerLabel == label && p.HostID == hostID && p.NextHostID.IsZero() {
 		return nil
 	}
 	if p.HostID != hostID {
 		p.Wired = false
 	}
-	p.DeviceID, p.Owner, p.OwnerLabel, p.HostID = device.String(), owner, label, hostID
+	p.DeviceID, p.Owner, p.OwnerLabel, p.HostID, p.NextHostID = device.String(), owner, label, hostID, resource.ID{}
 	return ports.Put(tx, p)
+}
+
+// ExpectPorts has a host make ready for a server's ports, which are another host's until BindPort; a zero ID takes that back.
+func ExpectPorts(tx *state.Tx, deviceID, hostID resource.ID) error {
+	for _, p := range PortsOf(tx, deviceID) {
+		if p.Owner != OwnerServer || p.NextHostID == hostID {
+			continue
+		}
+		p.NextHostID = hostID
+		if err := ports.Put(tx, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ReleasePorts lets go of all ports of a thing that goes away: those made for it are deleted, those
@@ -127,7 +141,7 @@ func ReleasePort(ctx context.Context, tx *state.Tx, portID resource.ID) error {
 	if !p.Adopted {
 		return dropPort(ctx, tx, p.ID)
 	}
-	p.DeviceID, p.Owner, p.OwnerLabel, p.HostID, p.Adopted, p.Wired = "", OwnerNone, "", resource.ID{}, false, false
+	p.DeviceID, p.Owner, p.OwnerLabel, p.HostID, p.NextHostID, p.Adopted, p.Wired = "", OwnerNone, "", resource.ID{}, resource.ID{}, false, false
 	return ports.Put(tx, p)
 }
 

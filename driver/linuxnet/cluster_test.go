@@ -277,6 +277,18 @@ func (c *cluster) server(ctx context.Context, n *network.Network, on *clusterHos
 func (c *cluster) boot(p *network.Port) *guest {
 	c.t.Helper()
 	p, _ = network.Ports().Find(c.st.Latest(), p.ID)
+	for _, h := range c.hosts {
+		if h.id == p.HostID {
+			return c.bootOn(p, h)
+		}
+	}
+	c.t.Fatalf("port %s is on no host", p.ID)
+	return nil
+}
+
+// bootOn plugs a guest into a port where one host has it.
+func (c *cluster) bootOn(p *network.Port, h *clusterHost) *guest {
+	c.t.Helper()
 	var addresses []string
 	var gateways []string
 	for _, f := range p.Fixed {
@@ -284,22 +296,15 @@ func (c *cluster) boot(p *network.Port) *guest {
 		addresses = append(addresses, fmt.Sprintf("%s/%d", f.Address, s.CIDR.Bits()))
 		gateways = append(gateways, s.Gateway.String())
 	}
-	for _, h := range c.hosts {
-		if h.id != p.HostID {
-			continue
-		}
-		tap := network.Tap{Netns: netnsDir + "/" + h.options.Prefix + "-s-" + p.NetworkID.String(), Name: tapName(p.ID)}
-		g := h.boot(tap, p.MAC, addresses...)
-		n, _ := network.Networks().Find(c.st.Latest(), p.NetworkID)
-		ok(c.t, g.LinkSetMTU(g.eth0, n.MTU))
-		for _, gateway := range gateways {
-			g.routeVia(gateway)
-		}
-		echo(c.t, g.namespace, 80)
-		return g
+	tap := network.Tap{Netns: netnsDir + "/" + h.options.Prefix + "-s-" + p.NetworkID.String(), Name: tapName(p.ID)}
+	g := h.boot(tap, p.MAC, addresses...)
+	n, _ := network.Networks().Find(c.st.Latest(), p.NetworkID)
+	ok(c.t, g.LinkSetMTU(g.eth0, n.MTU))
+	for _, gateway := range gateways {
+		g.routeVia(gateway)
 	}
-	c.t.Fatalf("port %s is on no host", p.ID)
-	return nil
+	echo(c.t, g.namespace, 80)
+	return g
 }
 
 // of gives a port's address of a family.
@@ -395,6 +400,18 @@ func (c *cluster) move(p *network.Port, to *clusterHost) {
 			return err
 		}
 		return network.BindPort(tx, p.ID, device, network.OwnerServer, "z", to.id)
+	}))
+}
+
+// await has another host make ready for a server's port.
+func (c *cluster) await(p *network.Port, at *clusterHost) {
+	c.t.Helper()
+	ok(c.t, c.st.Update(c.ours, func(tx *state.Tx) error {
+		device, err := resource.ParseID(p.DeviceID)
+		if err != nil {
+			return err
+		}
+		return network.ExpectPorts(tx, device, at.id)
 	}))
 }
 

@@ -310,6 +310,7 @@ func (d *Driver) EnsureAttachment(ctx context.Context, want network.Attachment) 
 	d.mu.Lock()
 	d.attachments[want.ID] = want.NetworkID
 	d.mu.Unlock()
+	arrived := s.attachments[want.ID].Arriving && !want.Arriving
 	s.attachments[want.ID] = want
 	for _, own := range want.DHCPOptions {
 		if err := checkOption(own); err != nil {
@@ -318,6 +319,11 @@ func (d *Driver) EnsureAttachment(ctx context.Context, want network.Attachment) 
 	}
 	if err := s.converge(ctx); err != nil {
 		return network.Tap{}, err
+	}
+	if arrived {
+		if err := s.announce(want); err != nil {
+			d.log.WarnContext(ctx, "port's move not announced", "port", want.ID, "error", err)
+		}
 	}
 	return network.Tap{Netns: filepath.Join(netnsDir, s.namespaceName()), Name: tapName(want.ID)}, nil
 }

@@ -44,6 +44,9 @@ func (s *segment) forward(ns *namespace, links map[string]netlink.Link) error {
 		}
 	}
 	for id, attachment := range s.attachments {
+		if attachment.Arriving {
+			continue // it is where the neighbours say
+		}
 		add(links[tapName(id)], attachment.MAC)
 		for _, pair := range attachment.AllowedPairs {
 			// An address that several ports may use, say of a virtual router, is

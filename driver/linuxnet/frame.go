@@ -174,9 +174,12 @@ var allNodes = netip.MustParseAddr("ff02::1")
 
 // neighbourAnnouncement is the same for IPv6: an unsolicited neighbour
 // advertisement with the override flag (RFC 4861, section 7.2.6).
-func neighbourAnnouncement(mac net.HardwareAddr, addr netip.Addr) []byte {
-	const router, override = 0x80, 0x20
-	message := []byte{136, 0, 0, 0, router | override, 0, 0, 0}
+func neighbourAnnouncement(mac net.HardwareAddr, addr netip.Addr, router bool) []byte {
+	const isRouter, override = 0x80, 0x20
+	message := []byte{136, 0, 0, 0, override, 0, 0, 0}
+	if router {
+		message[4] |= isRouter
+	}
 	message = append(message, addr.AsSlice()...)
 	message = append(append(message, 2, 1), mac...)
 	return datagram{

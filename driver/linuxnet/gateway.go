@@ -236,7 +236,7 @@ func (g *gateway) announceAll() error {
 			continue
 		}
 		for _, prefix := range l.addresses {
-			all = append(all, announcement{links[name].Attrs().Index, mac, prefix.Addr(), strings.HasPrefix(name, innerLegPrefix)})
+			all = append(all, announcement{links[name].Attrs().Index, mac, prefix.Addr(), strings.HasPrefix(name, innerLegPrefix), false})
 		}
 	}
 	return sendAnnouncements(ns, all)
@@ -279,7 +279,7 @@ func (g *gateway) convergeLeg(ctx context.Context, ns *namespace, links map[stri
 	}
 	var fresh []announcement
 	for _, prefix := range added {
-		fresh = append(fresh, announcement{link.Attrs().Index, mac, prefix.Addr(), strings.HasPrefix(name, innerLegPrefix)})
+		fresh = append(fresh, announcement{link.Attrs().Index, mac, prefix.Addr(), strings.HasPrefix(name, innerLegPrefix), false})
 	}
 	return fresh, nil
 }

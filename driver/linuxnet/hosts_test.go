@@ -328,15 +328,25 @@ func TestFloatingAddressFollowsItsPort(t *testing.T) {
 	c.expect("to another host's by one that has none", e.namespace, at(floats[pa], 80), own)
 	c.expect("to itself", b.namespace, at(floats[pb], 80), floats[pb])
 
-	// The port moves, and everybody outside hears of it.
+	// The port is expected on another host: its tap is there, and for everybody, there too, it is where it was.
 	hears := c.arpIn(c.world, floats[pb])
 	before := c.macOf(c.world, floats[pb])
+	c.await(pb, c.hosts[0])
+	c.sync()
+	moved := c.bootOn(pb, c.hosts[0])
+	c.expect("from outside, before the move", c.world, at(floats[pb], 80), outsideGateway)
+	c.expect("to the outside, before the move", b.namespace, at(outsideGateway, 80), floats[pb])
+	c.expect("from where it is expected", a.namespace, at(of(pb, false), 80), of(pa, false))
+	c.expect("from there over IPv6", a.namespace, at(of(pb, true), 80), of(pa, true))
+	if after := c.macOf(c.world, floats[pb]); after != before {
+		t.Errorf("outside the address was at %q and is at %q, before its port has moved", before, after)
+	}
+	// It moves, and everybody outside hears of it.
 	c.move(pb, c.hosts[0])
 	c.sync()
 	if !hears() {
 		t.Error("nobody said outside that the address has moved")
 	}
-	moved := c.boot(pb)
 	c.expect("from outside, after the move", c.world, at(floats[pb], 80), outsideGateway)
 	c.expect("to the outside, after the move", moved.namespace, at(outsideGateway, 80), floats[pb])
 	if after := c.macOf(c.world, floats[pb]); after == before || after == "" {

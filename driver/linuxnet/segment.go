@@ -426,6 +426,32 @@ func (s *segment) makeUplink(ctx context.Context, ns *namespace, links map[strin
 	return setMTU(ns, links[uplinkName], s.want.MTU)
 }
 
+// announce tells switches outside where a guest is now that came from another host: it was not here when it last said so
+// itself. Within an overlay every host is told from the state.
+func (s *segment) announce(attachment network.Attachment) error {
+	if s.want == nil || s.want.Physical == "" {
+		return nil
+	}
+	mac, err := net.ParseMAC(attachment.MAC)
+	if err != nil {
+		return err
+	}
+	ns, err := openNamespace(netnsDir + "/" + s.namespaceName())
+	if err != nil {
+		return err
+	}
+	defer ns.close()
+	uplink, err := ns.LinkByName(uplinkName)
+	if err != nil {
+		return fmt.Errorf("find uplink of network %s: %w", s.id, err)
+	}
+	var list []announcement
+	for _, fixed := range attachment.Addresses {
+		list = append(list, announcement{device: uplink.Attrs().Index, mac: mac, addr: fixed.Address, guest: true})
+	}
+	return sendAnnouncements(ns, list)
+}
+
 // portFlags says how the bridge is to treat a port, and whether it is a port.
 // It learns only where addresses are not known: outside, and behind a guest
 // without port security, if that cannot fill the host's memory. What is not

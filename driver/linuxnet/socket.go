@@ -110,13 +110,15 @@ var questions = []bpf.Instruction{
 	bpf.RetConstant{Val: 0},
 }
 
-// An announcement says that an address is now reached by a router's leg.
+// An announcement says that an address is now reached by a device.
 type announcement struct {
 	device int
 	mac    net.HardwareAddr
 	addr   netip.Addr
 	// It is within an overlay, where the leg is on other hosts too: this host's guests are told alone.
 	within bool
+	// A guest's port has it, and no router's leg.
+	guest bool
 }
 
 // sendAnnouncements corrects what neighbours remember of addresses that moved.
@@ -140,11 +142,12 @@ func (a announcement) send() error {
 		return err
 	}
 	defer socket.Close()
-	frame := neighbourAnnouncement
+	var text []byte
 	if a.addr.Is4() {
-		frame = arpAnnouncement
+		text = arpAnnouncement(a.mac, a.addr)
+	} else {
+		text = neighbourAnnouncement(a.mac, a.addr, !a.guest)
 	}
-	text := frame(a.mac, a.addr)
 	if a.within && a.addr.Is4() {
 		text[21] = 2 // spelled as an answer, by which the bridge tells it from a question
 	}

@@ -26,7 +26,7 @@ func runs(t *testing.T, h *host, d *Driver, want compute.Guest) int {
 }
 
 // ensure is what an agent does with a wish that comes true.
-func ensure(t *testing.T, d *Driver, want compute.Guest, power compute.Power) compute.Observation {
+func ensure(t testing.TB, d *Driver, want compute.Guest, power compute.Power) compute.Observation {
 	t.Helper()
 	var got compute.Observation
 	eventually(t, string(power), func() bool {
@@ -195,16 +195,16 @@ func TestLooseJailsAreRefused(t *testing.T) {
 	o := h.options(t)
 	o.AllowLooseJails = false
 	d, err := New(o)
-	if how, loose, _ := Confinement(t.Context()); !loose {
+	if found, _ := Examine(t.Context()); !found.Loose {
 		if err != nil {
-			t.Fatalf("confined to %s, and refused: %v", how, err)
+			t.Fatalf("confined to %s, and refused: %v", found.Confined, err)
 		}
 		if err := d.Close(); err != nil {
 			t.Error(err)
 		}
 	} else if err == nil {
 		d.Close()
-		t.Errorf("confined to %s, and not refused", how)
+		t.Errorf("confined to %s, and not refused", found.Confined)
 	}
 }
 

@@ -26,14 +26,18 @@ import (
 const taskVariable = "UNKAI_QEMU_TEST_TASK"
 
 func TestMain(m *testing.M) {
-	path := os.Getenv(taskVariable)
-	if path == "" {
-		os.Exit(m.Run())
+	for variable, do := range map[string]func(string) error{taskVariable: doTask, journeyVariable: doJourney} {
+		path := os.Getenv(variable)
+		if path == "" {
+			continue
+		}
+		if err := do(path); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
 	}
-	if err := doTask(path); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	os.Exit(m.Run())
 }
 
 // A task is a guest's life, up to the first step that no agent has died at yet.
@@ -278,22 +282,27 @@ func TestAgentsDieAtEveryStep(t *testing.T) {
 	if left := h.leftovers(t); len(left) > 0 {
 		t.Errorf("left over: %q", left)
 	}
-	for _, step := range steps(t) {
+	for _, step := range steps(t, func(file string) bool { return !moveSources(file) }) {
 		if !k.Died[step] && !slices.Contains(unreached, step) {
 			t.Errorf("no agent died at %q", step)
 		}
 	}
 }
 
-// steps are all that the source names.
-func steps(t *testing.T) []string {
+// moveSources are the files whose steps only a guest goes through that goes to another host.
+func moveSources(file string) bool {
+	return slices.Contains([]string{"arrive.go", "depart.go", "ferry.go", "luggage.go", "mirror.go", "peers.go"}, file)
+}
+
+// steps are all that the source names in some files.
+func steps(t *testing.T, in func(file string) bool) []string {
 	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var names []string
 	for _, file := range files {
-		if strings.HasSuffix(file, "_test.go") {
+		if strings.HasSuffix(file, "_test.go") || !in(file) {
 			continue
 		}
 		source, err := os.ReadFile(file)
@@ -304,7 +313,7 @@ func steps(t *testing.T) []string {
 			names = append(names, string(m[1]))
 		}
 	}
-	if len(names) < 40 {
+	if len(names) < 10 {
 		t.Fatalf("only %d steps found: this looks in the wrong place", len(names))
 	}
 	return names

@@ -62,6 +62,7 @@ type Driver struct {
 	jail       *jail
 	hypervisor *hypervisor
 	cgroups    *cgroups
+	peers      Peers // nil: guests stay where they are
 
 	// step is called between any two things that a crash could part. Tests end
 	// the program there.
@@ -80,6 +81,7 @@ var (
 	_ compute.Driver   = (*Driver)(nil)
 	_ compute.Consoler = (*Driver)(nil)
 	_ compute.Notifier = (*Driver)(nil)
+	_ compute.Mover    = (*Driver)(nil)
 )
 
 // New finds out what this host can do, and adopts the guests that run on it.
@@ -163,26 +165,35 @@ func open(o Options, step func(string)) (d *Driver, err error) {
 	return d, nil
 }
 
-// Confinement finds out, for an operator, how tightly guests can be confined on this host; loose: only if
-// that is allowed. The error is why nothing tighter is possible.
-func Confinement(ctx context.Context) (how string, loose bool, err error) {
+// A Promise is what an operator may expect of guests on this host.
+type Promise struct {
+	Confined string // how tightly
+	Loose    bool   // only if that is allowed
+	Moves    bool   // the hypervisor is new enough to send guests to other hosts
+	Version  string // of it
+}
+
+// Examine finds out, for an operator, what to expect of this host. The error is why guests cannot be confined more tightly.
+func Examine(ctx context.Context) (Promise, error) {
+	nothing := Promise{Confined: "nothing", Loose: true}
 	binary, err := exec.LookPath(programs[runtime.GOARCH])
 	if err != nil {
-		return "", true, err
+		return nothing, err
 	}
 	dir, err := os.MkdirTemp("", "unkai-jail")
 	if err != nil {
-		return "", true, err
+		return nothing, err
 	}
 	defer os.Remove(dir)
-	j, err := findJail(dir, func(j *jail) error {
-		_, err := probe(ctx, binary, j, firstUID)
+	var h *hypervisor
+	j, err := findJail(dir, func(j *jail) (err error) {
+		h, err = probe(ctx, binary, j, firstUID)
 		return err
 	})
 	if j == nil {
-		return "nothing", true, err
+		return nothing, err
 	}
-	return j.String(), j.loose(), err
+	return Promise{Confined: j.String(), Loose: j.loose(), Moves: h.moves, Version: h.version}, err
 }
 
 // programs are QEMU's names, by Go's word for the architecture.
@@ -271,6 +282,7 @@ func (d *Driver) Close() error {
 			g.nudge.Stop()
 		}
 		g.hangUp()
+		g.cutWay()
 		g.release()
 		g.mu.Unlock()
 	}
@@ -333,6 +345,11 @@ func (d *Driver) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 			return compute.Observation{}, err
 		}
 	}
+	if g.rec != nil && g.rec.Way != nil {
+		if trouble, err := g.endWay(ctx); err != nil || trouble != "" {
+			return compute.Observation{Power: compute.Crashed, Trouble: trouble, Isolating: d.accel == accelKVM}, err
+		}
+	}
 	if g.rec == nil || g.rec.Removing {
 		if trouble != "" {
 			d.forget(g)
@@ -341,7 +358,7 @@ func (d *Driver) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 		if err := g.unrecorded(); err != nil {
 			return compute.Observation{}, err
 		}
-		if err := g.create(ctx, want); err != nil {
+		if err := g.create(ctx, want, nil); err != nil {
 			d.forget(g)
 			return compute.Observation{}, err
 		}
@@ -405,8 +422,8 @@ func (g *guest) converge(ctx context.Context, want compute.Guest) (busy bool, tr
 	return true, "", nil
 }
 
-// create makes the directory and the record of a new guest.
-func (g *guest) create(ctx context.Context, want compute.Guest) error {
+// create makes the directory and the record of a new guest, or of one that comes from another host.
+func (g *guest) create(ctx context.Context, want compute.Guest, from *way) error {
 	if err := g.removeAll(ctx); err != nil { // what a broken-off Remove, or create, left
 		return err
 	}
@@ -414,7 +431,7 @@ func (g *guest) create(ctx context.Context, want compute.Guest) error {
 	if err != nil {
 		return err
 	}
-	rec := &record{UID: uid, Epoch: want.Epoch, HardBoots: want.HardBoots, SoftBoots: want.SoftBoots, Rebuilds: want.Rebuilds}
+	rec := &record{UID: uid, Epoch: want.Epoch, HardBoots: want.HardBoots, SoftBoots: want.SoftBoots, Rebuilds: want.Rebuilds, Way: from}
 	if err := os.Mkdir(g.dir, 0o700); err != nil {
 		return err
 	}
@@ -474,6 +491,7 @@ func (g *guest) removeAll(ctx context.Context) error {
 	if _, err := os.Lstat(g.dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	g.cutWay()
 	if g.rec != nil {
 		g.rec.Removing = true
 		if err := g.write("removal announced"); err != nil {
@@ -539,6 +557,9 @@ func (d *Driver) Halt(ctx context.Context, id resource.ID) (busy bool, err error
 		}
 		d.forget(g)
 		return false, fault.Missing("guest", id)
+	}
+	if w := g.rec.Way; w != nil && w.Incoming && !w.Done {
+		return false, fault.Missing("guest", id) // what has come of it is worth nothing
 	}
 	for {
 		// Not a wish like others: of one that names no disks, a guest that is off would have none.
@@ -621,6 +642,7 @@ func (d *Driver) Capabilities(ctx context.Context) (compute.Capabilities, error)
 		Arch:      map[string]string{"amd64": "x86_64"}[runtime.GOARCH],
 		CPUModel:  cpuModel(),
 		MaxVCPUs:  d.hypervisor.machines["q35"].maxVCPUs,
+		Moves:     d.where() != "" && d.hypervisor.moves,
 	}, nil
 }
 

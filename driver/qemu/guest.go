@@ -39,6 +39,8 @@ type guest struct {
 	saveBegan bool       // this driver, not one before it, had the memory written
 	flushed   chan error // gets the outcome of flushing saved memory; nil while none is under way
 	askedLast time.Time  // when the guest was last asked to let a device go
+	trip      *trip      // this driver has begun to send it; nil if not
+	arriving  *arrival   // this driver takes it in; nil if not
 
 	consoles sync.Mutex
 	serial   *serialConsole // guarded by consoles
@@ -92,7 +94,7 @@ func (g *guest) look(ctx context.Context) (state, error) {
 func (g *guest) end() ending {
 	l := g.rec.Launch
 	switch {
-	case l == nil || l.PID == 0 || g.rec.Ended != "" || g.rec.Saved != nil && (l.Up || l.Boot != bootID()):
+	case l == nil || l.PID == 0 || l.Ferry || g.rec.Ended != "" || g.rec.Saved != nil && (l.Up || l.Boot != bootID()):
 		return g.rec.Ended
 	case l.Boot != bootID():
 		return byHost
@@ -137,7 +139,7 @@ func (g *guest) release() {
 
 // killStrays ends processes that were started and not written down.
 func (g *guest) killStrays(ctx context.Context) error {
-	pids, err := strays(g.id.String(), g.driver.owns)
+	pids, err := strays(g.id.String(), g.dir, g.driver.owns)
 	if err != nil {
 		return err
 	}
@@ -384,6 +386,9 @@ func (g *guest) toPaused(ctx context.Context, want compute.Guest, now state) (pr
 	case incoming:
 		return waiting, "", nil
 	case saved, finishing:
+		if now == saved && !g.rec.Saving && g.rec.Saved == nil {
+			return settled, "", nil // its memory went to another host, and it stayed
+		}
 		return g.keepOrDropMemory(ctx)
 	case running, asleep:
 		if !g.rec.Launch.Up {
@@ -565,19 +570,23 @@ func (g *guest) prepare(ctx context.Context, want compute.Guest) error {
 		}
 	}
 	if want.Kernel != nil {
-		if err := copyImage(want.Kernel, filepath.Join(g.dir, kernelFile), r.UID, &r.Kernel); err != nil {
+		if err := g.copyKernel(want); err != nil {
 			return err
-		}
-		if want.Initrd != nil {
-			if err := copyImage(want.Initrd, filepath.Join(g.dir, initrdFile), r.UID, &r.Initrd); err != nil {
-				return err
-			}
 		}
 	}
 	if want.UEFI {
 		return g.driver.firmware.variables(filepath.Join(g.dir, firmwareFile))
 	}
 	return nil
+}
+
+func (g *guest) copyKernel(want compute.Guest) error {
+	r := g.rec
+	err := copyImage(want.Kernel, filepath.Join(g.dir, kernelFile), r.UID, &r.Kernel)
+	if err == nil && want.Initrd != nil {
+		err = copyImage(want.Initrd, filepath.Join(g.dir, initrdFile), r.UID, &r.Initrd)
+	}
+	return err
 }
 
 // fits tells whether the devices that are there are the wished ones.

@@ -27,6 +27,7 @@ const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecont
 // A hypervisor is what was found out about the QEMU of this host.
 type hypervisor struct {
 	version  string
+	moves    bool               // it is new enough to send guests to others
 	machines map[string]machine // by name and by alias
 }
 
@@ -95,6 +96,7 @@ func probe(ctx context.Context, binary string, j *jail, uid int) (*hypervisor, e
 	h := &hypervisor{
 		version:  fmt.Sprintf("%d.%d.%d", version.QEMU.Major, version.QEMU.Minor, version.QEMU.Micro),
 		machines: map[string]machine{},
+		moves:    version.QEMU.Major > 5 || version.QEMU.Major == 5 && version.QEMU.Minor >= 2,
 	}
 	for _, m := range machines {
 		found := machine{m.Name, m.CPUMax}

@@ -66,7 +66,7 @@ func (c *cargo) close() {
 }
 
 // commandLine opens what the machine needs, and tells QEMU where it finds it.
-func (g *guest) commandLine(s shape, seed string, incoming bool) (in inmate, c *cargo, err error) {
+func (g *guest) commandLine(s shape, incoming source) (in inmate, c *cargo, err error) {
 	c = &cargo{}
 	defer func() {
 		if err != nil {
@@ -174,7 +174,7 @@ func (g *guest) commandLine(s shape, seed string, incoming bool) (in inmate, c *
 		switch {
 		case err == nil:
 			netdev["fd"] = strconv.Itoa(n)
-		case incoming && errors.Is(err, errNoTap):
+		case incoming == fromFile && errors.Is(err, errNoTap):
 			// It is to be detached, but saved memory needs a card to go into.
 			netdev = object{"type": "hubport", "id": dev.netdev(), "hubid": dev.Slot}
 		default:
@@ -183,7 +183,7 @@ func (g *guest) commandLine(s shape, seed string, incoming bool) (in inmate, c *
 		arg("-netdev", text(netdev), "-device", text(frontend))
 	}
 	if s.Seed {
-		share(seedSet, open(seed, os.O_RDONLY))
+		share(seedSet, open(filepath.Join(g.dir, seedFile), os.O_RDONLY))
 		arg("-blockdev", text(object{"driver": "file", "node-name": "seedf", "filename": fdset(seedSet), "read-only": true}))
 		arg("-blockdev", text(object{"driver": "raw", "node-name": "seed", "file": "seedf", "read-only": true}))
 		frontend := object{"driver": "virtio-blk-pci", "id": "seed", "drive": "seed"}
@@ -198,7 +198,10 @@ func (g *guest) commandLine(s shape, seed string, incoming bool) (in inmate, c *
 		}
 		arg("-append", s.Cmdline)
 	}
-	if incoming {
+	switch incoming {
+	case fromPeer:
+		arg("-incoming", "defer")
+	case fromFile:
 		arg("-incoming", fmt.Sprintf("fd:%d", open(filepath.Join(g.dir, memoryFile), os.O_RDONLY)))
 	}
 	in.argv, in.files = args, c.files
@@ -218,9 +221,10 @@ func dup(f *os.File, failures *[]error) *os.File {
 // to. What QEMU refuses becomes the record's ending; an error is the host's fault.
 func (g *guest) start(ctx context.Context, want compute.Guest) error {
 	d := g.driver
-	incoming := g.rec.Saved != nil
+	memory := fromNowhere
 	var s shape
-	if incoming {
+	if g.rec.Saved != nil {
+		memory = fromFile
 		s = *g.rec.Saved
 		g.refreshTaps(want)
 	} else {
@@ -229,11 +233,21 @@ func (g *guest) start(ctx context.Context, want compute.Guest) error {
 		}
 		s = d.shapeOf(want, g.rec.highestSlot())
 	}
-	g.rec.Launch = &launch{Shape: s, Boot: bootID(), Incoming: incoming}
+	if s.Seed {
+		if err := keepSeed(want.Seed, filepath.Join(g.dir, seedFile), memory == fromFile); err != nil {
+			return err
+		}
+	}
+	return g.launch(ctx, &launch{Shape: s, Boot: bootID(), Incoming: memory == fromFile}, func() (inmate, *cargo, error) { return g.commandLine(s, memory) })
+}
+
+// launch starts the process of a launch, and waits for it to answer.
+func (g *guest) launch(ctx context.Context, l *launch, line func() (inmate, *cargo, error)) error {
+	g.rec.Launch = l
 	if err := g.write("launch announced"); err != nil {
 		return err
 	}
-	in, load, err := g.commandLine(s, want.Seed, incoming)
+	in, load, err := line()
 	if err == nil {
 		err = g.spawn(in)
 		load.close() // were our copies open, we would not hear of the process's end
@@ -243,6 +257,33 @@ func (g *guest) start(ctx context.Context, want compute.Guest) error {
 		return errors.Join(fmt.Errorf("start guest %s: %w", g.id, err), g.write("launch given up"))
 	}
 	return g.bringUp(ctx)
+}
+
+// A source is where a machine's memory comes from.
+type source int
+
+const (
+	fromNowhere source = iota
+	fromFile
+	fromPeer // of another host
+)
+
+// keepSeed keeps the config drive as the guest finds it: the agent makes another one when what is to be on it changes.
+func keepSeed(seed, path string, have bool) error {
+	if _, err := os.Stat(path); have && err == nil {
+		return nil
+	}
+	if err := remove(path); err != nil {
+		return err
+	}
+	if os.Link(seed, path) == nil {
+		return nil
+	}
+	body, err := os.ReadFile(seed)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, body, 0o600)
 }
 
 // spawn starts the process, and records and watches it.
@@ -294,7 +335,8 @@ func (g *guest) hold(p *process) {
 		Dial: func(ctx context.Context) (conn *net.UnixConn, err error) { return dial(ctx, g.dir, monitorSocket) },
 		OnEvent: func(e qmp.Event) {
 			switch e.Name {
-			case "SHUTDOWN", "STOP", "RESUME", "RESET", "GUEST_PANICKED", "BLOCK_IO_ERROR", "DEVICE_DELETED", "MIGRATION", "SUSPEND", "WAKEUP":
+			case "SHUTDOWN", "STOP", "RESUME", "RESET", "GUEST_PANICKED", "BLOCK_IO_ERROR", "DEVICE_DELETED", "MIGRATION", "SUSPEND", "WAKEUP",
+				"BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", "BLOCK_JOB_ERROR":
 				d.notify(g.id)
 			}
 		},

@@ -84,10 +84,7 @@ func (g *guest) beginSave(ctx context.Context) error {
 	}
 	defer f.Close()
 	m := g.monitor
-	if err := m.Execute(ctx, "migrate-set-capabilities", object{"capabilities": []object{{"capability": "events", "state": true}}}, nil); err != nil {
-		return err
-	}
-	if err := m.Execute(ctx, "migrate-set-parameters", object{"max-bandwidth": 1 << 40}, nil); err != nil {
+	if err := g.migrationSettings(ctx, false); err != nil {
 		return err
 	}
 	if err := m.ExecuteWithFile(ctx, f, "getfd", object{"fdname": "memory"}, nil); err != nil {
@@ -100,6 +97,22 @@ func (g *guest) beginSave(ctx context.Context) error {
 	g.driver.step("save begun")
 	return nil
 }
+
+// migrationSettings says how memory is to be written out: to a file, or to another host while the guest runs.
+func (g *guest) migrationSettings(ctx context.Context, away bool) error {
+	capability := func(name string, on bool) object { return object{"capability": name, "state": on} }
+	// A guest that changes its memory faster than it can be sent is slowed down, and it is not let go of before we say so.
+	err := g.ask(ctx, "migrate-set-capabilities", object{"capabilities": []object{
+		capability("events", true), capability("auto-converge", away), capability("pause-before-switchover", away)}}, nil)
+	if err != nil {
+		return err
+	}
+	return g.ask(ctx, "migrate-set-parameters", object{"max-bandwidth": 1 << 40, "downtime-limit": downtimeMs}, nil)
+}
+
+// downtimeMs is how long sending the rest of the memory may take when the guest is stopped for it, as far as QEMU
+// can tell.
+const downtimeMs = 200
 
 // keepMemory makes sure that the file is on the disk, and then counts on it.
 // That may take long, and goes on between calls.

@@ -139,11 +139,15 @@ func startTicks(pid int) (uint64, error) {
 }
 
 // strays finds the processes of a guest that no record tells of: their agent
-// died between starting one and writing it down.
-func strays(guest string, owns func(uid int) bool) ([]int, error) {
+// died between starting one and writing it down. They complain into the guest's directory: another
+// host on the same machine may have a guest of this name, on its way there or back.
+func strays(guest, dir string, owns func(uid int) bool) ([]int, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return nil, err
+	}
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
 	}
 	var pids []int
 	for _, path := range stats {
@@ -159,7 +163,11 @@ func strays(guest string, owns func(uid int) bool) ([]int, error) {
 		if err != nil {
 			continue // it has ended
 		}
-		if bytes.Contains(cmdline, []byte("\x00-uuid\x00"+guest+"\x00")) {
+		if !bytes.Contains(cmdline, []byte("\x00-uuid\x00"+guest+"\x00")) {
+			continue
+		}
+		complaints, err := os.Readlink(filepath.Join(filepath.Dir(path), "fd", "2"))
+		if err != nil || strings.HasPrefix(complaints, dir+"/") {
 			pids = append(pids, pid)
 		}
 	}

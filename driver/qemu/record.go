@@ -29,6 +29,7 @@ type record struct {
 	Kernel  resource.ID // which images the copies beside this file are of
 	Initrd  resource.ID
 
+	Way    *way    // to another host, or from one; nil for none
 	Launch *launch // the present process, or the one being started; nil for none
 	Ended  ending  // why there is none though the owner never said so; "" for no such thing
 	Stop   *stop   // a request to the guest's operating system that is under way
@@ -62,6 +63,7 @@ type launch struct {
 	StartedAt time.Time
 	Incoming  bool // it began by loading saved memory
 	Up        bool // its start is complete
+	Ferry     bool // it is no machine: it only holds the disks of one that is off, while they are sent
 }
 
 // A shape is what of a machine cannot change while it is in memory.
@@ -130,6 +132,8 @@ const (
 	kernelFile    = "kernel"
 	initrdFile    = "initrd"
 	firmwareFile  = "firmware-vars"
+	seedFile      = "seed.iso" // the config drive, as the guest found it when it was started
+	exportSocket  = "nbd.sock" // on which disks come in
 )
 
 // outlived reports whether the record is of an earlier placement of the guest, which was elsewhere since.

@@ -1,0 +1,214 @@
+#!/bin/bash
+# One controller and two hosts, each in a network namespace of its own, and a client outside: real guests change hosts, live and
+# off, while they are pinged and spoken to from outside by a floating address, and from another guest. It prints for how long
+# nobody answered. A move is aborted and one is hurried; nothing is left where a guest was.
+PREFIX=${PREFIX:-ukm}
+POOL=${POOL:-172.31.253.0/24}
+. "$(dirname "$0")/lib.sh"
+
+net=10.213.9
+declare -A pids=()
+ns() { echo "mv-$$-$1"; } # 0: what is between; 1: the controller; 2, 3: hosts; 4: the client outside
+inside() { local in=$1; shift; exec nsenter --net="/run/netns/$(ns "$in")" "$@"; }
+base=http://$net.1:8700
+url=
+
+ask() { local method=$1 path=$2; shift 2; (inside 1 curl -sS --max-time 30 -X "$method" -H "X-Auth-Token: $auth" -H 'Content-Type: application/json' -H 'OpenStack-API-Version: compute 2.90' "$base$path" "$@"); }
+sshin() { local a=$1; shift; (inside 4 ssh -n -i "$work/key" -o BatchMode=yes -o ConnectTimeout=5 -o ServerAliveInterval=3 -o ServerAliveCountMax=3 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR "cirros@$a" "$@"); }
+show() { ask GET "/compute/v2.1/servers/$1" | jq -r ".server.$2"; }
+is() { [ "$(show "$1" "$2")" = "$3" ]; }
+at() { [ "$(show "$1" '"OS-EXT-SRV-ATTR:host"')" = "$2" ] && is "$1" status "$3" && [ "$(show "$1" '"OS-EXT-STS:task_state"')" = null ]; }
+act() { ask POST "/compute/v2.1/servers/$1/action" -d "$2" -f || fail "refused: $2"; }
+qemus() { pgrep -cf "^[^ ]*qemu-system.*$1" || true; }
+hostdir() { echo "$work/agent-$1"; }
+
+agent() {
+	local n=$1 name=$2; shift 2
+	: >"$work/a$n.out"
+	inside "$n" "$unkai" agent --data "$(hostdir "$name")" --join https://$net.1:8702 --prefix "$prefix$name" --pool "$pool" --name "host-$name" --address $net."$n" "$@" \
+		</dev/null >"$work/a$n.out" 2>>"$work/a$n.log" &
+	pids[$n]=$!
+	until_ok 40 grep -q ^ready "$work/a$n.out" || { tail "$work/a$n.log" >&2; fail "the agent of host-$name is not ready"; }
+}
+
+finish() {
+	local code=$?
+	for n in "${!pids[@]}"; do kill -TERM "${pids[$n]}" 2>/dev/null || true; done
+	wait 2>/dev/null || true
+	for n in a b; do (inside $([ $n = a ] && echo 2 || echo 3) "$unkai" down --data "$(hostdir $n)" --prefix "$prefix$n" --pool "$pool" --purge) >>"$work/log" 2>&1 || true; done
+	for n in 1 2 3 4 0; do ip netns del "$(ns $n)" 2>/dev/null || true; done
+	if [ $code = 0 ]; then rm -rf "$work"; else for l in "$work"/*.log; do tail -n 12 "$l" >&2; done; echo "kept: $work" >&2; fi
+	exit $code
+}
+
+"$root/guest/build.sh" "$guest" >/dev/null
+for n in 0 1 2 3 4; do ip netns add "$(ns $n)"; ip -n "$(ns $n)" link set lo up; done
+for bridge in wire world; do ip -n "$(ns 0)" link add name $bridge type bridge mcast_snooping 0; ip -n "$(ns 0)" link set $bridge up; done
+plug() { # NAMESPACE BRIDGE DEVICE
+	ip link add "$3" netns "$(ns "$1")" type veth peer name "$2$1" netns "$(ns 0)"
+	ip -n "$(ns 0)" link set "$2$1" master "$2" up
+	ip -n "$(ns "$1")" link set "$3" up
+}
+for n in 1 2 3; do plug $n wire up0; ip -n "$(ns $n)" addr add $net.$n/24 dev up0; done
+for n in 2 3; do
+	name=$([ $n = 2 ] && echo a || echo b)
+	plug $n world wan
+	ip -n "$(ns $n)" link add name "$prefix$name-public" type bridge mcast_snooping 0
+	ip -n "$(ns $n)" link set "$prefix$name-public" up
+	ip -n "$(ns $n)" link set wan master "$prefix$name-public"
+done
+plug 4 world out
+ip -n "$(ns 4)" addr add "${pool%.*}.200/24" dev out
+
+: >"$work/c.out"
+inside 1 "$unkai" controller --data "$work/controller" --listen $net.1:8700 --insecure-plain-http --hosts $net.1:8702 --pool "$pool" </dev/null >"$work/c.out" 2>>"$work/c.log" &
+pids[1]=$!
+until_ok 40 grep -q ^ready "$work/c.out" || { tail "$work/c.log" >&2; fail "the controller is not ready"; }
+for n in 2 3; do agent $n $([ $n = 2 ] && echo a || echo b) --token "$("$unkai" controller token --data "$work/controller" | tail -n 1)"; done
+ok "a controller and two hosts"
+
+auth=$( (inside 1 curl -sS -D - -o /dev/null -H 'Content-Type: application/json' "$base/identity/v3/auth/tokens" -d '{"auth":{"identity":{"methods":["password"],
+	"password":{"user":{"name":"admin","domain":{"id":"default"},"password":"'"$(jq -r .Admin "$work/controller/secrets.json")"'"}}},"scope":{"project":{"name":"admin","domain":{"id":"default"}}}}}') |
+	tr -d '\r' | sed -n 's/^[Xx]-[Ss]ubject-[Tt]oken: //p')
+[ -n "$auth" ] || fail "no token"
+image() { # NAME FORMAT FILE [MORE]
+	local id
+	id=$(ask POST /image/v2/images -d '{"name":"'"$1"'","disk_format":"'"$2"'","container_format":"'"$([ "$2" = qcow2 ] && echo bare || echo "$2")"'"'"${4:-}"'}' | jq -r .id)
+	(inside 1 curl -sS -f -T "$3" -H "X-Auth-Token: $auth" -H 'Content-Type: application/octet-stream' "$base/image/v2/images/$id/file") || fail "no image $1"
+	echo "$id"
+}
+kernel=$(image kernel aki "$guest/vmlinuz")
+ramdisk=$(image ramdisk ari "$guest/initramfs.cpio.gz")
+disk=$(image guest qcow2 "$guest/disk.qcow2" ',"kernel_id":"'"$kernel"'","ramdisk_id":"'"$ramdisk"'","os_command_line":"'"$(jq -r .cmdline "$guest/manifest.json")"'"')
+
+netid=$(ask POST /network/v2.0/networks -d '{"network":{"name":"n"}}' | jq -r .network.id)
+subnet=$(ask POST /network/v2.0/subnets -d '{"subnet":{"network_id":"'"$netid"'","ip_version":4,"cidr":"10.88.0.0/24"}}' | jq -r .subnet.id)
+public=$(ask GET '/network/v2.0/networks?router:external=true' | jq -r '.networks[0].id')
+router=$(ask POST /network/v2.0/routers -d '{"router":{"name":"r","external_gateway_info":{"network_id":"'"$public"'"}}}' | jq -r .router.id)
+ask PUT "/network/v2.0/routers/$router/add_router_interface" -d '{"subnet_id":"'"$subnet"'"}' -f >/dev/null
+group=$(ask POST /network/v2.0/security-groups -d '{"security_group":{"name":"in"}}' | jq -r .security_group.id)
+for rule in '"protocol":"icmp"' '"protocol":"tcp","port_range_min":22,"port_range_max":22' '"protocol":"tcp","port_range_min":9000,"port_range_max":9000'; do
+	ask POST /network/v2.0/security-group-rules -d '{"security_group_rule":{"security_group_id":"'"$group"'","direction":"ingress",'"$rule"'}}' -f >/dev/null || fail "no rule"
+done
+ssh-keygen -q -t ed25519 -N '' -f "$work/key"
+ask POST /compute/v2.1/os-keypairs -d '{"keypair":{"name":"k","type":"ssh","public_key":"'"$(cat "$work/key.pub")"'"}}' -f >/dev/null || fail "no key pair"
+declare -A vm floating
+for name in one two; do
+	vm[$name]=$(ask POST /compute/v2.1/servers -d '{"server":{"name":"'$name'","imageRef":"'"$disk"'","flavorRef":"42","key_name":"k","config_drive":true,"networks":[{"uuid":"'"$netid"'"}],
+		"security_groups":[{"name":"in"}],"host":"host-'$([ $name = one ] && echo a || echo b)'"}}' | jq -r .server.id)
+	[ "${vm[$name]}" != null ] || fail "no server $name"
+	port=$(ask GET "/network/v2.0/ports?device_id=${vm[$name]}" | jq -r '.ports[0].id')
+	floating[$name]=$(ask POST /network/v2.0/floatingips -d '{"floatingip":{"floating_network_id":"'"$public"'","port_id":"'"$port"'"}}' | jq -r .floatingip.floating_ip_address)
+done
+inner=$(ask GET "/network/v2.0/ports?device_id=${vm[one]}" | jq -r '.ports[0].fixed_ips[0].ip_address')
+for name in one two; do until_ok 150 sshin "${floating[$name]}" true || fail "$name does not answer at ${floating[$name]}"; done
+at "${vm[one]}" host-a ACTIVE && at "${vm[two]}" host-b ACTIVE || fail "the guests are elsewhere"
+ok "two guests, on a host each, answer at their floating addresses"
+
+# --- what goes on meanwhile
+sshin "${floating[one]}" "sudo sh -c 'setsid busybox nc -ll -p 9000 -e cat </dev/null >/dev/null 2>&1 &'"
+until_ok 20 nsenter --net="/run/netns/$(ns 4)" timeout 5 bash -c "</dev/tcp/${floating[one]}/9000" || fail "no echo service"
+sshin "${floating[two]}" "echo '(while :; do cat /proc/uptime; sleep 0.1; done) | nc $inner 9000 | while read x; do read now idle </proc/uptime; echo \$now; done >/tmp/ticks' >/tmp/talk
+	setsid sh /tmp/talk >/dev/null 2>&1 </dev/null &"
+until_ok 20 sshin "${floating[two]}" 'test -s /tmp/ticks' || fail "the guests do not speak"
+inside 4 ping -D -n -i 0.1 "${floating[one]}" >"$work/pings" 2>&1 &
+pids[5]=$!
+inside 4 python3 -B "$root/test/move_stream.py" "${floating[one]}" 9000 >"$work/stream" 2>"$work/stream.log" &
+pids[6]=$!
+boot=$(sshin "${floating[one]}" cat /proc/sys/kernel/random/boot_id)
+seed=$(sshin "${floating[one]}" 'sudo cat /dev/vdb | md5sum')
+sleep 1
+
+# gap FROM FILE: the longest time, in ms, without an answer since then.
+gap() { sed -n 's/^\[*\([0-9]*\.[0-9]*\).*/\1/p' "$2" | awk -v from="$1" '$1 >= from { if (last && $1 - last > most) most = $1 - last; last = $1 } END { printf "%d", 1000 * most }'; }
+ticks() { sshin "${floating[two]}" "cat /tmp/ticks" | awk -v from="$1" '$1 >= from { if (last && $1 - last > most) most = $1 - last; last = $1 } END { printf "%d", 1000 * most }'; }
+left() { # NAME: nothing of the first guest is on that host
+	! ls -d "$(hostdir "$1")"/qemu/guests/"${vm[one]}" >/dev/null 2>&1 && ! ls -d /sys/fs/cgroup/*/"$prefix$1"/"${vm[one]}" >/dev/null 2>&1 && [ "$(qemus "${vm[one]}")" -le 1 ] &&
+		! ip netns exec "$prefix$1-s-$netid" ip -o link 2>/dev/null | grep -q "$(ask GET "/network/v2.0/ports?device_id=${vm[one]}" | jq -r '.ports[0].id' | tr -d - | cut -c19-32)"
+}
+
+fresh() { [ "$(($(date +%s) - $(tail -n 1 "$1" | sed 's/^\[*\([0-9]*\).*/\1/')))" -le 1 ]; }
+talking() { sshin "${floating[two]}" 'tail -n 1 /tmp/ticks; cut -d" " -f1 /proc/uptime' | awk 'NR == 1 { last = $1 } END { exit $1 - last > 2 }'; }
+
+lost=()
+# moved SINCE WHAT FROM TO [MOST [PATIENCE]]: waits for a live move, and says what was lost.
+moved() {
+	local since=$1 what=$2 from=$3 to=$4
+	until_ok 60 at "${vm[one]}" "host-$to" ACTIVE || { ask GET "/compute/v2.1/servers/${vm[one]}/os-instance-actions" >&2; fail "$what: it is not on host-$to"; }
+	until_ok "${6:-5}" fresh "$work/pings" && until_ok "${6:-5}" fresh "$work/stream"
+	sleep 0.5
+	kill -0 "${pids[6]}" 2>/dev/null || { cat "$work/stream.log" >&2; fail "$what: the connection from outside broke"; }
+	local ping stream guest
+	ping=$(gap "$since" "$work/pings") stream=$(gap "$since" "$work/stream") guest=$(ticks "$uptime")
+	step "  $what: nobody answered for $ping ms (ping), $stream ms (TCP from outside), $guest ms (TCP from another guest)"
+	lost+=("$ping")
+	[ "$ping" -lt "${5:-3000}" ] && [ "$stream" -lt "${5:-3000}" ] || fail "$what: too much was lost"
+	[ "$guest" -lt $((${5:-3000} + 500)) ] && until_ok "${6:-5}" talking || fail "$what: the connection from the other guest broke, or too much was lost ($guest ms)"
+	[ "$(sshin "${floating[one]}" cat /proc/sys/kernel/random/boot_id)" = "$boot" ] || fail "$what: the guest was restarted"
+	[ "$(sshin "${floating[one]}" 'sudo cat /dev/vdb | md5sum')" = "$seed" ] || fail "$what: its config drive is another"
+	until_ok 20 left "$from" || fail "$what: something is left on host-$from"
+}
+mark() { since=$(date +%s.%N); uptime=$(sshin "${floating[two]}" 'cut -d" " -f1 /proc/uptime'); }
+
+mark
+act "${vm[one]}" '{"os-migrateLive":{"host":"host-b","block_migration":"auto"}}'
+moved "$since" "live, to host-b" a b
+sshin "${floating[one]}" 'echo written >proof; sync'
+mark
+act "${vm[one]}" '{"os-migrateLive":{"host":null,"block_migration":"auto"}}'
+moved "$since" "live, and back" b a
+[ "$(sshin "${floating[one]}" cat proof)" = written ] || fail "what it wrote is lost"
+# A machine that is busy with something else may stand still once.
+[ "${lost[0]}" -lt 1000 ] || [ "${lost[1]}" -lt 1000 ] || fail "neither way took less than a second"
+ok "a guest goes live there and back: the same boot, the same connections, nothing left where it was"
+
+# --- one that is given up, and one that is hurried, over a wire that is slower than the guest writes
+slow() { for n in 2 3; do (inside $n tc qdisc replace dev up0 root tbf rate "$1" burst 128k latency 100ms); done; }
+migration() { ask GET "/compute/v2.1/servers/${vm[one]}/migrations" | jq -r ".migrations[0].$1"; }
+under_way() { migration memory_processed_bytes | grep -q '^[1-9]'; }
+slow 150mbit
+sshin "${floating[one]}" "sudo sh -c 'setsid sh -c \"while :; do dd if=/dev/urandom of=/dev/shm/load bs=1M count=16; done\" </dev/null >/dev/null 2>&1 &'"
+mark
+act "${vm[one]}" '{"os-migrateLive":{"host":"host-b","block_migration":"auto"}}'
+until_ok 60 under_way || fail "the memory is not sent: $(ask GET "/compute/v2.1/servers/${vm[one]}/migrations")"
+ask DELETE "/compute/v2.1/servers/${vm[one]}/migrations/$(migration id)" -f || fail "the move cannot be aborted"
+moved "$since" "aborted" b a
+[ "$(qemus "${vm[one]}")" = 1 ] || fail "a QEMU is left on host-b"
+ok "an aborted move leaves the guest where it was, and nothing where it went"
+
+mark
+act "${vm[one]}" '{"os-migrateLive":{"host":"host-b","block_migration":"auto"}}'
+until_ok 60 under_way || fail "the memory is not sent"
+kill -KILL "${pids[2]}"; wait "${pids[2]}" 2>/dev/null || true
+agent 2 a
+moved "$since" "the agent of its host killed" b a
+ok "kill -9 of an agent in the middle of a move: the guest goes on where it is, and nothing is left where it went"
+
+mark
+act "${vm[one]}" '{"os-migrateLive":{"host":"host-b","block_migration":"auto"}}'
+until_ok 60 under_way || fail "the memory is not sent"
+ask POST "/compute/v2.1/servers/${vm[one]}/migrations/$(migration id)/action" -d '{"force_complete":null}' -f || fail "the move cannot be hurried"
+moved "$since" "hurried" a b 30000 40
+slow 10gbit
+ok "a hurried move ends soon, at the cost of a pause"
+
+# --- off
+kill "${pids[6]}"; unset "pids[6]"
+mark
+act "${vm[one]}" '{"migrate":null}'
+until_ok 60 is "${vm[one]}" status VERIFY_RESIZE || fail "it was not taken to the other host: $(show "${vm[one]}" status)"
+act "${vm[one]}" '{"confirmResize":null}'
+until_ok 60 sshin "${floating[one]}" true || fail "it does not answer on the other host"
+at "${vm[one]}" host-a ACTIVE || fail "it is not on host-a"
+[ "$(sshin "${floating[one]}" cat proof)" = written ] || fail "what it wrote is lost"
+[ "$(sshin "${floating[one]}" cat /proc/sys/kernel/random/boot_id)" != "$boot" ] || fail "it was not restarted"
+step "  off, to host-a: nobody answered for $(gap "$since" "$work/pings") ms (ping)"
+until_ok 20 left b || fail "something is left on host-b"
+ok "a guest goes with its disks, and starts there"
+
+"$unkai" audit --data "$work/controller" >"$work/audit" || { cat "$work/audit" >&2; fail "the audit found contradictions"; }
+for name in one two; do ask DELETE "/compute/v2.1/servers/${vm[$name]}"; done
+until_ok 60 bash -c "! pgrep -f '^[^ ]*qemu-system.*(${vm[one]}|${vm[two]})'" || fail "a QEMU is left"
+ok "the audit is clean, and nothing is left"
+step "done"
+echo "move: $passed passed, 0 failed"
