@@ -8,6 +8,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/identity"
 )
 
@@ -86,5 +87,33 @@ func TestFencingIsChecked(t *testing.T) {
 	}
 	if _, err := s.SetFencing(admin, id, Fencing{Driver: "exec", Program: "ipmi-1"}); err != nil {
 		t.Error(err)
+	}
+}
+
+// The same order a second time in one session: the thing came to the host again in between, and the host was not told of that.
+func TestAnOrderIsGivenAgain(t *testing.T) {
+	h, c, id := rig(t, 0)
+	s := h.Connect(id)
+	if _, err := s.Poll(); err != nil {
+		t.Fatal(err)
+	}
+	stray := resource.NewID(c.now, nil)
+	for n := range 2 {
+		if err := h.State.Update(t.Context(), func(tx *state.Tx) error { return Discard(tx, id, "thing", stray) }); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Pump(); err != nil {
+			t.Fatal(err)
+		}
+		d, err := s.Poll()
+		if err != nil || d == nil || len(d.Items) != 1 || d.Items[0].ID != stray || d.Items[0].Body != nil {
+			t.Fatalf("order %d: told is %+v, %v", n+1, d, err)
+		}
+		if err := h.Observe(t.Context(), id, []Observation{{Key: Key{"thing", stray}, Seen: Gone}}); err != nil {
+			t.Fatal(err)
+		}
+		if Leftovers().Len(h.State.Latest()) != 0 {
+			t.Fatal("it is still ordered away")
+		}
 	}
 }
