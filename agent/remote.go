@@ -24,6 +24,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -95,7 +96,7 @@ func Join(ctx context.Context, url, token, dir string) (*Identity, error) {
 		},
 	}}}
 	defer client.CloseIdleConnections()
-	body, err := json.Marshal(host.JoinRequest{Token: token, Request: csr})
+	body, err := json.Marshal(host.JoinRequest{Token: token, Request: csr, Speaks: release.Own})
 	if err != nil {
 		return nil, err
 	}
@@ -366,7 +367,7 @@ func (r *Remote) Connect(ctx context.Context) (Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	hello.Differences = true
+	hello.Differences, hello.Speaks = true, release.Own
 	ctx, cancel := context.WithCancel(ctx)
 	res, err := r.do(ctx, http.MethodPost, "session", hello)
 	if err != nil {
@@ -399,6 +400,11 @@ func (s *remoteSession) Next(ctx context.Context) (*host.Delivery, error) {
 		var m host.Message
 		if err := json.Unmarshal(line, &m); err != nil {
 			return nil, fmt.Errorf("read the session: %w", err)
+		}
+		if !m.Speaks.IsZero() {
+			if err := release.Own.Meets(m.Speaks); err != nil {
+				return nil, fmt.Errorf("the controller's release: %w", err)
+			}
 		}
 		if m.Controllers != nil {
 			if err := s.remote.learn(m.Controllers); err != nil {

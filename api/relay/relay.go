@@ -24,6 +24,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -38,6 +39,7 @@ type JoinRequest struct {
 	Names   []string // under which the others are to reach it
 	Member  string   // the name, and
 	URL     string   // the address, of its part of the engine
+	Speaks  release.Span
 }
 
 // A JoinAnswer makes a machine a controller.
@@ -154,6 +156,10 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 	}
 	if !s.State.Leads() {
 		return state.NotLeading()
+	}
+	// Before the token is used up, and before the engine has a member that could not read what it is sent.
+	if level := state.LevelOf(s.State.Latest()); req.Speaks.OrFirst().At(level) != nil {
+		return fault.Errorf(fault.Conflict, "The cloud is at level %d, and the release of the controller that wants to join works at levels %s.", level, req.Speaks.OrFirst())
 	}
 	ctx := identity.Internal(r.Context())
 	cert, err := s.Authority.JoinController(ctx, req.Token, req.Request, s.Now(), req.Names...)

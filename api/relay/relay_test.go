@@ -20,6 +20,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -262,7 +263,7 @@ func TestOnlyControllers(t *testing.T) {
 			}
 		}
 		for only, want := range map[string]int{host.ForHosts: 401, host.ForControllers: 200} {
-			body, err := json.Marshal(JoinRequest{Token: token(only), Request: der, Names: []string{"127.0.0.1"}, Member: "m", URL: "https://127.0.0.1:1"})
+			body, err := json.Marshal(JoinRequest{Token: token(only), Request: der, Names: []string{"127.0.0.1"}, Member: "m", URL: "https://127.0.0.1:1", Speaks: release.Own})
 			if err != nil {
 				t.Fatal(err)
 			}

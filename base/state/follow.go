@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 )
 
@@ -145,9 +146,22 @@ func (s *State) reload(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("load the state: %w", err)
 	}
+	if err := s.keepTo(mayRead(tables, head)); err != nil {
+		return err
+	}
 	s.live = &snapshot{head, tables}
 	s.feed.reset(head, func() { s.publish(nil) })
 	return nil
+}
+
+// keepTo ends the State for good with an error: what others write it will never be able to read.
+func (s *State) keepTo(err error) error {
+	if err != nil {
+		s.mu.Lock()
+		s.stop(err)
+		s.mu.Unlock()
+	}
+	return err
 }
 
 // takeIn applies another writer's batch to the tables, and shows it.
@@ -161,7 +175,7 @@ func (s *State) takeIn(b Batch) error {
 	objects := make([]resource.Object, len(records))
 	for i, r := range records { // before anything is touched
 		if defOf(r.Kind) == nil {
-			return fmt.Errorf("the writer is of a newer release: objects of kind %q", r.Kind)
+			return s.keepTo(fmt.Errorf("%w: the writer is of a newer release, and makes objects of kind %q", ErrLevel, r.Kind))
 		}
 		if r.Value == nil {
 			continue
@@ -169,6 +183,11 @@ func (s *State) takeIn(b Batch) error {
 		var err error
 		if objects[i], err = decodeRecord(r); err != nil {
 			return err
+		}
+		if l, ok := objects[i].(*levelRecord); ok {
+			if err := release.Own.At(l.Level); err != nil {
+				return s.keepTo(fmt.Errorf("%w: %w", ErrLevel, err))
+			}
 		}
 	}
 	events := make([]Event, 0, len(records))

@@ -38,8 +38,10 @@ func (p *Plan) Changes() []Event {
 	defer p.mu.Unlock()
 	var events []Event
 	for _, c := range merge(p.changes) {
-		events = append(events, Event{Revision: p.tx.revision, Time: p.tx.now, Cause: p.tx.cause,
-			Kind: c.def.kind, ID: c.id, Before: c.before, After: c.after})
+		e := Event{Revision: p.tx.revision, Time: p.tx.now, Cause: p.tx.cause, Kind: c.def.kind, ID: c.id, Before: c.before, After: c.after}
+		if !e.begins() {
+			events = append(events, e)
+		}
 	}
 	return events
 }

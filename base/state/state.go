@@ -131,6 +131,9 @@ func (s *State) load(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("load the state: %w", err)
 	}
+	if err := mayRead(tables, head); err != nil {
+		return err
+	}
 	s.live = &snapshot{head, tables}
 	s.publish(nil)
 	s.feed = newFeed(o.History, o.HistoryBytes, head)
@@ -507,7 +510,7 @@ func makeBatch(term, base int64, txs []*Tx) Batch {
 		for _, c := range tx.changes {
 			r := Record{Kind: c.def.kind, ID: c.id, Tx: i, Value: c.value}
 			if r.Value != nil {
-				r.Version = c.def.version
+				r.Version = c.version
 			}
 			at := row2{c.def.slot, c.id}
 			if was, again := places[at]; again {

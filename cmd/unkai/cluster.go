@@ -26,6 +26,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/api/relay"
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/base/state/etcd"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -168,6 +169,9 @@ func (m *membership) begin(ctx context.Context, address string) error {
 		return errors.Join(err, engine.Close())
 	}
 	err = func() error {
+		if !host.Controllers().Usable(s.Latest()) {
+			return errors.New("this cloud was made by a release that knows no second controller: start without --cluster and finalise the upgrade first (unkai upgrade finalise)")
+		}
 		a, err := host.OpenAuthority(ctx, s, time.Now())
 		if err != nil {
 			return err
@@ -213,7 +217,7 @@ func (m *membership) join(ctx context.Context, to, token, address string) error 
 	}
 	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: agentTrust(token)}}
 	defer client.CloseIdleConnections()
-	body, err := json.Marshal(relay.JoinRequest{Token: token, Request: csr, Names: []string{address}, Member: m.Name, URL: m.Peer})
+	body, err := json.Marshal(relay.JoinRequest{Token: token, Request: csr, Names: []string{address}, Member: m.Name, URL: m.Peer, Speaks: release.Own})
 	if err != nil {
 		return err
 	}
@@ -346,13 +350,13 @@ func (k *cluster) others() []string {
 
 // present tells the one that leads where this controller is, again and again until it knows, and whenever that changes.
 func (k *cluster) present(ctx context.Context, url string) error {
-	is := host.Controller{Member: k.engine.Self(), Link: k.Link, URL: url, Version: version}
+	is := host.Controller{Member: k.engine.Self(), Link: k.Link, URL: url, Version: version, Speaks: release.Own}
 	is.Name = k.Name
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
 		known, ok := host.ControllerOf(k.cloud.state.Latest(), is.Member)
-		if !ok || known.Link != is.Link || known.URL != is.URL || known.Version != is.Version {
+		if !ok || known.Link != is.Link || known.URL != is.URL || known.Version != is.Version || known.Speaks != is.Speaks {
 			if err := k.tell(ctx, is); err != nil && ctx.Err() == nil {
 				slog.WarnContext(ctx, "could not tell the other controllers where this one is", "err", err)
 			}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/agent"
 	"github.com/unkai-cloud/unkai/api/metadata"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -152,7 +153,7 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 	if err != nil {
 		return host.Hello{}, fmt.Errorf("look at this machine's networks: %w", err)
 	}
-	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Address: address, Physical: physical, Capacity: capacityOf(c), Mark: m.agent.Mark()}, nil
+	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Speaks: release.Own, Address: address, Physical: physical, Capacity: capacityOf(c), Mark: m.agent.Mark()}, nil
 }
 
 func capacityOf(c compute.Capabilities) host.Capacity {

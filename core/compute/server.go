@@ -54,9 +54,9 @@ type Server struct {
 	HostID      resource.ID
 	Task        Task        `json:",omitempty"` // what is under way
 	OperationID resource.ID // of the task
-	Move        *Move       `json:",omitempty"` // to another host, under way
-	Moves       int         `json:",omitempty"` // begun so far
-	MigrationID resource.ID // the record of the last change of host or shape
+	Move        *Move       `json:",omitempty" since:"2"` // to another host, under way
+	Moves       int         `json:",omitempty" since:"2"` // begun so far
+	MigrationID resource.ID `since:"2"`                   // the record of the last change of host or shape
 	Failure     *Failure    `json:",omitempty"`
 	LaunchedAt  time.Time   `json:",omitzero"` // when it ran for the first time
 
@@ -99,7 +99,7 @@ type Lock struct {
 type Reshaped struct {
 	Shape  Shape
 	Power  Power
-	HostID resource.ID // where it was; the room there is held for it
+	HostID resource.ID `since:"2,soft"` // where it was; the room there is held for it
 	At     time.Time
 }
 
@@ -114,10 +114,10 @@ type Failure struct {
 // Seen is what a host reports of a guest.
 type Seen struct {
 	Observation
-	Wish    int       `json:",omitempty"` // to which of the guest's wishes this answers
-	Transit Transit   `json:",omitzero"`  // of a move; kept with the move
-	Gone    bool      `json:",omitempty"` // the host holds nothing of it any more
-	Since   time.Time `json:",omitzero"`  // when Power became what it is
+	Wish    int       `json:",omitempty"`          // to which of the guest's wishes this answers
+	Transit Transit   `json:",omitzero" since:"2"` // of a move; kept with the move
+	Gone    bool      `json:",omitempty"`          // the host holds nothing of it any more
+	Since   time.Time `json:",omitzero"`           // when Power became what it is
 }
 
 // A Task is what is under way with a server: at most one thing, also the verb of its operation.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/query"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/identity"
@@ -24,14 +25,15 @@ type Host struct {
 	Disabled       bool // nothing new is placed here
 	DisabledReason string
 	Maintenance    bool
-	Traits         []string             `json:",omitempty"` // besides those that follow from what it reports; see AllTraits
-	Offers         map[string]Inventory `json:",omitempty"` // of custom resource classes, by their names
+	Traits         []string             `json:",omitempty" since:"2"` // besides those that follow from what it reports; see AllTraits
+	Offers         map[string]Inventory `json:",omitempty" since:"2"` // of custom resource classes, by their names
 
 	// Reported by the host when it connects.
 	Capacity Capacity
-	Address  netip.Addr // for other hosts: tunnels, moves
-	Version  string     // of Unkai on it
-	Physical []string   // the physical networks that it is connected with, by name
+	Address  netip.Addr   // for other hosts: tunnels, moves
+	Version  string       // of Unkai on it
+	Speaks   release.Span `since:"2,soft"`
+	Physical []string     `since:"2,soft"` // the physical networks that it is connected with, by name
 
 	// Found out by the control plane.
 	Lost   time.Time // since when it cannot be heard; zero while it can
@@ -48,7 +50,7 @@ type Capacity struct {
 	DiskGiB   int
 	MaxVCPUs  int
 	Isolating bool // guests are separated by hardware
-	Moves     bool // guests can go to other hosts, and come from them
+	Moves     bool `since:"2,soft"` // guests can go to other hosts, and come from them
 	Arch      string
 	CPUModel  string
 }
@@ -144,6 +146,7 @@ type Hello struct {
 	Capacity Capacity
 	Address  netip.Addr
 	Version  string
+	Speaks   release.Span `json:",omitzero"`
 	Physical []string
 	// It can put differences together; see Session.Differences.
 	Differences bool `json:",omitempty"`
@@ -198,11 +201,11 @@ func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 		if h.Zone == "" {
 			h.Zone = DefaultZone
 		}
-	} else if h.Up() && h.Capacity == hello.Capacity && h.Address == hello.Address && h.Version == hello.Version &&
+	} else if h.Up() && h.Capacity == hello.Capacity && h.Address == hello.Address && h.Version == hello.Version && h.Speaks == hello.Speaks &&
 		slices.Equal(h.Physical, hello.Physical) && h.Ahead == (Mark{}) {
 		return false, nil
 	}
-	h.Capacity, h.Address, h.Version, h.Physical = hello.Capacity, hello.Address, hello.Version, hello.Physical
+	h.Capacity, h.Address, h.Version, h.Speaks, h.Physical = hello.Capacity, hello.Address, hello.Version, hello.Speaks, hello.Physical
 	h.Lost, h.Ahead = time.Time{}, Mark{}
 	return false, hosts.Put(tx, h)
 }
