@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -58,7 +59,12 @@ type Agent struct {
 	told      map[host.Key]json.RawMessage // what the controller has; guarded by mu
 	wake      chan struct{}
 	report    chan struct{}
+
+	inSession atomic.Bool
 }
+
+// Told reports whether a controller has told everything that it wants, in a session that goes on.
+func (a *Agent) Told() bool { return a.inSession.Load() }
 
 // New makes an agent that begins with what its store remembers. Handlers come in the
 // order in which things build on each other.

@@ -160,9 +160,10 @@ type Remote struct {
 	tls    *tls.Config
 	client *http.Client
 
-	mu   sync.Mutex
-	url  string           // of the controller that is asked now; guarded by mu
-	cert *tls.Certificate // guarded by mu
+	mu     sync.Mutex
+	url    string           // of the controller that is asked now; guarded by mu
+	cert   *tls.Certificate // guarded by mu
+	speaks release.Span     // of the controller; guarded by mu
 }
 
 // at is the controller to ask.
@@ -170,6 +171,16 @@ func (r *Remote) at() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.url
+}
+
+// At is the controller that is asked now.
+func (r *Remote) At() string { return r.at() }
+
+// Speaks is what the controllers' release speaks; zero while it is not known.
+func (r *Remote) Speaks() release.Span {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.speaks
 }
 
 // elsewhere has the next request go to another controller: to the leader if the one that failed has named it, and else to the next
@@ -405,6 +416,9 @@ func (s *remoteSession) Next(ctx context.Context) (*host.Delivery, error) {
 			if err := release.Own.Meets(m.Speaks); err != nil {
 				return nil, fmt.Errorf("the controller's release: %w", err)
 			}
+			s.remote.mu.Lock()
+			s.remote.speaks = m.Speaks
+			s.remote.mu.Unlock()
 		}
 		if m.Controllers != nil {
 			if err := s.remote.learn(m.Controllers); err != nil {

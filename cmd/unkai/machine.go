@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/unkai-cloud/unkai/agent"
@@ -48,6 +49,7 @@ type machine struct {
 	qemu    *qemu.Driver
 	store   *agent.FileStore
 	network *linuxnet.Driver
+	link    atomic.Pointer[agent.Remote] // to the controllers; nil before the work has begun
 	options machineOptions
 	dir     string
 }
@@ -169,6 +171,7 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	if err != nil {
 		return err
 	}
+	m.link.Store(link)
 	m.guests.Images.Get = func(ctx context.Context, id resource.ID) (io.ReadCloser, error) { return link.Image(ctx, id) }
 	var wg sync.WaitGroup
 	wg.Go(func() { m.guests.Follow(ctx, m.agent) })

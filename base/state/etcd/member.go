@@ -217,5 +217,30 @@ func (e *Engine) Self() uint64 { return uint64(e.server.etcd.Server.MemberID()) 
 // leads no more, writes too is what terms prevent.
 func (e *Engine) Leader() uint64 { return uint64(e.server.etcd.Server.Leader()) }
 
+// HandOver has another member lead, if this one does and there is another with a vote that can.
+func (e *Engine) HandOver(ctx context.Context) error {
+	if e.Leader() != e.Self() {
+		return nil
+	}
+	all, err := e.Members(ctx)
+	if err != nil {
+		return err
+	}
+	failed := fmt.Errorf("no other member has a vote")
+	for _, m := range all {
+		if m.ID == e.Self() || m.Learner {
+			continue
+		}
+		within, cancel := e.within(ctx, askWithin)
+		err := e.server.etcd.Server.MoveLeader(within, e.Self(), m.ID)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		failed = fmt.Errorf("have the member %s lead: %w", m.Name, err)
+	}
+	return failed
+}
+
 // LeaderChanged is closed when a leader has been found, or lost, since the call.
 func (e *Engine) LeaderChanged() <-chan struct{} { return e.server.etcd.Server.LeaderChangedNotify() }
