@@ -9,7 +9,7 @@ SEEDS   ?= 1-300
 export CGO_ENABLED := 0
 GO      := go
 
-.PHONY: build up down test check unit sim cloud apart cluster smoke tempest bench guest packages
+.PHONY: build up down test check unit sim cloud apart cluster upgrade-test smoke tempest bench guest packages
 
 build: bin/unkai
 
@@ -67,6 +67,10 @@ apart: build
 # Three controllers and a host: the one that leads is killed under load.
 cluster: build
 	test/cluster.sh
+
+# The previous release and this one, there and back under load; three controllers likewise.
+upgrade-test: build
+	test/upgrade.sh
 
 bench: build
 	$(GO) run ./bench

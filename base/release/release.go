@@ -55,9 +55,9 @@ func (s Span) OrFirst() Span {
 func (s Span) At(level int) error {
 	switch {
 	case level > s.Newest:
-		return fmt.Errorf("the cloud was finalised at level %d, and this release knows levels %s: run a newer release", level, s)
+		return fmt.Errorf("the cloud was finalised at level %d, and this release works at %s: run a newer release", level, s)
 	case level < s.Oldest:
-		return fmt.Errorf("the cloud is at level %d, and this release knows levels %s: upgrade through the releases between", level, s)
+		return fmt.Errorf("the cloud is at level %d, and this release works at %s: upgrade through the releases between", level, s)
 	}
 	return nil
 }
@@ -66,7 +66,7 @@ func (s Span) At(level int) error {
 func (s Span) Meets(other Span) error {
 	other = other.OrFirst()
 	if s.Oldest > other.Newest || other.Oldest > s.Newest {
-		return fmt.Errorf("this release knows levels %s and the other %s: they are too far apart to work together", s, other)
+		return fmt.Errorf("this release works at levels %s and the other at %s: they are too far apart to work together", s, other)
 	}
 	return nil
 }
