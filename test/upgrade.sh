@@ -84,6 +84,7 @@ finish() {
 	exit $code
 }
 
+trap 'exit 143' TERM INT
 ip netns add "$(ns 0)"
 ip -n "$(ns 0)" link add name sw type bridge
 ip -n "$(ns 0)" link set sw up

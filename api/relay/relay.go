@@ -248,5 +248,7 @@ func (s *Server) relayed(w http.ResponseWriter, r *http.Request, h http.Handler,
 	for _, name := range []string{hostHeader, protoHeader, sourceHeader} {
 		client.Header.Del(name)
 	}
-	h.ServeHTTP(w, client)
+	if !attemptHere(w, client, h, elsewhere(client)) {
+		http.Error(w, "this controller leads no more", http.StatusMisdirectedRequest)
+	}
 }

@@ -30,13 +30,14 @@ type State struct {
 	published atomic.Pointer[snapshot]
 	forkMu    sync.Mutex // held while a published tree is forked: that touches it
 
-	mu      sync.Mutex
-	queue   []*request    // guarded by mu
-	leading bool          // some caller of Update is the writer; guarded by mu
-	broken  error         // set for good when nothing more can be stored; guarded by mu
-	term    int64         // of this writer; 0: another leads, or none; guarded by mu
-	quiet   sync.Cond     // with mu: told when leading becomes false
-	deposed chan struct{} // closed while term is 0; guarded by mu
+	mu       sync.Mutex
+	queue    []*request    // guarded by mu
+	leading  bool          // some caller of Update is the writer; guarded by mu
+	broken   error         // set for good when nothing more can be stored; guarded by mu
+	term     int64         // of this writer; 0: another leads, or none; guarded by mu
+	retiring bool          // it leads, and takes in no more; guarded by mu
+	quiet    sync.Cond     // with mu: told when leading becomes false
+	deposed  chan struct{} // closed while term is 0; guarded by mu
 
 	stopped chan struct{} // closed when broken is set
 
@@ -212,13 +213,15 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) error {
 	}
 	r := &request{ctx: ctx, fn: fn, done: make(chan answer, 1)}
 	s.mu.Lock()
-	if s.broken != nil || s.term == 0 {
+	if s.broken != nil || s.term == 0 || s.retiring {
 		broken := s.broken != nil
 		s.mu.Unlock()
 		if broken {
 			return unavailable()
 		}
-		noteWrite(ctx)
+		if w := writesOf(ctx); w != nil {
+			w.refused.Store(true)
+		}
 		return NotLeading()
 	}
 	s.queue = append(s.queue, r)
@@ -361,6 +364,11 @@ func (s *State) run(group []*request) {
 			// One that changed nothing, or was refused, has still seen what those before it wrote.
 			if r.needs > stored {
 				r.err = unavailable()
+			}
+		}
+		for _, r := range writers[:stored] {
+			if w := writesOf(r.ctx); w != nil {
+				w.stored.Store(true)
 			}
 		}
 		if err != nil {

@@ -337,23 +337,12 @@ func (k *cluster) leader() (string, bool) {
 	return c.Link, true
 }
 
-// handOver has another controller lead, and returns when this one does not.
+// handOver has another controller lead.
 func (k *cluster) handOver(ctx context.Context) error {
 	if len(k.others()) == 0 || !k.cloud.state.Leads() {
 		return nil
 	}
-	deposed := k.cloud.state.Deposed()
-	if err := k.engine.HandOver(ctx); err != nil {
-		return err
-	}
-	select {
-	case <-deposed:
-		return nil
-	case <-time.After(10 * time.Second):
-		return errors.New("this controller goes on leading")
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return k.engine.HandOver(ctx, k.cloud.state)
 }
 
 // others are where the other controllers are.

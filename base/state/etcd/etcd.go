@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -74,6 +75,8 @@ type Engine struct {
 
 	reachMu sync.Mutex
 	reach   context.Context // ends while the member has no leader: nobody would answer; guarded by reachMu
+
+	handing atomic.Bool // another is to lead
 
 	mu      sync.Mutex
 	term    int64 // 0: this engine does not lead; guarded by mu

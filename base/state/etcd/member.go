@@ -13,6 +13,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"github.com/unkai-cloud/unkai/base/state"
 )
 
 // A Member is how a server inside this process is one of several, which are on other machines.
@@ -217,8 +219,9 @@ func (e *Engine) Self() uint64 { return uint64(e.server.etcd.Server.MemberID()) 
 // leads no more, writes too is what terms prevent.
 func (e *Engine) Leader() uint64 { return uint64(e.server.etcd.Server.Leader()) }
 
-// HandOver has another member lead, if this one does and there is another with a vote that can.
-func (e *Engine) HandOver(ctx context.Context) error {
+// HandOver has another member lead, if this one does: what the state has accepted is stored first, so that nothing that is under way is
+// lost. When no other can, this one leads again, and the error says why.
+func (e *Engine) HandOver(ctx context.Context, s *state.State) error {
 	if e.Leader() != e.Self() {
 		return nil
 	}
@@ -226,7 +229,10 @@ func (e *Engine) HandOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	failed := fmt.Errorf("no other member has a vote")
+	e.handing.Store(true)
+	defer e.handing.Store(false)
+	s.Retire()
+	failed := errors.New("no other member has a vote")
 	for _, m := range all {
 		if m.ID == e.Self() || m.Learner {
 			continue
