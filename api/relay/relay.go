@@ -5,6 +5,7 @@
 //	POST /controller/v1/present           host.Controller: where the caller is
 //	ANY  /controller/v1/relay/{path…}     a client's request; 421 from who does not lead
 //	ANY  /controller/v1/operate/{path…}   an operator's, from a controller's own machine; likewise
+//	GET  /controller/v1/secrets           the first accounts' passwords and keys, which each controller keeps
 //	GET  /controller/v1/blobs/{id}        an image's bytes
 //	POST /controller/v1/blobs/{id}/fetch  {"from": link}: take them over from there
 //
@@ -71,7 +72,9 @@ type Server struct {
 	Blobs     Store
 	// Join lets a machine's part of the engine in and answers its members, and what else it needs.
 	Join func(ctx context.Context, name, url string) (members map[string]string, secrets []byte, err error)
-	Now  func() time.Time
+	// Secrets are the first accounts'.
+	Secrets func() ([]byte, error)
+	Now     func() time.Time
 }
 
 // A Store is this controller's own copy of the images' bytes.
@@ -185,6 +188,14 @@ func (s *Server) others(w http.ResponseWriter, r *http.Request, path string) err
 		}
 		w.WriteHeader(http.StatusNoContent)
 		return nil
+	}
+	if path == "secrets" && r.Method == http.MethodGet && s.Secrets != nil {
+		text, err := s.Secrets()
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(text)
+		return err
 	}
 	name, fetch := strings.CutSuffix(strings.TrimPrefix(path, "blobs/"), "/fetch")
 	id, err := resource.ParseID(name)

@@ -65,6 +65,11 @@ func (a *agentCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, m.close())
 	}
+	untold, err := tracing(ctx, "unkai-agent")
+	if err != nil {
+		return errors.Join(err, control.Close(), m.close())
+	}
+	defer untold()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	seat := &seat{dir: a.Data, sockets: &kept, leave: stop, mayBe: m.mayBe, standing: m.standing}

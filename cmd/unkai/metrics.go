@@ -13,6 +13,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/metrics"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/base/trace"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/operation"
@@ -132,6 +133,9 @@ func (c *cloud) countOperations(ctx context.Context) {
 				continue
 			}
 			operations.WithLabelValues(o.Verb, o.TargetKind, string(o.Outcome)).Observe(o.EndedAt.Sub(o.CreatedAt).Seconds())
+			if trace.On() {
+				tellOperation(ctx, o)
+			}
 		}
 	}
 }

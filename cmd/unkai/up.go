@@ -51,6 +51,11 @@ func (u *upCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	untold, err := tracing(ctx, "unkai-controller")
+	if err != nil {
+		return err
+	}
+	defer untold()
 	ctx, stop := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
 	start := func(what string, run func(context.Context) error) {

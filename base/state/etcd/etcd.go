@@ -34,6 +34,8 @@ type Options struct {
 	Endpoints          []string
 	TLS                *tls.Config
 	Username, Password string
+	// Candidate, when it is not 0, names this engine among those of several controllers: one of them is elected to lead.
+	Candidate uint64
 
 	// Prefix of every key; "/unkai/" when empty. Two clouds may share a server elsewhere.
 	Prefix string
@@ -64,10 +66,11 @@ const (
 
 // Engine is a state.Engine on etcd.
 type Engine struct {
-	options Options
-	layout  layout
-	client  *clientv3.Client
-	server  *server // nil when it runs elsewhere
+	options  Options
+	layout   layout
+	client   *clientv3.Client
+	server   *server    // nil when it runs elsewhere
+	election *candidacy // of a candidate, else nil
 
 	closed  context.Context // ends with the engine
 	close   context.CancelFunc
@@ -119,7 +122,12 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to etcd: %w", err)
 	}
-	return newEngine(o, client, nil), nil
+	e := newEngine(o, client, nil)
+	if o.Candidate != 0 {
+		e.election = newCandidacy(e)
+		e.running.Go(e.election.run)
+	}
+	return e, nil
 }
 
 func (o Options) withDefaults() Options {
