@@ -13,7 +13,7 @@ only=${ONLY:-1 2}
 inside() { local in=$1; shift; exec nsenter --net="/run/netns/$(ns "$in")" "$@"; }
 url() { echo "http://$net.$1:8700"; }
 # built NAME FROM [LDFLAGS] builds a release.
-built() { (cd "$2" && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$1 ${3:-}" -o "$work/unkai-$1" ./cmd/unkai); }
+built() { (cd "$2" && CGO_ENABLED=0 go build -ldflags "-s -w -X main.version=$1 ${3:-}" -o "$work/unkai-$1" ./cmd/unkai); }
 
 # run NAME COMMAND… starts a process from a binary of its own, which is what is replaced: bin-NAME.
 run() {

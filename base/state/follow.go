@@ -162,7 +162,7 @@ func (s *State) reload(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("load the state: %w", err)
 	}
-	if err := s.keepTo(mayRead(tables, head)); err != nil {
+	if err := s.keepTo(mayRead(tables, head, s.first)); err != nil {
 		return err
 	}
 	s.live = &snapshot{head, tables}

@@ -43,7 +43,7 @@ func LevelOf(tx *Tx) int {
 		return r.Level
 	}
 	if tx.head.Revision == 0 {
-		return release.Own.Newest // the first transaction writes it down
+		return tx.first // the first transaction writes it down
 	}
 	return 1
 }
@@ -52,8 +52,8 @@ func LevelOf(tx *Tx) int {
 var ErrLevel = errors.New("this release cannot work on the cloud's state")
 
 // mayRead reports why this release must not work on tables.
-func mayRead(tables []*tableData, head Head) error {
-	level := LevelOf(&Tx{tables: tables, head: head})
+func mayRead(tables []*tableData, head Head, first int) error {
+	level := LevelOf(&Tx{tables: tables, head: head, first: first})
 	if err := release.Own.At(level); err != nil {
 		return fmt.Errorf("%w: %w", ErrLevel, err)
 	}
@@ -84,10 +84,10 @@ func Finalise(ctx context.Context, s *State, version string, may func(tx *Tx, le
 
 // begins writes down, with the first change of a state, the level that it begins at.
 func (tx *Tx) begins() {
-	if tx.head.Revision > 0 || release.Own.Newest == 1 || tx.tables[levels.def.slot].rows.Len() > 0 {
+	if tx.head.Revision > 0 || tx.first == 1 || tx.tables[levels.def.slot].rows.Len() > 0 {
 		return
 	}
-	r := &levelRecord{Meta: resource.Meta{ID: levelID, Name: "level", CreatedAt: tx.now, UpdatedAt: tx.now, Revision: tx.revision}, Level: release.Own.Newest}
+	r := &levelRecord{Meta: resource.Meta{ID: levelID, Name: "level", CreatedAt: tx.now, UpdatedAt: tx.now, Revision: tx.revision}, Level: tx.first}
 	tx.tables[levels.def.slot].apply(levels.def, levelID, nil, r)
 	tx.changes = append(tx.changes, change{def: levels.def, id: levelID, after: r})
 }
@@ -224,4 +224,18 @@ func Stored(each func(kind string, t reflect.Type, version, since int)) {
 	for _, def := range byKind() {
 		each(def.kind, def.typ, def.version, max(def.since, 1))
 	}
+}
+
+// Beyond lists what is stored though the level that the state is at does not have it. There should be nothing.
+func Beyond(tx *Tx) []string {
+	var wrong []string
+	for _, def := range tableDefs() {
+		tx.tables[def.slot].rows.Scan(func(r row) bool {
+			if err := tx.allowed(def, r.obj); err != nil {
+				wrong = append(wrong, fmt.Sprintf("%s %s is beyond level %d, which the cloud is at", def.kind, r.id, LevelOf(tx)))
+			}
+			return true
+		})
+	}
+	return wrong
 }

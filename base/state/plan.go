@@ -58,7 +58,7 @@ func (p *Plan) fork(s *State) {
 		tables[i] = data.fork()
 	}
 	s.forkMu.Unlock()
-	p.tx = &Tx{tables: tables, head: now.head, now: s.clock.now(now.head.Time), revision: now.head.Revision + 1, random: rand.Reader, last: new(resource.ID)}
+	p.tx = &Tx{tables: tables, head: now.head, now: s.clock.now(now.head.Time), revision: now.head.Revision + 1, random: rand.Reader, last: new(resource.ID), first: s.first}
 }
 
 func (p *Plan) view(s *State) *Tx {

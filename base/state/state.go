@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 )
 
@@ -26,6 +27,7 @@ type State struct {
 	clock  clock
 	random io.Reader
 	feed   *feed
+	first  int // the level that the state begins at, if it is new
 
 	published atomic.Pointer[snapshot]
 	forkMu    sync.Mutex // held while a published tree is forked: that touches it
@@ -65,6 +67,8 @@ type Options struct {
 	// How many bytes these may take, about; 64 MiB when 0. A few clients that write large objects
 	// again and again shorten the history, and no more.
 	HistoryBytes int
+	// Level is what a state begins at that is new: this release's newest when 0. At 1 it begins as the first release's would.
+	Level int
 }
 
 // Limits of one group of transactions: past them the next one waits for the next group.
@@ -107,11 +111,14 @@ func openState(ctx context.Context, engine Engine, o Options) (*State, error) {
 	if o.History == 0 {
 		o.History = 1 << 16
 	}
+	if o.Level == 0 {
+		o.Level = release.Own.Newest
+	}
 	if o.HistoryBytes == 0 {
 		o.HistoryBytes = 64 << 20
 	}
 	s := &State{
-		engine: engine, clock: clock{wall: o.Now}, random: o.Random, stopped: make(chan struct{}),
+		engine: engine, clock: clock{wall: o.Now}, random: o.Random, first: o.Level, stopped: make(chan struct{}),
 		deposed: make(chan struct{}), building: make(chan struct{}, pastViews),
 	}
 	s.quiet.L = &s.mu
@@ -132,7 +139,7 @@ func (s *State) load(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("load the state: %w", err)
 	}
-	if err := mayRead(tables, head); err != nil {
+	if err := mayRead(tables, head, s.first); err != nil {
 		return err
 	}
 	s.live = &snapshot{head, tables}
@@ -173,7 +180,7 @@ func (s *State) View(ctx context.Context) (*Tx, error) {
 // Latest is View for whoever serves no request: reconcilers, the auditor.
 func (s *State) Latest() *Tx {
 	p := s.published.Load()
-	return &Tx{tables: p.tables, head: p.head, now: p.head.Time, revision: p.head.Revision}
+	return &Tx{tables: p.tables, head: p.head, now: p.head.Time, revision: p.head.Revision, first: s.first}
 }
 
 type request struct {
@@ -384,7 +391,7 @@ func (s *State) Now() time.Time { return s.clock.now(s.published.Load().head.Tim
 func (s *State) begin(ctx context.Context) *Tx {
 	return &Tx{
 		tables: s.live.tables, head: s.live.head, now: s.clock.now(s.live.head.Time), revision: s.live.head.Revision + 1,
-		cause: CauseOf(ctx), writable: true, random: s.random, last: &s.lastID,
+		cause: CauseOf(ctx), writable: true, random: s.random, last: &s.lastID, first: s.first,
 	}
 }
 

@@ -22,6 +22,7 @@ type Tx struct {
 	random   io.Reader
 	last     *resource.ID // the newest that NewID made; nil in a view
 	changes  []change
+	first    int // the level, while the state is new
 }
 
 type change struct {
