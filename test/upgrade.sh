@@ -114,10 +114,16 @@ elif ! git -C "$root" cat-file -e "$previous^{commit}" 2>/dev/null; then
 	step "SKIP: the history here does not have the previous release ($previous): fetch it whole"
 	skipped=1
 else
-	mkdir "$work/source"
-	git -C "$root" archive "$previous" | tar -x -C "$work/source"
-	built previous "$work/source"
-	rm -rf "$work/source"
+	kept=$root/bin/unkai-$previous
+	if [ ! -x "$kept" ]; then
+		mkdir "$work/source"
+		git -C "$root" archive "$previous" | tar -x -C "$work/source"
+		built previous "$work/source"
+		rm -rf "$work/source"
+		mkdir -p "$root/bin"
+		mv "$work/unkai-previous" "$kept"
+	fi
+	cp "$kept" "$work/unkai-previous"
 	ok "built: $("$work/unkai-previous" version), $("$work/unkai-this" version) and $("$work/unkai-next" version)"
 
 	install c previous
