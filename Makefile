@@ -9,7 +9,7 @@ SEEDS   ?= 1-300
 export CGO_ENABLED := 0
 GO      := go
 
-.PHONY: build up down test check unit sim cloud apart cluster move smoke tempest bench guest packages
+.PHONY: build up down test check unit sim cloud apart cluster move upgrade-test smoke tempest bench guest packages
 
 build: bin/unkai
 
@@ -75,6 +75,10 @@ cluster: build
 # Two hosts and guests that go from one to the other while they are spoken to.
 move: build
 	test/move.sh
+
+# The previous release and this one, there and back under load; three controllers likewise.
+upgrade-test: build
+	test/upgrade.sh
 
 bench: build
 	$(GO) run ./bench

@@ -10,11 +10,14 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/reconcile"
 	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/base/trace"
 	"github.com/unkai-cloud/unkai/core/host"
 )
 
@@ -51,6 +54,7 @@ type Agent struct {
 
 	mu        sync.Mutex
 	wants     map[host.Key]json.RawMessage // guarded by mu
+	requests  map[host.Key]string          // for which a thing is taken up, until a step of it ends well; guarded by mu
 	removing  map[host.Key]bool            // to be taken away; guarded by mu
 	held      map[host.Key]Held            // wanted by nobody, and kept; guarded by mu
 	mark      host.Mark                    // of the newest state that was taken in; guarded by mu
@@ -62,12 +66,17 @@ type Agent struct {
 	told      map[host.Key]json.RawMessage // what the controller has; guarded by mu
 	wake      chan struct{}
 	report    chan struct{}
+
+	inSession atomic.Bool
 }
+
+// Told reports whether a controller has told everything that it wants, in a session that goes on.
+func (a *Agent) Told() bool { return a.inSession.Load() }
 
 // New makes an agent that begins with what its store remembers. Handlers come in the
 // order in which things build on each other.
 func New(store Store, now time.Time, handlers ...Handler) (*Agent, error) {
-	a := &Agent{handlers: handlers, store: store, wants: map[host.Key]json.RawMessage{}, removing: map[host.Key]bool{},
+	a := &Agent{handlers: handlers, store: store, wants: map[host.Key]json.RawMessage{}, requests: map[host.Key]string{}, removing: map[host.Key]bool{},
 		held: map[host.Key]Held{}, seen: map[host.Key]json.RawMessage{}, told: map[host.Key]json.RawMessage{},
 		wake: make(chan struct{}, 1), report: make(chan struct{}, 1)}
 	if store == nil {
@@ -151,6 +160,9 @@ func (a *Agent) Deliver(d host.Delivery, now time.Time) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, item := range d.Items {
+		if item.Request != "" {
+			a.requests[item.Key] = item.Request
+		}
 		if item.Body == nil {
 			delete(a.wants, item.Key)
 			a.removing[item.Key] = true
@@ -366,9 +378,20 @@ func (a *Agent) Step(ctx context.Context, now func() time.Time) bool {
 	body, wanted := a.wants[key]
 	removing := a.removing[key]
 	held, isHeld := a.held[key]
+	request := a.requests[key]
+	delete(a.requests, key)
 	a.mu.Unlock()
 	if !ok {
 		return false
+	}
+	if request != "" {
+		ctx = state.WithCause(ctx, state.Cause{RequestID: request})
+		var span *trace.Span
+		ctx, span = trace.Within(ctx, request, key.Kind, time.Now())
+		defer func() {
+			span.Note("thing", key.ID.String())
+			span.End()
+		}()
 	}
 	n := a.rank(key.Kind)
 	switch {
@@ -379,7 +402,7 @@ func (a *Agent) Step(ctx context.Context, now func() time.Time) bool {
 	case n >= 0 && isHeld:
 		a.halt(ctx, a.handlers[n], key, held, now)
 	default:
-		a.done(key, now, 0, nil)
+		a.done(ctx, key, now, 0, nil)
 	}
 	return true
 }
@@ -389,11 +412,13 @@ func (a *Agent) ensure(ctx context.Context, h Handler, key host.Key, body json.R
 	count(h.Kind, err)
 	if err != nil && ctx.Err() == nil {
 		slog.WarnContext(ctx, "could not make a thing real", "kind", key.Kind, "id", key.ID, "err", err)
+	} else if err == nil {
+		slog.DebugContext(ctx, "took a step", "kind", key.Kind, "id", key.ID, "again", again)
 	}
 	if seen != nil {
 		a.observed(ctx, key, seen)
 	}
-	a.done(key, now, again, err)
+	a.done(ctx, key, now, again, err)
 }
 
 // halt makes a thing rest that is held, and tells the controller about it.
@@ -405,7 +430,7 @@ func (a *Agent) halt(ctx context.Context, h Handler, key host.Key, held Held, no
 	}
 	if err != nil {
 		slog.WarnContext(ctx, "could not halt a thing that nobody wants", "kind", key.Kind, "id", key.ID, "err", err)
-		a.done(key, now, 0, err)
+		a.done(ctx, key, now, 0, err)
 		return
 	}
 	until := held.Since.Add(KeepHeld)
@@ -413,7 +438,7 @@ func (a *Agent) halt(ctx context.Context, h Handler, key host.Key, held Held, no
 	if again == 0 {
 		again = max(until.Sub(now()), time.Millisecond)
 	}
-	a.done(key, now, again, nil)
+	a.done(ctx, key, now, again, nil)
 }
 
 func ensure(ctx context.Context, h Handler, id resource.ID, body json.RawMessage) (seen any, again time.Duration, err error) {
@@ -430,19 +455,19 @@ func (a *Agent) remove(ctx context.Context, h Handler, key host.Key, now func() 
 	count(h.Kind, err)
 	if err != nil {
 		slog.WarnContext(ctx, "could not take a thing away", "kind", key.Kind, "id", key.ID, "err", err)
-		a.done(key, now, 0, err)
+		a.done(ctx, key, now, 0, err)
 		return
 	}
 	back, err := a.forget(key)
 	if err != nil {
 		slog.WarnContext(ctx, "could not forget what was held", "kind", key.Kind, "id", key.ID, "err", err)
-		a.done(key, now, 0, err)
+		a.done(ctx, key, now, 0, err)
 		return
 	}
 	if !back {
 		a.tell(key, host.Gone)
 	}
-	a.done(key, now, 0, nil)
+	a.done(ctx, key, now, 0, nil)
 }
 
 // forget takes in that a thing is gone, and tells whether it is wanted again.
@@ -465,12 +490,19 @@ func (a *Agent) forget(key host.Key) (back bool, err error) {
 	return back, nil
 }
 
-func (a *Agent) done(key host.Key, now func() time.Time, again time.Duration, err error) {
+func (a *Agent) done(ctx context.Context, key host.Key, now func() time.Time, again time.Duration, err error) {
 	again = spread(key.ID, again)
 	a.mu.Lock()
 	a.queue.Done(key, now(), again, err != nil)
+	// What goes on soon goes on for the same request, unless a newer one has come.
+	if request := state.CauseOf(ctx).RequestID; request != "" && a.requests[key] == "" && (err != nil || again > 0 && again < lookAgain) {
+		a.requests[key] = request
+	}
 	a.mu.Unlock()
 }
+
+// lookAgain is from when on a step that comes again only looks whether all is as it was.
+const lookAgain = 5 * time.Second
 
 // spread shortens a long wait by up to a half, more or less for each thing: hundreds that were
 // made together are not to be looked at together for ever, and take a host's processors, or a simulation's, at once.

@@ -24,6 +24,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -95,7 +96,7 @@ func Join(ctx context.Context, url, token, dir string) (*Identity, error) {
 		},
 	}}}
 	defer client.CloseIdleConnections()
-	body, err := json.Marshal(host.JoinRequest{Token: token, Request: csr})
+	body, err := json.Marshal(host.JoinRequest{Token: token, Request: csr, Speaks: release.Own})
 	if err != nil {
 		return nil, err
 	}
@@ -159,9 +160,10 @@ type Remote struct {
 	tls    *tls.Config
 	client *http.Client
 
-	mu   sync.Mutex
-	url  string           // of the controller that is asked now; guarded by mu
-	cert *tls.Certificate // guarded by mu
+	mu     sync.Mutex
+	url    string           // of the controller that is asked now; guarded by mu
+	cert   *tls.Certificate // guarded by mu
+	speaks release.Span     // of the controller; guarded by mu
 }
 
 // at is the controller to ask.
@@ -169,6 +171,16 @@ func (r *Remote) at() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.url
+}
+
+// At is the controller that is asked now.
+func (r *Remote) At() string { return r.at() }
+
+// Speaks is what the controllers' release speaks; zero while it is not known.
+func (r *Remote) Speaks() release.Span {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.speaks
 }
 
 // elsewhere has the next request go to another controller: to the leader if the one that failed has named it, and else to the next
@@ -377,7 +389,7 @@ func (r *Remote) Connect(ctx context.Context) (Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	hello.Differences = true
+	hello.Differences, hello.Speaks = true, release.Own
 	ctx, cancel := context.WithCancel(ctx)
 	res, err := r.do(ctx, http.MethodPost, "session", hello)
 	if err != nil {
@@ -410,6 +422,14 @@ func (s *remoteSession) Next(ctx context.Context) (*host.Delivery, error) {
 		var m host.Message
 		if err := json.Unmarshal(line, &m); err != nil {
 			return nil, fmt.Errorf("read the session: %w", err)
+		}
+		if !m.Speaks.IsZero() {
+			if err := release.Own.Meets(m.Speaks); err != nil {
+				return nil, fmt.Errorf("the controller's release: %w", err)
+			}
+			s.remote.mu.Lock()
+			s.remote.speaks = m.Speaks
+			s.remote.mu.Unlock()
 		}
 		if m.Controllers != nil {
 			if err := s.remote.learn(m.Controllers); err != nil {

@@ -104,6 +104,7 @@ func (a *Agent) followOnce(ctx context.Context, link Link) error {
 		}
 	})
 	defer func() {
+		a.inSession.Store(false)
 		cancel()
 		session.Close()
 		reader.Wait()
@@ -117,6 +118,7 @@ func (a *Agent) followOnce(ctx context.Context, link Link) error {
 			return err
 		}
 		if d.Full {
+			a.inSession.Store(true)
 			if err := a.Resync(ctx, time.Now()); err != nil {
 				slog.WarnContext(ctx, "could not look for what nobody wants", "err", err)
 			}

@@ -51,7 +51,7 @@ func (d *Device) Arm() error {
 			err = fmt.Errorf("it takes %d s at least", seconds)
 		}
 		if err != nil {
-			return errors.Join(fmt.Errorf("%s is no watchdog that resets the machine within %v: %w", d.path, WatchdogTime, err), release(f))
+			return errors.Join(fmt.Errorf("%s is no watchdog that resets the machine within %v: %w", d.path, WatchdogTime, err), unmind(f))
 		}
 		d.file = f
 	}
@@ -69,11 +69,11 @@ func (d *Device) Disarm() error {
 	}
 	f := d.file
 	d.file = nil
-	return release(f)
+	return unmind(f)
 }
 
-// release ends a watchdog's use in the way that disarms it, where the driver lets anybody.
-func release(f *os.File) error {
+// unmind ends a watchdog's use in the way that disarms it, where the driver lets anybody.
+func unmind(f *os.File) error {
 	_, err := f.Write([]byte("V"))
 	return errors.Join(err, f.Close())
 }

@@ -24,7 +24,7 @@ func (w *world) startControl() error {
 	calm := w.calm
 	w.calm = true // opening is tried until it works; what fails are commits of running controllers
 	defer func() { w.calm = calm }()
-	st, err := state.Open(w.ctx, w.engine, state.Options{Now: w.now, Random: w, History: 4096})
+	st, err := state.Open(w.ctx, w.engine, state.Options{Now: w.now, Random: w, History: 4096, Level: w.level()})
 	if err != nil {
 		return fmt.Errorf("open the state: %w", err)
 	}

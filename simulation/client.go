@@ -27,6 +27,7 @@ type client struct {
 	projects []*project
 	image    resource.ID
 	serial   int
+	seated   bool // the cloud has seats, and hosts may offer some
 }
 
 type project struct {
@@ -44,15 +45,13 @@ func (w *world) newClient() (*client, error) {
 	if err := compute.Bootstrap(admin, w.control.state); err != nil {
 		return nil, err
 	}
-	if _, err := (&host.Service{State: w.control.state}).SetKeeping(admin, func(k *host.Keeping) { k.Leases = true }); err != nil {
-		return nil, err
-	}
-	if _, err := (&host.Service{State: w.control.state}).CreateClass(admin, seat); err != nil {
-		return nil, fmt.Errorf("make a resource class: %w", err)
-	}
-	if _, err := w.control.compute.CreateFlavor(admin, compute.Flavor{Meta: resource.Meta{Name: "seated"}, Ref: "seated", VCPUs: 1, MemoryMiB: 128, RootGiB: 1,
-		Extra: map[string]string{"resources:" + seat: "1", "trait:COMPUTE_NODE": "required"}}); err != nil {
-		return nil, fmt.Errorf("make a flavor: %w", err)
+	if w.level() == 0 {
+		if _, err := (&host.Service{State: w.control.state}).SetKeeping(admin, func(k *host.Keeping) { k.Leases = true }); err != nil {
+			return nil, err
+		}
+		if err := c.seats(); err != nil {
+			return nil, err
+		}
 	}
 	images := image.New(w.control.state, new(imagetest.Memory), image.Config{})
 	i, err := images.Create(admin, image.Request{Name: "small", ProjectID: resource.NewID(w.clock, w),
@@ -73,6 +72,28 @@ func (w *world) newClient() (*client, error) {
 		}
 	}
 	return c, nil
+}
+
+// seats makes what the newest level has: a custom resource, and a flavor that needs it.
+func (c *client) seats() error {
+	admin := identity.Internal(c.w.ctx)
+	if _, err := (&host.Service{State: c.w.control.state}).CreateClass(admin, seat); err != nil && !fault.Is(err, fault.Exists) {
+		return fmt.Errorf("make a resource class: %w", err)
+	}
+	if _, err := c.w.control.compute.CreateFlavor(admin, compute.Flavor{Meta: resource.Meta{Name: "seated"}, Ref: "seated", VCPUs: 1, MemoryMiB: 128, RootGiB: 1,
+		Extra: map[string]string{"resources:" + seat: "1", "trait:COMPUTE_NODE": "required"}}); err != nil && !fault.Is(err, fault.Exists) {
+		return fmt.Errorf("make a flavor: %w", err)
+	}
+	c.seated = true
+	return nil
+}
+
+// finalise ends the upgrade with which a seed began.
+func (c *client) finalise() (string, error) {
+	if _, _, err := state.Finalise(identity.Internal(c.w.ctx), c.w.control.state, "simulated", func(*state.Tx, int) error { return nil }); err != nil {
+		return "finalise", err
+	}
+	return "finalise", c.seats()
 }
 
 func (c *client) addNetwork(p *project) error {
@@ -125,13 +146,16 @@ func (c *client) ask() {
 
 func (c *client) request(p *project) (string, error) {
 	w := c.w
+	if !c.seated && w.chance(5) {
+		return c.finalise()
+	}
 	if w.chance(30) {
 		return c.offer()
 	}
 	n := w.rng.IntN(100)
 	if n < 30 || len(p.order) == 0 {
 		flavor := "42"
-		if w.chance(250) {
+		if c.seated && w.chance(250) {
 			flavor = "seated"
 		}
 		return c.create(p, flavor)

@@ -28,6 +28,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/identity"
@@ -153,6 +154,9 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 	if err := json.Unmarshal(body, &req); err != nil {
 		return fault.Errorf(fault.Invalid, "The request is not valid JSON.")
 	}
+	if err := host.Compatible(req.Speaks); err != nil { // before the token is used up
+		return err
+	}
 	id, cert, err := s.Authority.Join(identity.Internal(r.Context()), req.Token, req.Request, s.Now())
 	if err != nil {
 		return err
@@ -186,6 +190,9 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 	if err := json.Unmarshal(body, &hello); err != nil {
 		return fault.Errorf(fault.Invalid, "The greeting is not valid JSON.")
 	}
+	if err := host.Compatible(hello.Speaks); err != nil {
+		return err
+	}
 	ctx := identity.Internal(r.Context())
 	if err := s.Authority.Arrive(ctx, id, hello); err != nil {
 		return err
@@ -209,14 +216,12 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 
 	out := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	if links := host.Links(s.Hub.State.Latest()); len(links) > 0 {
-		hello, err := json.Marshal(host.Message{Controllers: links})
-		if err != nil {
-			return err
-		}
-		if _, err := w.Write(append(hello, '\n')); err != nil {
-			return err
-		}
+	first, err := json.Marshal(host.Message{Controllers: host.Links(s.Hub.State.Latest()), Speaks: release.Own})
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(append(first, '\n')); err != nil {
+		return err
 	}
 	beat := time.NewTicker(beatEvery)
 	defer beat.Stop()

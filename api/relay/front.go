@@ -69,22 +69,35 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		// Some reads write, as the list of security groups makes a project's first: then the leader is asked.
-		ctx, tried := state.NoteWrites(r.Context())
-		u := &undecided{ResponseWriter: w, header: w.Header().Clone(), tried: tried}
-		f.Here.ServeHTTP(u, r.WithContext(ctx))
-		if !u.dropped {
-			u.decide(http.StatusOK)
+		if attemptHere(w, r, f.Here, func(writes *state.Writes) bool { return writes.Refused() }) {
 			return
 		}
 	}
 	f.pass(w, r)
 }
 
-// undecided is an answer that counts only if nothing was to be written for it.
+// attemptHere answers a request, unless void says, of what became of its writes, that the answer does not count.
+func attemptHere(w http.ResponseWriter, r *http.Request, h http.Handler, void func(*state.Writes) bool) bool {
+	ctx, writes := state.NoteWrites(r.Context())
+	u := &undecided{ResponseWriter: w, header: w.Header().Clone(), void: func() bool { return void(writes) }}
+	h.ServeHTTP(u, r.WithContext(ctx))
+	if !u.dropped {
+		u.decide(http.StatusOK)
+	}
+	return !u.dropped
+}
+
+// elsewhere tells of writes that did nothing, or can be made again, and have to be asked of another controller: this one
+// handed the lead over while it was asked.
+func elsewhere(r *http.Request) func(*state.Writes) bool {
+	return func(w *state.Writes) bool { return w.Refused() && (!w.Stored() || keyed(r)) }
+}
+
+// undecided is an answer that counts only if it is not void.
 type undecided struct {
 	http.ResponseWriter
 	header  http.Header
-	tried   func() bool
+	void    func() bool
 	begun   bool // it counts
 	dropped bool
 }
@@ -94,7 +107,7 @@ func (u *undecided) Header() http.Header { return u.header }
 func (u *undecided) decide(status int) {
 	switch {
 	case u.begun || u.dropped:
-	case u.tried():
+	case u.void():
 		u.dropped = true
 	default:
 		u.begun = true
@@ -155,8 +168,14 @@ func (f *Front) pass(w http.ResponseWriter, r *http.Request) {
 	for end := time.Now().Add(patience); ; {
 		// Who was deposed without having heard of it must not answer.
 		if f.State.Leads() && f.State.Confirm(r.Context()) == nil {
-			f.Here.ServeHTTP(w, r)
-			return
+			if again == nil {
+				f.Here.ServeHTTP(w, r)
+				return
+			}
+			if attemptHere(w, r, f.Here, elsewhere(r)) {
+				return
+			}
+			again()
 		}
 		link, ok := f.Leader()
 		if ok {
@@ -205,8 +224,10 @@ func rewind(r *http.Request) (func(), error) {
 }
 
 // repeatable requests have one effect however often they are made. EC2's GET may be anything.
-func (f *Front) repeatable(r *http.Request) bool {
-	return f.reads(r) || r.Header.Get(wire.OnceHeader) != "" && r.Method != http.MethodGet
+func (f *Front) repeatable(r *http.Request) bool { return f.reads(r) || keyed(r) }
+
+func keyed(r *http.Request) bool {
+	return r.Header.Get(wire.OnceHeader) != "" && r.Method != http.MethodGet
 }
 
 func (f *Front) reads(r *http.Request) bool {
@@ -234,14 +255,14 @@ func (f *Front) attempt(w http.ResponseWriter, r *http.Request, link string) (fa
 	if p := r.Header.Get("X-Forwarded-Proto"); p == "https" || p == "http" {
 		scheme = p
 	}
-	// A machine without power says nothing: when another leads, this one will not answer any more.
+	// A machine without power says nothing: when another has led for a while, this one will not answer any more.
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	answered := make(chan struct{})
 	go func() {
 		tick := time.NewTicker(200 * time.Millisecond)
 		defer tick.Stop()
-		for {
+		for late := 0; ; {
 			select {
 			case <-tick.C:
 			case <-answered:
@@ -249,7 +270,9 @@ func (f *Front) attempt(w http.ResponseWriter, r *http.Request, link string) (fa
 			case <-ctx.Done():
 				return
 			}
-			if now, ok := f.Leader(); ok && now != link || f.State.Leads() {
+			if now, ok := f.Leader(); (!ok || now == link) && !f.State.Leads() {
+				late = 0
+			} else if late++; late > 5 {
 				cancel()
 				return
 			}

@@ -5,6 +5,7 @@
 //	POST /controller/v1/present           host.Controller: where the caller is
 //	ANY  /controller/v1/relay/{path…}     a client's request; 421 from who does not lead
 //	ANY  /controller/v1/operate/{path…}   an operator's, from a controller's own machine; likewise
+//	GET  /controller/v1/secrets           the first accounts' passwords and keys, which each controller keeps
 //	GET  /controller/v1/blobs/{id}        an image's bytes
 //	POST /controller/v1/blobs/{id}/fetch  {"from": link}: take them over from there
 //
@@ -24,6 +25,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -38,6 +40,7 @@ type JoinRequest struct {
 	Names   []string // under which the others are to reach it
 	Member  string   // the name, and
 	URL     string   // the address, of its part of the engine
+	Speaks  release.Span
 }
 
 // A JoinAnswer makes a machine a controller.
@@ -69,7 +72,9 @@ type Server struct {
 	Blobs     Store
 	// Join lets a machine's part of the engine in and answers its members, and what else it needs.
 	Join func(ctx context.Context, name, url string) (members map[string]string, secrets []byte, err error)
-	Now  func() time.Time
+	// Secrets are the first accounts'.
+	Secrets func() ([]byte, error)
+	Now     func() time.Time
 }
 
 // A Store is this controller's own copy of the images' bytes.
@@ -155,6 +160,10 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 	if !s.State.Leads() {
 		return state.NotLeading()
 	}
+	// Before the token is used up, and before the engine has a member that could not read what it is sent.
+	if level := state.LevelOf(s.State.Latest()); req.Speaks.OrFirst().At(level) != nil {
+		return fault.Errorf(fault.Conflict, "The cloud is at level %d, and the release of the controller that wants to join works at levels %s.", level, req.Speaks.OrFirst())
+	}
 	ctx := identity.Internal(r.Context())
 	cert, err := s.Authority.JoinController(ctx, req.Token, req.Request, s.Now(), req.Names...)
 	if err != nil {
@@ -179,6 +188,14 @@ func (s *Server) others(w http.ResponseWriter, r *http.Request, path string) err
 		}
 		w.WriteHeader(http.StatusNoContent)
 		return nil
+	}
+	if path == "secrets" && r.Method == http.MethodGet && s.Secrets != nil {
+		text, err := s.Secrets()
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(text)
+		return err
 	}
 	name, fetch := strings.CutSuffix(strings.TrimPrefix(path, "blobs/"), "/fetch")
 	id, err := resource.ParseID(name)
@@ -242,5 +259,7 @@ func (s *Server) relayed(w http.ResponseWriter, r *http.Request, h http.Handler,
 	for _, name := range []string{hostHeader, protoHeader, sourceHeader} {
 		client.Header.Del(name)
 	}
-	h.ServeHTTP(w, client)
+	if !attemptHere(w, client, h, elsewhere(client)) {
+		http.Error(w, "this controller leads no more", http.StatusMisdirectedRequest)
+	}
 }

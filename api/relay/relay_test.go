@@ -20,6 +20,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -190,6 +191,47 @@ func TestLeaderThatIsNone(t *testing.T) {
 	}
 }
 
+// TestTheLeadIsHandedOverMeanwhile: what was asked of the one that led, and was refused for that, is asked again where it surely did nothing,
+// or has one effect.
+func TestTheLeadIsHandedOverMeanwhile(t *testing.T) {
+	for name, c := range map[string]struct {
+		header string
+		writes int // before the lead is gone
+		code   int
+	}{
+		"it did nothing":                        {"X-None", 0, 200},
+		"it did a part":                         {"X-None", 1, 503},
+		"it did a part, and has a key for that": {wire.OnceHeader, 1, 200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t)
+			answer := p.clients
+			p.clients = func(w http.ResponseWriter, r *http.Request) {
+				if p.asked.Load() > 1 {
+					answer(w, r)
+					return
+				}
+				for range c.writes {
+					if _, err := p.authority.Token(r.Context(), time.Hour, ""); err != nil {
+						t.Error(err)
+					}
+				}
+				p.leads.Retire()
+				if _, err := p.authority.Token(r.Context(), time.Hour, ""); err == nil {
+					t.Error("who retired writes")
+				}
+				if err := p.leads.Lead(context.Background()); err != nil { // the other, here
+					t.Error(err)
+				}
+				http.Error(w, "not me", http.StatusServiceUnavailable)
+			}
+			if got := p.ask("POST", "/x", "whole", c.header, "k"); got.Code != c.code || c.code == 200 && !strings.Contains(got.Body.String(), `"whole"`) {
+				t.Errorf("%d %s, asked %d times", got.Code, got.Body, p.asked.Load())
+			}
+		})
+	}
+}
+
 // TestLostAnswer is tried again only where that is safe.
 func TestLostAnswer(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -262,7 +304,7 @@ func TestOnlyControllers(t *testing.T) {
 			}
 		}
 		for only, want := range map[string]int{host.ForHosts: 401, host.ForControllers: 200} {
-			body, err := json.Marshal(JoinRequest{Token: token(only), Request: der, Names: []string{"127.0.0.1"}, Member: "m", URL: "https://127.0.0.1:1"})
+			body, err := json.Marshal(JoinRequest{Token: token(only), Request: der, Names: []string{"127.0.0.1"}, Member: "m", URL: "https://127.0.0.1:1", Speaks: release.Own})
 			if err != nil {
 				t.Fatal(err)
 			}

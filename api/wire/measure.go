@@ -2,9 +2,11 @@ package wire
 
 import (
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/metrics"
+	"github.com/unkai-cloud/unkai/base/trace"
 )
 
 var (
@@ -45,4 +47,15 @@ func (r *recorder) measure(method string, start time.Time) {
 		dialect = "none"
 	}
 	requests.WithLabelValues(dialect, known, classes[min(r.status/100, 5)]).Observe(r.began.Sub(start).Seconds())
+}
+
+// tell ends the span of a request.
+func (r *recorder) tell(span *trace.Span, req *http.Request) {
+	span.Note("dialect", r.dialect)
+	span.Note("path", req.URL.Path)
+	span.Note("status", strconv.Itoa(r.status))
+	if r.status >= 500 {
+		span.Fail(http.StatusText(r.status))
+	}
+	span.End()
 }

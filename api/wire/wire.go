@@ -20,6 +20,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/base/trace"
 	"github.com/unkai-cloud/unkai/core/identity"
 )
 
@@ -49,11 +50,15 @@ func Serve(next http.Handler) http.Handler {
 		ctx := context.WithValue(r.Context(), requestIDKey{}, id)
 		seen := &recorder{ResponseWriter: w}
 		ctx = context.WithValue(ctx, connectionKey{}, seen)
+		ctx, span := trace.Request(ctx, id, r.Method)
 		start := time.Now()
 		underWay.Inc()
 		defer func() {
 			underWay.Dec()
 			defer seen.measure(r.Method, start)
+			if span != nil {
+				seen.tell(span, r)
+			}
 			if p := recover(); p != nil {
 				if p == http.ErrAbortHandler {
 					panic(p)

@@ -42,12 +42,14 @@ type Reconciler struct {
 
 	mu    sync.Mutex
 	queue Queue[taskKey] // guarded by mu
-	wake  chan struct{}
+	// For which a step is taken, until one ends well; guarded by mu.
+	requests map[taskKey]string
+	wake     chan struct{}
 }
 
 // New makes a Reconciler with everything due at once.
 func New(s *state.State, now time.Time, tasks ...Task) *Reconciler {
-	r := &Reconciler{state: s, tasks: tasks, wake: make(chan struct{}, 1)}
+	r := &Reconciler{state: s, tasks: tasks, requests: map[taskKey]string{}, wake: make(chan struct{}, 1)}
 	r.all(now)
 	return r
 }
@@ -85,7 +87,11 @@ func (r *Reconciler) take(events []state.Event, now time.Time) {
 	for _, e := range events {
 		for n, task := range r.tasks {
 			for _, id := range task.Touched(e) {
-				r.queue.Add(taskKey{n, id}, now)
+				key := taskKey{n, id}
+				r.queue.Add(key, now)
+				if e.Cause.RequestID != "" {
+					r.requests[key] = e.Cause.RequestID
+				}
 			}
 		}
 	}
@@ -111,18 +117,24 @@ func (r *Reconciler) Due() (time.Time, bool) {
 func (r *Reconciler) Do(ctx context.Context, now func() time.Time) bool {
 	r.mu.Lock()
 	key, ok := r.queue.Take(now())
+	request := r.requests[key]
+	delete(r.requests, key)
 	r.mu.Unlock()
 	if !ok {
 		return false
 	}
 	task := r.tasks[key.task]
-	next, err := step(state.WithCause(ctx, state.Cause{Via: task.Name}), task, key.id)
+	ctx = state.WithCause(ctx, state.Cause{Via: task.Name, RequestID: request})
+	next, err := step(ctx, task, key.id)
 	countStep(task.Name, err)
 	if err != nil && ctx.Err() == nil {
 		slog.WarnContext(ctx, "a reconciling step failed", "task", task.Name, "id", key.id, "err", err)
 	}
 	r.mu.Lock()
 	r.queue.Done(key, now(), next.After, err != nil)
+	if err != nil && request != "" && r.requests[key] == "" {
+		r.requests[key] = request // it is tried again for the same request, unless a newer one has come
+	}
 	r.mu.Unlock()
 	return true
 }

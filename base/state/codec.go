@@ -39,16 +39,50 @@ func encode(v any) ([]byte, error) {
 	return value, err
 }
 
+// A lower makes of an object's fields those of the version before, until the state is at a level.
+type lower struct {
+	level int
+	down  func(map[string]any) error
+}
+
+// spell is encode in the newest version that whoever works at a level can read.
+func (d *tableDef) spell(obj any, level int) (value []byte, version int, err error) {
+	version = d.version
+	if value, err = encode(obj); err != nil {
+		return nil, 0, err
+	}
+	l, ok := d.lowers[version]
+	if !ok || level >= l.level {
+		return value, version, nil
+	}
+	fields, err := fieldsOf(value)
+	if err != nil {
+		return nil, 0, err
+	}
+	for ; ok && level < l.level; l, ok = d.lowers[version] {
+		if err := l.down(fields); err != nil {
+			return nil, 0, fmt.Errorf("spell version %d as the one before: %w", version, err)
+		}
+		version--
+	}
+	value, err = json.Marshal(fields)
+	return value, version, err
+}
+
+func fieldsOf(value []byte) (fields map[string]any, err error) {
+	whole := json.NewDecoder(bytes.NewReader(value))
+	whole.UseNumber() // a float would round a large integer
+	return fields, whole.Decode(&fields)
+}
+
 // decode reads what the engine kept, upgrading it to the present version.
 func (d *tableDef) decode(version int, value []byte) (resource.Object, error) {
 	if version > d.version {
-		return nil, fmt.Errorf("version %d is of a newer release; this one knows %d", version, d.version)
+		return nil, fmt.Errorf("%w: version %d is of a newer release; this one knows %d", ErrLevel, version, d.version)
 	}
 	if version < d.version {
-		var fields map[string]any
-		whole := json.NewDecoder(bytes.NewReader(value))
-		whole.UseNumber() // a float would round a large integer
-		if err := whole.Decode(&fields); err != nil {
+		fields, err := fieldsOf(value)
+		if err != nil {
 			return nil, err
 		}
 		for ; version < d.version; version++ {
@@ -56,7 +90,6 @@ func (d *tableDef) decode(version int, value []byte) (resource.Object, error) {
 				return nil, fmt.Errorf("upgrade from version %d: %w", version, err)
 			}
 		}
-		var err error
 		if value, err = json.Marshal(fields); err != nil {
 			return nil, err
 		}

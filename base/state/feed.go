@@ -190,6 +190,9 @@ func (f *feed) reset(head Head, publish func()) {
 
 // add appends one event. The caller holds mu, or nobody else knows the feed yet.
 func (f *feed) add(e Event) {
+	if e.begins() {
+		return
+	}
 	f.events = append(f.events, e)
 	f.bytes += e.bytes
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 )
 
@@ -119,7 +120,23 @@ func (s *State) Lead(ctx context.Context) error {
 	return nil
 }
 
-// Resign stops accepting changes; those under way end first. Another may then lead without having to fence this one.
+// Retire stops accepting changes and returns when those that were accepted are stored: then another is to lead. Until it does, or for
+// good if it never will, this State does not; Lead makes it lead again.
+func (s *State) Retire() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.term == 0 {
+		return
+	}
+	s.retiring = true
+	for s.leading {
+		s.quiet.Wait()
+	}
+	s.retiring = false
+	s.depose()
+}
+
+// Resign ends a leadership that is lost: what is not stored yet is refused.
 func (s *State) Resign() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -145,9 +162,22 @@ func (s *State) reload(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("load the state: %w", err)
 	}
+	if err := s.keepTo(mayRead(tables, head, s.first)); err != nil {
+		return err
+	}
 	s.live = &snapshot{head, tables}
 	s.feed.reset(head, func() { s.publish(nil) })
 	return nil
+}
+
+// keepTo ends the State for good with an error: what others write it will never be able to read.
+func (s *State) keepTo(err error) error {
+	if err != nil {
+		s.mu.Lock()
+		s.stop(err)
+		s.mu.Unlock()
+	}
+	return err
 }
 
 // takeIn applies another writer's batch to the tables, and shows it.
@@ -161,7 +191,7 @@ func (s *State) takeIn(b Batch) error {
 	objects := make([]resource.Object, len(records))
 	for i, r := range records { // before anything is touched
 		if defOf(r.Kind) == nil {
-			return fmt.Errorf("the writer is of a newer release: objects of kind %q", r.Kind)
+			return s.keepTo(fmt.Errorf("%w: the writer is of a newer release, and makes objects of kind %q", ErrLevel, r.Kind))
 		}
 		if r.Value == nil {
 			continue
@@ -169,6 +199,11 @@ func (s *State) takeIn(b Batch) error {
 		var err error
 		if objects[i], err = decodeRecord(r); err != nil {
 			return err
+		}
+		if l, ok := objects[i].(*levelRecord); ok {
+			if err := release.Own.At(l.Level); err != nil {
+				return s.keepTo(fmt.Errorf("%w: %w", ErrLevel, err))
+			}
 		}
 	}
 	events := make([]Event, 0, len(records))
@@ -272,15 +307,23 @@ func (s *State) Reached(ctx context.Context, revision int64) error {
 
 type writesKey struct{}
 
-// NoteWrites returns a context that remembers whether an Update in it was refused because another controller leads: then
-// whatever came of it has to be asked of that one.
-func NoteWrites(ctx context.Context) (noted context.Context, tried func() bool) {
-	seen := new(atomic.Bool)
-	return context.WithValue(ctx, writesKey{}, seen), seen.Load
+// Writes is what became of the Updates in a context: whether one was refused because another controller leads, and whether
+// one was stored. What was refused, and nothing else, has done nothing, and can be asked of the one that leads.
+type Writes struct{ refused, stored atomic.Bool }
+
+// Refused reports whether an Update was refused because another controller leads.
+func (w *Writes) Refused() bool { return w.refused.Load() }
+
+// Stored reports whether an Update changed something.
+func (w *Writes) Stored() bool { return w.stored.Load() }
+
+// NoteWrites returns a context that remembers what became of Updates in it.
+func NoteWrites(ctx context.Context) (context.Context, *Writes) {
+	w := new(Writes)
+	return context.WithValue(ctx, writesKey{}, w), w
 }
 
-func noteWrite(ctx context.Context) {
-	if seen, ok := ctx.Value(writesKey{}).(*atomic.Bool); ok {
-		seen.Store(true)
-	}
+func writesOf(ctx context.Context) *Writes {
+	w, _ := ctx.Value(writesKey{}).(*Writes)
+	return w
 }

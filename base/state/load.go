@@ -102,7 +102,7 @@ func (l *loader) decode() {
 func decodeRecord(r Record) (resource.Object, error) {
 	def := defOf(r.Kind)
 	if def == nil {
-		return nil, fmt.Errorf("stored objects of kind %q are of a newer release", r.Kind)
+		return nil, fmt.Errorf("%w: stored objects of kind %q are of a newer release", ErrLevel, r.Kind)
 	}
 	obj, err := def.decode(r.Version, r.Value)
 	if err != nil {

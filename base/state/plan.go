@@ -38,8 +38,10 @@ func (p *Plan) Changes() []Event {
 	defer p.mu.Unlock()
 	var events []Event
 	for _, c := range merge(p.changes) {
-		events = append(events, Event{Revision: p.tx.revision, Time: p.tx.now, Cause: p.tx.cause,
-			Kind: c.def.kind, ID: c.id, Before: c.before, After: c.after})
+		e := Event{Revision: p.tx.revision, Time: p.tx.now, Cause: p.tx.cause, Kind: c.def.kind, ID: c.id, Before: c.before, After: c.after}
+		if !e.begins() {
+			events = append(events, e)
+		}
 	}
 	return events
 }
@@ -56,7 +58,7 @@ func (p *Plan) fork(s *State) {
 		tables[i] = data.fork()
 	}
 	s.forkMu.Unlock()
-	p.tx = &Tx{tables: tables, head: now.head, now: s.clock.now(now.head.Time), revision: now.head.Revision + 1, random: rand.Reader, last: new(resource.ID)}
+	p.tx = &Tx{tables: tables, head: now.head, now: s.clock.now(now.head.Time), revision: now.head.Revision + 1, random: rand.Reader, last: new(resource.ID), first: s.first}
 }
 
 func (p *Plan) view(s *State) *Tx {

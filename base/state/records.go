@@ -12,14 +12,15 @@ import (
 // then of IDs: all that is needed to make the same state on another engine. It ends with the first error.
 func Records(tx *Tx) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
+		level := LevelOf(tx)
 		for _, def := range byKind() {
 			going := true
 			tx.tables[def.slot].rows.Scan(func(r row) bool {
-				value, err := encode(r.obj)
+				value, version, err := def.spell(r.obj, level)
 				if err != nil {
 					err = fmt.Errorf("encode %s %s: %w", def.kind, r.id, err)
 				}
-				going = yield(Record{Kind: def.kind, ID: r.id, Version: def.version, Value: value}, err) && err == nil
+				going = yield(Record{Kind: def.kind, ID: r.id, Version: version, Value: value}, err) && err == nil
 				return going
 			})
 			if !going {

@@ -10,7 +10,7 @@ type Sequence struct {
 	Last int
 }
 
-var sequences = NewTable("sequence", Unique("name", func(s *Sequence) Key { return KeyOf(s.Name) }))
+var sequences = NewTable("sequence", Since[Sequence](2), Unique("name", func(s *Sequence) Key { return KeyOf(s.Name) }))
 
 // NextNumber gives the next number of a sequence; it is above every one before, and above atLeast.
 func NextNumber(tx *Tx, name string, atLeast int) (int, error) {

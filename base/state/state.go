@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 )
 
@@ -26,17 +27,19 @@ type State struct {
 	clock  clock
 	random io.Reader
 	feed   *feed
+	first  int // the level that the state begins at, if it is new
 
 	published atomic.Pointer[snapshot]
 	forkMu    sync.Mutex // held while a published tree is forked: that touches it
 
-	mu      sync.Mutex
-	queue   []*request    // guarded by mu
-	leading bool          // some caller of Update is the writer; guarded by mu
-	broken  error         // set for good when nothing more can be stored; guarded by mu
-	term    int64         // of this writer; 0: another leads, or none; guarded by mu
-	quiet   sync.Cond     // with mu: told when leading becomes false
-	deposed chan struct{} // closed while term is 0; guarded by mu
+	mu       sync.Mutex
+	queue    []*request    // guarded by mu
+	leading  bool          // some caller of Update is the writer; guarded by mu
+	broken   error         // set for good when nothing more can be stored; guarded by mu
+	term     int64         // of this writer; 0: another leads, or none; guarded by mu
+	retiring bool          // it leads, and takes in no more; guarded by mu
+	quiet    sync.Cond     // with mu: told when leading becomes false
+	deposed  chan struct{} // closed while term is 0; guarded by mu
 
 	stopped chan struct{} // closed when broken is set
 
@@ -64,6 +67,8 @@ type Options struct {
 	// How many bytes these may take, about; 64 MiB when 0. A few clients that write large objects
 	// again and again shorten the history, and no more.
 	HistoryBytes int
+	// Level is what a state begins at that is new: this release's newest when 0. At 1 it begins as the first release's would.
+	Level int
 }
 
 // Limits of one group of transactions: past them the next one waits for the next group.
@@ -106,11 +111,14 @@ func openState(ctx context.Context, engine Engine, o Options) (*State, error) {
 	if o.History == 0 {
 		o.History = 1 << 16
 	}
+	if o.Level == 0 {
+		o.Level = release.Own.Newest
+	}
 	if o.HistoryBytes == 0 {
 		o.HistoryBytes = 64 << 20
 	}
 	s := &State{
-		engine: engine, clock: clock{wall: o.Now}, random: o.Random, stopped: make(chan struct{}),
+		engine: engine, clock: clock{wall: o.Now}, random: o.Random, first: o.Level, stopped: make(chan struct{}),
 		deposed: make(chan struct{}), building: make(chan struct{}, pastViews),
 	}
 	s.quiet.L = &s.mu
@@ -130,6 +138,9 @@ func (s *State) load(ctx context.Context, o Options) error {
 	}
 	if err != nil {
 		return fmt.Errorf("load the state: %w", err)
+	}
+	if err := mayRead(tables, head, s.first); err != nil {
+		return err
 	}
 	s.live = &snapshot{head, tables}
 	s.publish(nil)
@@ -169,7 +180,7 @@ func (s *State) View(ctx context.Context) (*Tx, error) {
 // Latest is View for whoever serves no request: reconcilers, the auditor.
 func (s *State) Latest() *Tx {
 	p := s.published.Load()
-	return &Tx{tables: p.tables, head: p.head, now: p.head.Time, revision: p.head.Revision}
+	return &Tx{tables: p.tables, head: p.head, now: p.head.Time, revision: p.head.Revision, first: s.first}
 }
 
 type request struct {
@@ -209,13 +220,15 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) error {
 	}
 	r := &request{ctx: ctx, fn: fn, done: make(chan answer, 1)}
 	s.mu.Lock()
-	if s.broken != nil || s.term == 0 {
+	if s.broken != nil || s.term == 0 || s.retiring {
 		broken := s.broken != nil
 		s.mu.Unlock()
 		if broken {
 			return unavailable()
 		}
-		noteWrite(ctx)
+		if w := writesOf(ctx); w != nil {
+			w.refused.Store(true)
+		}
 		return NotLeading()
 	}
 	s.queue = append(s.queue, r)
@@ -360,6 +373,11 @@ func (s *State) run(group []*request) {
 				r.err = unavailable()
 			}
 		}
+		for _, r := range writers[:stored] {
+			if w := writesOf(r.ctx); w != nil {
+				w.stored.Store(true)
+			}
+		}
 		if err != nil {
 			writers[stored].err = err
 		}
@@ -373,7 +391,7 @@ func (s *State) Now() time.Time { return s.clock.now(s.published.Load().head.Tim
 func (s *State) begin(ctx context.Context) *Tx {
 	return &Tx{
 		tables: s.live.tables, head: s.live.head, now: s.clock.now(s.live.head.Time), revision: s.live.head.Revision + 1,
-		cause: CauseOf(ctx), writable: true, random: s.random, last: &s.lastID,
+		cause: CauseOf(ctx), writable: true, random: s.random, last: &s.lastID, first: s.first,
 	}
 }
 
@@ -507,7 +525,7 @@ func makeBatch(term, base int64, txs []*Tx) Batch {
 		for _, c := range tx.changes {
 			r := Record{Kind: c.def.kind, ID: c.id, Tx: i, Value: c.value}
 			if r.Value != nil {
-				r.Version = c.def.version
+				r.Version = c.version
 			}
 			at := row2{c.def.slot, c.id}
 			if was, again := places[at]; again {

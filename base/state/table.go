@@ -21,8 +21,11 @@ type tableDef struct {
 	slot     int // in State's list of tables
 	version  int
 	upgrades map[int]func(map[string]any) error
+	lowers   map[int]lower // by the version that they begin from
 	indexes  []indexDef
 	byName   map[string]int
+	since    int  // the level from which on it may be used; see level.go
+	needs    need // what an object asks for beyond that; nil: nothing
 }
 
 type indexDef struct {
@@ -57,6 +60,7 @@ func NewTable[T any](kind string, options ...Option[T]) *Table[T] {
 	for _, option := range options {
 		option(def)
 	}
+	def.needs = needOf(typ, nil)
 	for i, index := range def.indexes {
 		if _, twice := def.byName[index.name]; twice {
 			panic("state: " + kind + " has two indexes named " + index.name)
@@ -132,6 +136,17 @@ func Version[T any](version int, upgrades map[int]func(map[string]any) error) Op
 			}
 		}
 		d.version, d.upgrades = version, upgrades
+	}
+}
+
+// Until has objects stored in the version before a certain one, as down makes it of decoded JSON, until the state is at a level: what
+// the release knows that brought the level. Each version but the first of all needs one, as long as its level is not the oldest.
+func Until[T any](level, version int, down func(map[string]any) error) Option[T] {
+	return func(d *tableDef) {
+		if d.lowers == nil {
+			d.lowers = map[int]lower{}
+		}
+		d.lowers[version] = lower{level, down}
 	}
 }
 

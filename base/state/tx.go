@@ -22,13 +22,15 @@ type Tx struct {
 	random   io.Reader
 	last     *resource.ID // the newest that NewID made; nil in a view
 	changes  []change
+	first    int // the level, while the state is new
 }
 
 type change struct {
 	def           *tableDef
 	id            resource.ID
 	before, after resource.Object
-	value         []byte // after, spelled for the engine; see spell
+	value         []byte // after, spelled for the engine, and
+	version       int    // in which version; see spell
 }
 
 // spell merges the changes and spells what they leave. A failure is the author's alone, so it is
@@ -38,13 +40,14 @@ func (tx *Tx) spell() error {
 	if len(tx.changes) > maxChanges {
 		return tooLarge()
 	}
+	level := LevelOf(tx)
 	for i := range tx.changes {
 		c := &tx.changes[i]
 		if c.after == nil {
 			continue
 		}
 		var err error
-		if c.value, err = encode(c.after); err != nil {
+		if c.value, c.version, err = c.def.spell(c.after, level); err != nil {
 			return fmt.Errorf("encode %s %s: %w", c.def.kind, c.id, err)
 		}
 	}
@@ -94,7 +97,11 @@ func (tx *Tx) write(def *tableDef, id resource.ID, after resource.Object) error 
 		return fmt.Errorf("state: write of a %s in a view", def.kind)
 	}
 	data := tx.tables[def.slot]
+	tx.begins()
 	if after != nil {
+		if err := tx.allowed(def, after); err != nil {
+			return err
+		}
 		if err := data.conflict(def, id, after); err != nil {
 			return err
 		}

@@ -75,12 +75,19 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 		return nil, err
 	}
 	c = &cloud{dir: dir, built: make(chan struct{})}
-	if c.secrets, err = openSecrets(dir); err != nil {
-		return nil, err
-	}
 	options := etcd.Options{Dir: filepath.Join(dir, "etcd")}
-	if m != nil {
+	switch {
+	case m != nil && m.Etcd != nil:
+		if options, err = m.Etcd.options(m.Candidate); err != nil {
+			return nil, err
+		}
+	case m != nil:
 		options.Member = m.engine()
+	}
+	if m == nil || m.Etcd == nil { // else it is the other controllers' that this one has
+		if c.secrets, err = openSecrets(dir); err != nil {
+			return nil, err
+		}
 	}
 	engine, err := etcd.Open(ctx, options)
 	if err != nil {
@@ -145,8 +152,10 @@ func (c *cloud) openShare(ctx context.Context, engine *etcd.Engine, m *membershi
 	if c.state, err = state.OpenFollower(ctx, engine, state.Options{}); err != nil {
 		return err
 	}
-	if c.cluster, err = newCluster(c, m, engine); err != nil {
-		return err
+	if m.Etcd == nil {
+		if c.cluster, err = newCluster(c, m, engine); err != nil {
+			return err
+		}
 	}
 	start("keep the state", func(ctx context.Context) error { return etcd.Serve(ctx, engine, c.state, c.lead) })
 	for !c.state.Leads() && (!host.HasAuthority(c.state.Latest()) || identity.ProjectNamed(c.state.Latest(), "admin").IsZero()) {
@@ -155,6 +164,9 @@ func (c *cloud) openShare(ctx context.Context, engine *etcd.Engine, m *membershi
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+	if m.Etcd != nil {
+		return c.openElsewhere(ctx, engine, m)
 	}
 	return nil
 }

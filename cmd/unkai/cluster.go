@@ -26,6 +26,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/api/relay"
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/base/state/etcd"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -39,6 +40,7 @@ type clusterOptions struct {
 	Token   string `help:"A one-time token from one of them (unkai controller token). Needed the first time."`
 	Peers   string `default:"0.0.0.0:8703" help:"Address for the other controllers' share of the state (mutual TLS)."`
 	Name    string `help:"What this controller is called; the machine's name when not given."`
+	externalEtcd
 	Address string `help:"Where the other controllers and the hosts reach this one; when not given, its address towards --join, or the first that is not loopback."`
 }
 
@@ -49,6 +51,9 @@ type membership struct {
 	Peer string // and its share of the engine
 	// Of the engine, when it joined; it knows better since.
 	Existing map[string]string `json:",omitempty"`
+	// Instead of a share of the engine: the etcd elsewhere, and what this controller is called in the election of who leads.
+	Etcd      *externalEtcd `json:",omitempty"`
+	Candidate uint64        `json:",omitempty"`
 
 	dir    string
 	listen string
@@ -72,6 +77,13 @@ func (o *clusterOptions) membership(ctx context.Context, dir, hosts string) (*me
 		if err := json.Unmarshal(text, m); err != nil {
 			return nil, fmt.Errorf("read %s: %w", membershipFile, err)
 		}
+		if len(o.Etcd) > 0 {
+			if m.Etcd == nil {
+				return nil, errors.New("this controller has a share of the state itself: it cannot go on with --etcd")
+			}
+			m.Etcd = &o.externalEtcd
+			return m, m.save()
+		}
 		return m, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -82,7 +94,9 @@ func (o *clusterOptions) membership(ctx context.Context, dir, hosts string) (*me
 		return nil, errors.New("--cluster begins with several controllers and --join joins them: not both")
 	case o.Join != "" && o.Token == "":
 		return nil, errors.New("--join needs a --token the first time (unkai controller token makes one)")
-	case !o.Cluster && o.Join == "":
+	case len(o.Etcd) > 0 && (o.Cluster || o.Join != ""):
+		return nil, errors.New("with --etcd every controller is started alike: without --cluster and --join")
+	case !o.Cluster && o.Join == "" && len(o.Etcd) == 0:
 		return nil, nil
 	}
 	m := &membership{Name: o.Name, dir: dir, listen: o.Peers}
@@ -104,9 +118,12 @@ func (o *clusterOptions) membership(ctx context.Context, dir, hosts string) (*me
 	if err := os.MkdirAll(filepath.Join(dir, "peer"), 0o700); err != nil {
 		return nil, err
 	}
-	if o.Cluster {
+	switch {
+	case len(o.Etcd) > 0:
+		err = m.beginElsewhere(&o.externalEtcd)
+	case o.Cluster:
 		err = m.begin(ctx, address)
-	} else {
+	default:
 		err = m.join(ctx, o.Join, o.Token, address)
 	}
 	if err != nil {
@@ -168,6 +185,9 @@ func (m *membership) begin(ctx context.Context, address string) error {
 		return errors.Join(err, engine.Close())
 	}
 	err = func() error {
+		if !host.Controllers().Usable(s.Latest()) {
+			return errors.New("this cloud was made by a release that knows no second controller: start without --cluster and finalise the upgrade first (unkai upgrade finalise)")
+		}
 		a, err := host.OpenAuthority(ctx, s, time.Now())
 		if err != nil {
 			return err
@@ -213,7 +233,7 @@ func (m *membership) join(ctx context.Context, to, token, address string) error 
 	}
 	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: agentTrust(token)}}
 	defer client.CloseIdleConnections()
-	body, err := json.Marshal(relay.JoinRequest{Token: token, Request: csr, Names: []string{address}, Member: m.Name, URL: m.Peer})
+	body, err := json.Marshal(relay.JoinRequest{Token: token, Request: csr, Names: []string{address}, Member: m.Name, URL: m.Peer, Speaks: release.Own})
 	if err != nil {
 		return err
 	}
@@ -301,7 +321,8 @@ func (c *cloud) links() http.Handler {
 	if c.cluster == nil {
 		return c.hosts
 	}
-	others := &relay.Server{Authority: c.authority, State: c.state, Clients: c.handler(), Operators: c.control(clientsAt{}), Blobs: own{c.blobs}, Join: c.cluster.letIn, Now: time.Now}
+	others := &relay.Server{Authority: c.authority, State: c.state, Clients: c.handler(), Operators: c.control(clientsAt{}), Blobs: own{c.blobs}, Join: c.cluster.letIn,
+		Secrets: func() ([]byte, error) { return json.MarshalIndent(c.secrets, "", "  ") }, Now: time.Now}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/controller/") {
 			others.ServeHTTP(w, r)
@@ -333,6 +354,14 @@ func (k *cluster) leader() (string, bool) {
 	return c.Link, true
 }
 
+// handOver has another controller lead.
+func (k *cluster) handOver(ctx context.Context) error {
+	if len(k.others()) == 0 || !k.cloud.state.Leads() {
+		return nil
+	}
+	return k.engine.HandOver(ctx, k.cloud.state)
+}
+
 // others are where the other controllers are.
 func (k *cluster) others() []string {
 	var links []string
@@ -346,13 +375,13 @@ func (k *cluster) others() []string {
 
 // present tells the one that leads where this controller is, again and again until it knows, and whenever that changes.
 func (k *cluster) present(ctx context.Context, url string) error {
-	is := host.Controller{Member: k.engine.Self(), Link: k.Link, URL: url, Version: version}
+	is := host.Controller{Member: k.engine.Self(), Link: k.Link, URL: url, Version: version, Speaks: release.Own}
 	is.Name = k.Name
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
 		known, ok := host.ControllerOf(k.cloud.state.Latest(), is.Member)
-		if !ok || known.Link != is.Link || known.URL != is.URL || known.Version != is.Version {
+		if !ok || known.Link != is.Link || known.URL != is.URL || known.Version != is.Version || known.Speaks != is.Speaks {
 			if err := k.tell(ctx, is); err != nil && ctx.Err() == nil {
 				slog.WarnContext(ctx, "could not tell the other controllers where this one is", "err", err)
 			}
@@ -382,6 +411,9 @@ func (k *cluster) tell(ctx context.Context, is host.Controller) error {
 func (c *cloud) dismiss(ctx context.Context, name string) error {
 	if c.cluster == nil {
 		return fault.Errorf(fault.Invalid, "This is the only controller.")
+	}
+	if c.cluster.Etcd != nil && name != c.cluster.Name {
+		return host.Dismiss(ctx, c.state, name)
 	}
 	if name == c.cluster.Name {
 		return fault.Errorf(fault.Conflict, "%s leads now. End it first; then another leads, and can dismiss it.", name)
@@ -432,6 +464,9 @@ func (k *cluster) post(ctx context.Context, link, path string, v any) error {
 
 // letIn adds a machine's share of the engine.
 func (k *cluster) letIn(ctx context.Context, name, url string) (map[string]string, []byte, error) {
+	if k.Etcd != nil {
+		return nil, nil, fault.Errorf(fault.Conflict, "These controllers have their state in an etcd of its own: start the new one with the same --etcd.")
+	}
 	if all, err := k.engine.Members(ctx); err != nil {
 		return nil, nil, err
 	} else if slices.ContainsFunc(all, func(m etcd.MemberInfo) bool { return m.Name == name }) {
@@ -464,7 +499,7 @@ func (k *cluster) keepWell(ctx context.Context) error {
 	defer tick.Stop()
 	var looked time.Time
 	for {
-		if k.cloud.state.Leads() {
+		if k.cloud.state.Leads() && k.Etcd == nil {
 			known := func(member uint64) bool { _, ok := host.ControllerOf(k.cloud.state.Latest(), member); return ok }
 			if err := k.engine.Promote(ctx, known); err != nil && ctx.Err() == nil {
 				slog.WarnContext(ctx, "could not give a new controller its vote", "err", err)

@@ -20,6 +20,7 @@ import (
 	"github.com/unkai-cloud/unkai/api/relay"
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/audit"
@@ -45,7 +46,10 @@ type health struct {
 	At       clientsAt
 	Revision int64
 	Leads    bool
-	Broken   string `json:",omitempty"`
+	Broken   string       `json:",omitempty"`
+	Level    int          // of the cloud; see package release
+	Speaks   release.Span // this controller's release
+	Agent    *agentHealth `json:",omitempty"` // instead of all below, of an agent
 	// In a cluster: every controller that is known, and which leads.
 	Controllers []controllerHealth `json:",omitempty"`
 	Store       state.Room
@@ -61,6 +65,8 @@ type health struct {
 
 type hostHealth struct {
 	Name, Zone, Driver string
+	Version            string
+	Speaks             release.Span
 	Up, Disabled       bool
 	Maintenance, Dead  bool      `json:",omitempty"`
 	Lost               time.Time `json:",omitzero"`
@@ -73,6 +79,7 @@ type hostHealth struct {
 
 type controllerHealth struct {
 	Name, Link, URL, Version string
+	Speaks                   release.Span
 	Leads                    bool
 }
 
@@ -89,8 +96,8 @@ type runningOperation struct {
 }
 
 // openControl opens the control socket.
-func (c *cloud) openControl() (net.Listener, error) {
-	path := filepath.Join(c.dir, controlSocket)
+func openControl(dir string) (net.Listener, error) {
+	path := filepath.Join(dir, controlSocket)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -105,13 +112,16 @@ func (c *cloud) openControl() (net.Listener, error) {
 }
 
 // serveControl answers on the control socket until ctx ends.
-func (c *cloud) serveControl(ctx context.Context, l net.Listener, at clientsAt) error {
+func (c *cloud) serveControl(ctx context.Context, l net.Listener, at clientsAt, s *seat) error {
 	var h http.Handler = c.control(at)
 	if c.cluster != nil {
 		h = &relay.Front{Here: h, State: c.state, Leader: c.cluster.leader, Transport: c.cluster.transport, Operators: true,
 			Reads: func(r *http.Request) bool { return r.Method == http.MethodGet }}
 	}
-	return serve(ctx, l, h)
+	mux := http.NewServeMux()
+	s.routes(mux)
+	mux.Handle("/", h)
+	return serve(ctx, l, mux)
 }
 
 // control answers operators.
@@ -146,6 +156,10 @@ func (c *cloud) control(at clientsAt) http.Handler {
 	})
 	mux.HandleFunc("DELETE /controllers/{name}", func(w http.ResponseWriter, r *http.Request) {
 		answerControl(w, r.PathValue("name"), c.dismiss(identity.Internal(r.Context()), r.PathValue("name")))
+	})
+	mux.HandleFunc("POST /finalise", func(w http.ResponseWriter, r *http.Request) {
+		f, err := c.finalise(r.Context())
+		answerControl(w, f, err)
 	})
 	mux.HandleFunc("POST /restored", func(w http.ResponseWriter, r *http.Request) {
 		if err := host.Restored(identity.Internal(r.Context()), c.state); err != nil {
@@ -216,7 +230,7 @@ func (c *cloud) discard(ctx context.Context, name, text string) error {
 
 func (c *cloud) health() health {
 	tx := c.state.Latest()
-	h := health{Version: version, Data: c.dir, Revision: tx.Revision(), Store: c.state.Room(),
+	h := health{Version: version, Level: state.LevelOf(tx), Speaks: release.Own, Data: c.dir, Revision: tx.Revision(), Store: c.state.Room(),
 		Ahead: time.Until(c.state.Now()).Truncate(time.Second), Servers: map[string]int{}, Counts: map[string]int{}, Alerts: openAlerts(tx)}
 	if err := c.state.Broken(); err != nil {
 		h.Broken = err.Error()
@@ -225,7 +239,7 @@ func (c *cloud) health() health {
 	if c.cluster != nil {
 		leader := c.cluster.engine.Leader()
 		for k := range host.Controllers().Peek(tx, "name", state.Range{}) {
-			h.Controllers = append(h.Controllers, controllerHealth{k.Name, k.Link, k.URL, k.Version, leader != 0 && k.Member == leader})
+			h.Controllers = append(h.Controllers, controllerHealth{k.Name, k.Link, k.URL, k.Version, k.Speaks, leader != 0 && k.Member == leader})
 		}
 	}
 	for m := range host.Table().Peek(tx, "name", state.Range{}) {
@@ -301,6 +315,9 @@ func (s statusCommand) Run(ctx context.Context) error {
 }
 
 func (h *health) print(w io.Writer) error {
+	if h.Agent != nil {
+		return h.Agent.print(w, h.Version)
+	}
 	up, down := 0, 0
 	for _, m := range h.Hosts {
 		if m.Up {
@@ -316,6 +333,9 @@ func (h *health) print(w io.Writer) error {
 			full = ": full, users can make nothing new until something is deleted"
 		}
 		fmt.Fprintf(w, "store   %d of %d MiB%s\n", h.Store.Used>>20, h.Store.Quota>>20, full)
+	}
+	if h.Level < h.Speaks.Newest {
+		fmt.Fprintf(w, "upgrade not finalised: the cloud is at level %d, and this release brings level %d (unkai upgrade finalise)\n", h.Level, h.Speaks.Newest)
 	}
 	if h.Ahead > time.Minute {
 		fmt.Fprintf(w, "clock   this machine's was set back by about %v; the cloud's goes on a tenth slower until it has caught up\n", h.Ahead)

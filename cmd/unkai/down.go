@@ -4,17 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"time"
 
 	"github.com/unkai-cloud/unkai/agent"
-	"github.com/unkai-cloud/unkai/base/metrics"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/host"
 )
@@ -183,70 +179,4 @@ type controllerDiscard struct {
 func (t *controllerDiscard) Run(ctx context.Context) error {
 	var answer string
 	return ask(ctx, t.Data, "POST", "/discard/"+url.PathEscape(t.Host)+"/"+url.PathEscape(t.ID), &answer)
-}
-
-type agentCommand struct {
-	machineOptions
-	metricsOption
-	Data  string `default:"/var/lib/unkai-agent" help:"The agent's data directory." type:"path"`
-	Join  string `help:"The controller's address for hosts, such as https://controller:8702." required:""`
-	Token string `help:"A one-time token from the controller; needed the first time."`
-}
-
-// Run is this machine's agent until it is told to stop. Guests go on.
-func (a *agentCommand) Run(ctx context.Context) error {
-	if os.Geteuid() != 0 {
-		return errors.New("a host needs root (see `unkai doctor`)")
-	}
-	join, err := url.Parse(a.Join)
-	if err != nil || join.Scheme != "https" || join.Host == "" {
-		return fmt.Errorf("--join %s: want an address such as https://controller:8702", a.Join)
-	}
-	if a.Address == "" {
-		if a.Address, err = addressTowards(ctx, join); err != nil {
-			return err
-		}
-	}
-	lock, err := lockDir(a.Data)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	id, err := agent.LoadIdentity(a.Data)
-	if errors.Is(err, os.ErrNotExist) {
-		if a.Token == "" {
-			return errors.New("this machine has not joined yet: --token is needed (unkai controller token makes one)")
-		}
-		id, err = joinCloud(ctx, a.Join, a.Token, a.Data)
-	}
-	if err != nil {
-		return err
-	}
-	m, err := openMachine(a.machineOptions, a.Data)
-	if err != nil {
-		return err
-	}
-	fmt.Println("ready " + id.Host.String())
-	err = a.metricsOption.beside(ctx, metrics.Handler(version, runtime.Version()), func(ctx context.Context) error { return m.run(ctx, a.Join, id) })
-	return errors.Join(err, m.close())
-}
-
-// addressTowards is this machine's address on the way to a controller: other hosts can most likely reach it
-// there too. "" when the controller is on this machine.
-func addressTowards(ctx context.Context, controller *url.URL) (string, error) {
-	port := controller.Port()
-	if port == "" {
-		port = "443"
-	}
-	// UDP: nothing is sent.
-	conn, err := new(net.Dialer).DialContext(ctx, "udp", net.JoinHostPort(controller.Hostname(), port))
-	if err != nil {
-		return "", fmt.Errorf("find this machine's address towards %s: %w", controller.Host, err)
-	}
-	defer conn.Close()
-	at, err := netip.ParseAddrPort(conn.LocalAddr().String())
-	if err != nil || at.Addr().IsLoopback() {
-		return "", err
-	}
-	return at.Addr().WithZone("").Unmap().String(), nil
 }

@@ -40,7 +40,7 @@ type hostLeft struct {
 
 func healthOf(tx *state.Tx, m *host.Host) hostHealth {
 	n, used := compute.Load(tx, m.ID)
-	return hostHealth{Name: m.Name, Zone: m.Zone, Driver: m.Capacity.Driver, Up: m.Up(), Disabled: m.Disabled, Maintenance: m.Maintenance, Dead: m.Dead(),
+	return hostHealth{Name: m.Name, Zone: m.Zone, Driver: m.Capacity.Driver, Version: m.Version, Speaks: m.Speaks.OrFirst(), Up: m.Up(), Disabled: m.Disabled, Maintenance: m.Maintenance, Dead: m.Dead(),
 		Lost: m.Lost, Ahead: m.Ahead, Isolating: m.Capacity.Isolating, Servers: n, UsedVCPUs: used[0], VCPUs: int64(m.Capacity.VCPUs),
 		UsedMiB: used[1], MiB: int64(m.Capacity.MemoryMiB)}
 }

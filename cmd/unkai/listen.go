@@ -39,12 +39,12 @@ func loopback(address string) (bool, error) {
 }
 
 // listener opens the address for clients and says whether it speaks TLS.
-func (o *listenOptions) listener(a *host.Authority) (net.Listener, bool, error) {
+func (o *listenOptions) listener(a *host.Authority, listen func(address string) (net.Listener, error)) (net.Listener, bool, error) {
 	local, err := loopback(o.Listen)
 	if err != nil {
 		return nil, false, err
 	}
-	l, err := net.Listen("tcp", o.Listen)
+	l, err := listen(o.Listen)
 	if err != nil {
 		return nil, false, err
 	}

@@ -11,10 +11,12 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/unkai-cloud/unkai/agent"
 	"github.com/unkai-cloud/unkai/api/metadata"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -51,7 +53,8 @@ type machine struct {
 	store   *agent.FileStore
 	network *linuxnet.Driver
 	lease   *agent.Lease
-	peers   *agent.Peers // nil: guests stay here
+	peers   *agent.Peers                 // nil: guests stay here
+	link    atomic.Pointer[agent.Remote] // to the controllers; nil before the work has begun
 	options machineOptions
 	dir     string
 }
@@ -192,7 +195,7 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 	if err != nil {
 		return host.Hello{}, fmt.Errorf("look at this machine's networks: %w", err)
 	}
-	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Address: address, Physical: physical, Capacity: capacityOf(c), Mark: m.agent.Mark(),
+	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Speaks: release.Own, Address: address, Physical: physical, Capacity: capacityOf(c), Mark: m.agent.Mark(),
 		Renews: true, Watchdog: m.lease.Watchdog != nil}, nil
 }
 
@@ -227,6 +230,7 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	if err := m.join(link); err != nil {
 		slog.ErrorContext(ctx, "guests stay on this host", "err", err) // and are served as ever
 	}
+	m.link.Store(link)
 	m.guests.Images.Get = func(ctx context.Context, id resource.ID) (io.ReadCloser, error) { return link.Image(ctx, id) }
 	var wg sync.WaitGroup
 	if m.peers != nil {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -27,6 +28,7 @@ type commands struct {
 	Controller controllerCommand `cmd:"" help:"Run a controller, or make a token with which a host joins it."`
 	Agent      agentCommand      `cmd:"" help:"Run this machine's agent: join a cloud and make its part of it real."`
 	Host       hostCommand       `cmd:"" help:"Look after hosts: maintenance, fencing, and how guests are kept alive."`
+	Upgrade    upgradeCommand    `cmd:"" help:"Replace the binary of a running controller or agent, and finalise the upgrade of a cloud."`
 	Status     statusCommand     `cmd:"" help:"Show what runs and how it is."`
 	Backup     backupCommand     `cmd:"" help:"Write a running cloud, as of one moment, to a file."`
 	Restore    restoreCommand    `cmd:"" help:"Make a cloud again from a backup, in an empty data directory."`
@@ -46,11 +48,15 @@ func main() {
 	if c.Debug {
 		level = slog.LevelDebug
 	}
-	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})))
+	slog.SetDefault(slog.New(withRequests{slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})}))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	k.BindTo(ctx, (*context.Context)(nil))
-	if err := k.Run(); err != nil && !errors.Is(err, context.Canceled) {
+	err := k.Run()
+	if next := (*successor)(nil); errors.As(err, &next) {
+		err = next.begin()
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
 		text := err.Error()
 		if f := fault.From(err); f != nil {
 			text = f.Message
@@ -60,10 +66,15 @@ func main() {
 	}
 }
 
-type versionCommand struct{}
+type versionCommand struct {
+	JSON bool `help:"Print JSON, with the levels that this release works at."`
+}
 
 // Run prints the version.
-func (versionCommand) Run() error {
+func (v versionCommand) Run() error {
+	if v.JSON {
+		return json.NewEncoder(os.Stdout).Encode(introduce())
+	}
 	fmt.Println("unkai " + version)
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/metrics"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/base/trace"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/operation"
@@ -155,12 +156,15 @@ func (c *cloud) countOperations(ctx context.Context) {
 				continue
 			}
 			operations.WithLabelValues(o.Verb, o.TargetKind, string(o.Outcome)).Observe(o.EndedAt.Sub(o.CreatedAt).Seconds())
+			if trace.On() {
+				tellOperation(ctx, o)
+			}
 		}
 	}
 }
 
 // serve answers Prometheus at the address that was asked for, if one was, until ctx ends.
-func (o metricsOption) serve(ctx context.Context, h http.Handler) error {
+func (o metricsOption) serve(ctx context.Context, listen func(address string) (net.Listener, error), h http.Handler) error {
 	if o.Metrics == "" {
 		return nil
 	}
@@ -168,7 +172,7 @@ func (o metricsOption) serve(ctx context.Context, h http.Handler) error {
 	if strings.HasPrefix(address, ":") {
 		address = "127.0.0.1" + address
 	}
-	l, err := net.Listen("tcp", address)
+	l, err := listen(address)
 	if err != nil {
 		return fmt.Errorf("--metrics %s: %w", o.Metrics, err)
 	}
@@ -176,20 +180,4 @@ func (o metricsOption) serve(ctx context.Context, h http.Handler) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", h)
 	return serve(ctx, l, mux)
-}
-
-// beside serves metrics for as long as something else runs; whichever fails ends both.
-func (o metricsOption) beside(ctx context.Context, h http.Handler, run func(context.Context) error) error {
-	ctx, stop := context.WithCancel(ctx)
-	served := make(chan error, 1)
-	go func() {
-		err := o.serve(ctx, h)
-		if err != nil {
-			stop()
-		}
-		served <- err
-	}()
-	err := run(ctx)
-	stop()
-	return errors.Join(err, <-served)
 }

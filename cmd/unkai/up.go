@@ -29,10 +29,12 @@ type upCommand struct {
 
 	hosts   string // a controller's address for other machines' agents; "" for a cloud on this machine alone
 	cluster clusterOptions
+	sockets sockets
 }
 
 // Run is a whole cloud until it is told to stop. Guests go on.
 func (u *upCommand) Run(ctx context.Context) error {
+	u.sockets.inherit()
 	pool, own, err := u.pool()
 	if err != nil {
 		return err
@@ -49,6 +51,11 @@ func (u *upCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	untold, err := tracing(ctx, "unkai-controller")
+	if err != nil {
+		return err
+	}
+	defer untold()
 	ctx, stop := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
 	start := func(what string, run func(context.Context) error) {
@@ -76,7 +83,7 @@ func (u *upCommand) Run(ctx context.Context) error {
 		}
 		return err
 	}
-	l, secure, err := u.listener(c.authority)
+	l, secure, err := u.listener(c.authority, u.sockets.listen)
 	if err != nil {
 		return err
 	}
@@ -91,20 +98,25 @@ func (u *upCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	control, err := c.openControl() // before anybody is told that all is ready
+	control, err := openControl(c.dir) // before anybody is told that all is ready
 	if err != nil {
 		return err
 	}
+	seat := &seat{dir: u.Data, sockets: &u.sockets, leave: stop, mayBe: c.mayBe, standing: c.standing}
+	if c.cluster != nil {
+		seat.handOver = c.cluster.handOver
+	}
 	start("alerts", func(ctx context.Context) error { c.keepAlerts(ctx, url, hosts); return nil })
-	start("serve metrics", func(ctx context.Context) error { return u.metricsOption.serve(ctx, c.metrics()) })
+	start("serve metrics", func(ctx context.Context) error { return u.metricsOption.serve(ctx, u.sockets.listen, c.metrics()) })
 	start("serve clients", func(ctx context.Context) error { return serve(ctx, l, c.front()) })
 	if c.cluster != nil {
 		start("be known to the other controllers", func(ctx context.Context) error { return c.cluster.present(ctx, url) })
 		start("keep the other controllers", c.cluster.keepWell)
 	}
 	start("serve the control socket", func(ctx context.Context) error {
-		return c.serveControl(ctx, control, clientsAt{URL: url, HostsURL: hosts})
+		return c.serveControl(ctx, control, clientsAt{URL: url, HostsURL: hosts}, seat)
 	})
+	u.sockets.settled()
 	fmt.Println("ready " + url)
 	fmt.Fprintf(os.Stderr, "credentials are in %s: clouds.yaml, openrc, aws.env\n", u.Data)
 	if u.Demo {
@@ -152,7 +164,7 @@ func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string,
 	if u.hosts != "" {
 		address = u.hosts
 	}
-	l, err := net.Listen("tcp", address)
+	l, err := u.sockets.listen(address)
 	if err != nil {
 		return "", err
 	}

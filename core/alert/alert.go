@@ -51,6 +51,7 @@ type Told struct {
 func (a *Alert) Open() bool { return a.Resolved.IsZero() }
 
 var alerts = state.NewTable[Alert]("alert",
+	state.Since[Alert](2),
 	state.Unique("open", func(a *Alert) state.Key {
 		if !a.Open() {
 			return ""
@@ -80,7 +81,7 @@ type Target struct {
 	Password string `secret:"true"`
 }
 
-var targets = state.NewTable[Target]("alert-target", state.Unique("name", func(t *Target) state.Key { return state.KeyOf(t.Name) }))
+var targets = state.NewTable[Target]("alert-target", state.Since[Target](2), state.Unique("name", func(t *Target) state.Key { return state.KeyOf(t.Name) }))
 
 var _ = identity.Rules(map[string]identity.Rule{"alert.get": identity.Admin, "alert.list": identity.Admin, "alert.manage": identity.Admin})
 

@@ -305,6 +305,37 @@ func TestOperationsThatFailOrNeverEnd(t *testing.T) {
 	r.want(2*time.Minute, "t: raised operations-overdue")
 }
 
+func TestOperationsThatAreSlow(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("t"))
+	var begun []resource.ID
+	for range failingMany {
+		err := r.State.Update(r.ctx, func(tx *state.Tx) error {
+			o, err := operation.Begin(tx, "create", "server", &resource.Meta{ID: tx.NewID()}, identity.ActorOf(r.ctx), time.Minute)
+			begun = append(begun, o.ID)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.want(40 * time.Second)
+	for _, id := range begun {
+		err := r.State.Update(r.ctx, func(tx *state.Tx) error {
+			o, err := operation.Table().Get(tx, id)
+			if err != nil {
+				return err
+			}
+			return operation.End(tx, o, operation.Succeeded, "")
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.want(time.Second, "t: raised operations-slow create server")
+	r.want(failingSpan, "t: resolved operations-slow create server")
+}
+
 func TestOldAlertsAreForgotten(t *testing.T) {
 	r := newRig(t)
 	for range 3 {

@@ -57,6 +57,9 @@ func (k *Keeper) repeat(ctx context.Context, every time.Duration, work func(cont
 
 // Look raises what began to hold and resolves what does no more. What is as it was writes nothing.
 func (k *Keeper) Look(ctx context.Context) error {
+	if !alerts.Usable(k.State.Latest()) {
+		return nil // the release before may take back over, and has none
+	}
 	facts := k.Facts()
 	if !differs(k.State.Latest(), facts) {
 		return nil

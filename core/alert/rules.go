@@ -47,6 +47,7 @@ const (
 	failingMany                = 10 // operations in that time…
 	failingPart                = 4  // …and one in so many
 	failingLooked              = 5000
+	slowPart                   = 2 // operations are slow that take longer than one part in so many of their time limit
 )
 
 // A looker is one round of all rules. It is pure.
@@ -171,7 +172,7 @@ func (l *looker) operations() {
 		l.find(Critical, "operations-overdue", "", "%d operations go on though their time is over, the first is %s. There should be none: it is a mistake of ours.", late, first)
 	}
 	type what struct{ verb, target string }
-	ended, failed := map[what]int{}, map[what]int{}
+	ended, failed, slow := map[what]int{}, map[what]int{}, map[what]int{}
 	var order []what
 	looked := 0
 	for o := range operation.Table().Peek(l.tx, "ended", state.Range{Reverse: true}) {
@@ -185,14 +186,23 @@ func (l *looker) operations() {
 		if o.Outcome == operation.Failed {
 			failed[w]++
 		}
+		if o.Outcome == operation.Succeeded && o.EndedAt.Sub(o.CreatedAt)*slowPart > o.Deadline.Sub(o.CreatedAt) {
+			slow[w]++
+		}
 	}
 	for _, w := range order {
 		subject := w.verb + " " + w.target
-		many := failingMany
-		if l.holds("operations-failing", subject) {
-			many /= 2
+		bound := func(rule string) int {
+			if l.holds(rule, subject) {
+				return failingMany / 2
+			}
+			return failingMany
 		}
-		if failed[w] >= many && failed[w]*failingPart >= ended[w] {
+		if slow[w] >= bound("operations-slow") && slow[w]*failingPart >= ended[w] {
+			l.find(Warning, "operations-slow", subject, "Of %d operations %s that ended within %v, %d took more than half of the time that they had. What each waited for is at GET /v1/operations.",
+				ended[w], subject, failingSpan, slow[w])
+		}
+		if failed[w] >= bound("operations-failing") && failed[w]*failingPart >= ended[w] {
 			l.find(Warning, "operations-failing", subject, "Of %d operations %s that ended within %v, %d failed. GET /v1/operations says why.", ended[w], subject, failingSpan, failed[w])
 		}
 	}

@@ -48,22 +48,22 @@ type Server struct {
 	Rebuilds    int               `json:",omitempty"`
 	Wish        int               `json:",omitempty"`
 	DeletedAt   time.Time         `json:",omitzero"` // since when the owner no longer wants it
-	Keep        Keep              `json:",omitzero"`
+	Keep        Keep              `json:",omitzero" since:"2"`
 	Before      *Reshaped         `json:",omitempty"`
 
 	// Decided by the control plane.
 	HostID      resource.ID
 	Task        Task        `json:",omitempty"` // what is under way
 	OperationID resource.ID // of the task
-	Move        *Move       `json:",omitempty"` // to another host, under way
-	Moves       int         `json:",omitempty"` // begun so far
-	Epoch       int         `json:",omitempty"` // of its placement: a host that holds something of an earlier one holds nothing of the server
-	MigrationID resource.ID // the record of the last change of host or shape
+	Move        *Move       `json:",omitempty" since:"2"`      // to another host, under way
+	Moves       int         `json:",omitempty" since:"2"`      // begun so far
+	Epoch       int         `json:",omitempty" since:"2,soft"` // of its placement: a host that holds something of an earlier one holds nothing of the server
+	MigrationID resource.ID `since:"2"`                        // the record of the last change of host or shape
 	Failure     *Failure    `json:",omitempty"`
-	LaunchedAt  time.Time   `json:",omitzero"`  // when it ran for the first time
-	Sworn       int         `json:",omitempty"` // the first wish by which its host knew that it runs it under its lease alone
-	Stranded    *Stranded   `json:",omitempty"` // while its host is dead, and no other has it yet
-	Crash       Crash       `json:",omitzero"`
+	LaunchedAt  time.Time   `json:",omitzero"`                 // when it ran for the first time
+	Sworn       int         `json:",omitempty" since:"2,soft"` // the first wish by which its host knew that it runs it under its lease alone
+	Stranded    *Stranded   `json:",omitempty" since:"2,soft"` // while its host is dead, and no other has it yet
+	Crash       Crash       `json:",omitzero" since:"2,soft"`
 
 	// Reported by the host.
 	Seen Seen
@@ -104,7 +104,7 @@ type Lock struct {
 type Reshaped struct {
 	Shape  Shape
 	Power  Power
-	HostID resource.ID // where it was; the room there is held for it
+	HostID resource.ID `since:"2,soft"` // where it was; the room there is held for it
 	At     time.Time
 }
 
@@ -119,10 +119,10 @@ type Failure struct {
 // Seen is what a host reports of a guest.
 type Seen struct {
 	Observation
-	Wish    int       `json:",omitempty"` // to which of the guest's wishes this answers
-	Transit Transit   `json:",omitzero"`  // of a move; kept with the move
-	Gone    bool      `json:",omitempty"` // the host holds nothing of it any more
-	Since   time.Time `json:",omitzero"`  // when Power became what it is
+	Wish    int       `json:",omitempty"`          // to which of the guest's wishes this answers
+	Transit Transit   `json:",omitzero" since:"2"` // of a move; kept with the move
+	Gone    bool      `json:",omitempty"`          // the host holds nothing of it any more
+	Since   time.Time `json:",omitzero"`           // when Power became what it is
 }
 
 // A Task is what is under way with a server: at most one thing, also the verb of its operation.

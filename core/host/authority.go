@@ -41,7 +41,7 @@ type joinToken struct {
 
 	Hash    []byte `secret:"true"`
 	Expires time.Time
-	Only    string // ForHosts or ForControllers; "" for either
+	Only    string `since:"2,soft"` // ForHosts or ForControllers; "" for either
 }
 
 // What a join token may be for alone. A controller holds the whole state and the authority's key, so a token that is handed

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/identity"
@@ -25,9 +26,11 @@ type Controller struct {
 	Link    string // where other controllers and hosts reach it: "https://10.0.0.1:8702"
 	URL     string // where clients do
 	Version string // of Unkai on it
+	Speaks  release.Span
 }
 
 var controllers = state.NewTable("controller",
+	state.Since[Controller](2),
 	state.Unique("name", func(c *Controller) state.Key { return state.KeyOf(c.Name) }),
 	state.Index("member", func(c *Controller) state.Key { return state.KeyOf(int64(c.Member)) }),
 )
@@ -67,13 +70,13 @@ func Present(ctx context.Context, s *state.State, is Controller) error {
 		if !ok {
 			c = &Controller{Meta: resource.Meta{ID: tx.NewID(), Name: is.Name}}
 		}
-		c.Member, c.Link, c.URL, c.Version = is.Member, is.Link, is.URL, is.Version
+		c.Member, c.Link, c.URL, c.Version, c.Speaks = is.Member, is.Link, is.URL, is.Version, is.Speaks
 		return controllers.Put(tx, c)
 	})
 }
 
 func same(a, b *Controller) bool {
-	return a.Member == b.Member && a.Link == b.Link && a.URL == b.URL && a.Version == b.Version
+	return a.Member == b.Member && a.Link == b.Link && a.URL == b.URL && a.Version == b.Version && a.Speaks == b.Speaks
 }
 
 // Dismiss forgets a controller.

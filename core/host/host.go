@@ -10,6 +10,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/query"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/identity"
@@ -24,21 +25,22 @@ type Host struct {
 	Disabled       bool // nothing new is placed here
 	DisabledReason string
 	Maintenance    bool                 // its guests are taken elsewhere, and nobody misses it; always Disabled
-	Drain          *Drain               `json:",omitempty"` // how, in maintenance
-	Fencing        Fencing              `json:",omitzero"`
-	Traits         []string             `json:",omitempty"` // besides those that follow from what it reports; see AllTraits
-	Offers         map[string]Inventory `json:",omitempty"` // of custom resource classes, by their names
+	Drain          *Drain               `json:",omitempty" since:"2"` // how, in maintenance
+	Fencing        Fencing              `json:",omitzero" since:"2"`
+	Traits         []string             `json:",omitempty" since:"2"` // besides those that follow from what it reports; see AllTraits
+	Offers         map[string]Inventory `json:",omitempty" since:"2"` // of custom resource classes, by their names
 
 	// Reported by the host when it connects.
 	Capacity Capacity
-	Address  netip.Addr // for other hosts: tunnels, moves
-	Version  string     // of Unkai on it
-	Physical []string   // the physical networks that it is connected with, by name
-	Watchdog bool       `json:",omitempty"` // enforces its lease
+	Address  netip.Addr   // for other hosts: tunnels, moves
+	Version  string       // of Unkai on it
+	Speaks   release.Span `since:"2,soft"`
+	Physical []string     `since:"2,soft"`                   // the physical networks that it is connected with, by name
+	Watchdog bool         `json:",omitempty" since:"2,soft"` // enforces its lease
 
 	// Found out by the control plane.
 	Lost   time.Time // since when it cannot be heard; zero while it can
-	Fenced Fenced    `json:",omitzero"` // how it is known, since it is lost, that it runs nothing any more
+	Fenced Fenced    `json:",omitzero" since:"2,soft"` // how it is known, since it is lost, that it runs nothing any more
 	Joined time.Time
 	Ahead  Mark // of a state that the host has seen and we have not, while it refuses ours; zero otherwise
 }
@@ -52,7 +54,7 @@ type Capacity struct {
 	DiskGiB   int
 	MaxVCPUs  int
 	Isolating bool // guests are separated by hardware
-	Moves     bool // guests can go to other hosts, and come from them
+	Moves     bool `since:"2,soft"` // guests can go to other hosts, and come from them
 	Arch      string
 	CPUModel  string
 }
@@ -156,6 +158,7 @@ type Hello struct {
 	Capacity Capacity
 	Address  netip.Addr
 	Version  string
+	Speaks   release.Span `json:",omitzero"`
 	Physical []string
 	// It can put differences together; see Session.Differences.
 	Differences bool `json:",omitempty"`
@@ -212,11 +215,11 @@ func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 		if h.Zone == "" {
 			h.Zone = DefaultZone
 		}
-	} else if h.Up() && h.Capacity == hello.Capacity && h.Address == hello.Address && h.Version == hello.Version &&
+	} else if h.Up() && h.Capacity == hello.Capacity && h.Address == hello.Address && h.Version == hello.Version && h.Speaks == hello.Speaks &&
 		slices.Equal(h.Physical, hello.Physical) && h.Watchdog == hello.Watchdog && h.Ahead == (Mark{}) {
 		return false, nil
 	}
-	h.Capacity, h.Address, h.Version, h.Physical = hello.Capacity, hello.Address, hello.Version, hello.Physical
+	h.Capacity, h.Address, h.Version, h.Speaks, h.Physical = hello.Capacity, hello.Address, hello.Version, hello.Speaks, hello.Physical
 	h.Watchdog = hello.Watchdog
 	h.Lost, h.Fenced, h.Ahead = time.Time{}, Fenced{}, Mark{}
 	return false, hosts.Put(tx, h)

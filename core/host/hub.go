@@ -52,6 +52,8 @@ type Item struct {
 	Body json.RawMessage `json:",omitempty"` // nil: take it away
 	// Instead of a long body: what is different from the one that this session sent before.
 	Difference *Difference `json:",omitempty"`
+	// The request that it is sent for, if it is for one: for logs and traces.
+	Request string `json:",omitempty"`
 }
 
 // A Delivery is some items. The first one of a session is Full: what it does not
@@ -96,13 +98,14 @@ type Session struct {
 	host resource.ID
 
 	mu     sync.Mutex
-	full   bool          // everything is to be sent; guarded by mu
-	dirty  []Key         // to be derived anew, each once; guarded by mu
-	marked map[Key]bool  // those in dirty; guarded by mu
-	later  map[Key]bool  // put off by their pace; guarded by mu
-	wake   chan struct{} // holds one element when there is something to send
-	over   chan struct{} // closed when another session of the host has begun, or the host was removed
-	ended  bool          // guarded by mu
+	full   bool           // everything is to be sent; guarded by mu
+	dirty  []Key          // to be derived anew, each once; guarded by mu
+	marked map[Key]bool   // those in dirty; guarded by mu
+	later  map[Key]bool   // put off by their pace; guarded by mu
+	asked  map[Key]string // of those in dirty, the newest request that touched it; guarded by mu
+	wake   chan struct{}  // holds one element when there is something to send
+	over   chan struct{}  // closed when another session of the host has begun, or the host was removed
+	ended  bool           // guarded by mu
 
 	// What the host was last sent, and when, of things with a pace. Only Poll, which one
 	// goroutine calls, touches them.
@@ -118,7 +121,7 @@ type Session struct {
 
 // Connect begins a session; an older one of the same host ends.
 func (h *Hub) Connect(host resource.ID) *Session {
-	s := &Session{hub: h, host: host, full: true, marked: map[Key]bool{}, later: map[Key]bool{}, wake: make(chan struct{}, 1),
+	s := &Session{hub: h, host: host, full: true, marked: map[Key]bool{}, later: map[Key]bool{}, asked: map[Key]string{}, wake: make(chan struct{}, 1),
 		over: make(chan struct{}), sent: map[Key]digest{}, when: map[Key]time.Time{}, pieces: map[Key][]piece{}}
 	s.wake <- struct{}{}
 	h.mu.Lock()
@@ -238,27 +241,30 @@ func (h *Hub) mark(events []state.Event) {
 			s.end() // the host was removed
 		}
 		if l, ok := e.After.(*Leftover); ok && h.sessions[l.HostID] != nil {
-			h.sessions[l.HostID].mark(Key{l.Kind, l.ThingID})
+			h.sessions[l.HostID].mark(Key{l.Kind, l.ThingID}, e.Cause.RequestID)
 		}
 		for _, source := range h.Sources {
 			for _, ref := range source.Touched(tx, e) {
 				key := Key{source.Kind, ref.ID}
 				if !ref.Host.IsZero() {
 					if s := h.sessions[ref.Host]; s != nil {
-						s.mark(key)
+						s.mark(key, e.Cause.RequestID)
 					}
 					continue
 				}
 				for _, s := range h.sessions {
-					s.mark(key)
+					s.mark(key, e.Cause.RequestID)
 				}
 			}
 		}
 	}
 }
 
-func (s *Session) mark(key Key) {
+func (s *Session) mark(key Key, request string) {
 	s.mu.Lock()
+	if request != "" {
+		s.asked[key] = request
+	}
 	if !s.marked[key] {
 		s.marked[key] = true
 		s.dirty = append(s.dirty, key)
@@ -280,8 +286,11 @@ func (s *Session) Wake() <-chan struct{} { return s.wake }
 // Poll derives what is to be sent now; nil if nothing is.
 func (s *Session) Poll() (*Delivery, error) {
 	s.mu.Lock()
-	full, dirty := s.full, s.dirty
+	full, dirty, asked := s.full, s.dirty, s.asked
 	s.full, s.dirty = false, nil
+	if len(asked) > 0 {
+		s.asked = map[Key]string{}
+	}
 	clear(s.marked)
 	s.mu.Unlock()
 	tx := s.hub.State.Latest()
@@ -313,7 +322,7 @@ func (s *Session) Poll() (*Delivery, error) {
 					s.when[key] = s.hub.now()
 				}
 			}
-			d.Items = append(d.Items, s.lighten(Item{Key: key, Body: orNull(body)}))
+			d.Items = append(d.Items, s.lighten(Item{Key: key, Body: orNull(body), Request: asked[key]}))
 		}
 	}
 	if d.Items == nil {
@@ -338,7 +347,7 @@ func (s *Session) tooSoon(key Key, every time.Duration) bool {
 			s.mu.Lock()
 			delete(s.later, key)
 			s.mu.Unlock()
-			s.mark(key)
+			s.mark(key, "")
 		})
 	}
 	return true

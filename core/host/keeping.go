@@ -30,7 +30,7 @@ type Keeping struct {
 // DefaultKeeping is how guests are kept alive until an operator says otherwise.
 var DefaultKeeping = Keeping{StormPercent: 25, AtOnce: 10}
 
-var keepings = state.NewTable[Keeping]("keeping")
+var keepings = state.NewTable[Keeping]("keeping", state.Since[Keeping](2))
 
 var _ = identity.Rules(map[string]identity.Rule{"keeping.get": identity.Admin, "keeping.list": identity.Admin})
 

@@ -1,13 +1,27 @@
 package host
 
-import "github.com/unkai-cloud/unkai/base/resource"
+import (
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
+	"github.com/unkai-cloud/unkai/base/resource"
+)
 
 // What follows travels between a host and a controller, as JSON.
 
 // A JoinRequest asks to become a host.
 type JoinRequest struct {
 	Token   string
-	Request []byte // certificate request, DER
+	Request []byte       // certificate request, DER
+	Speaks  release.Span `json:",omitzero"`
+}
+
+// Compatible refuses whoever is of a release too far from this one.
+func Compatible(speaks release.Span) error {
+	if err := release.Own.Meets(speaks); err != nil {
+		return fault.Errorf(fault.Conflict, "The controller's release and the machine's do not work together: the one works at levels %s, the other at %s. "+
+			"Upgrade one release at a time.", release.Own, speaks.OrFirst()).WithCode("release-too-far")
+	}
+	return nil
 }
 
 // A JoinAnswer lets a machine be a host.
@@ -28,6 +42,8 @@ type Message struct {
 	Call     *Call     `json:",omitempty"`
 	// Where the cloud's controllers are, in a session's first line.
 	Controllers []string `json:",omitempty"`
+	// What this controller's release speaks, in a session's first line.
+	Speaks release.Span `json:",omitzero"`
 }
 
 // A Call asks the host to connect, for something that is a stream of bytes.

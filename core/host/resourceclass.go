@@ -15,6 +15,7 @@ import (
 type ResourceClass struct{ resource.Meta }
 
 var classes = state.NewTable("resource-class",
+	state.Since[ResourceClass](2),
 	state.Unique("name", func(c *ResourceClass) state.Key { return state.KeyOf(c.Name) }),
 )
 

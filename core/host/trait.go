@@ -16,6 +16,7 @@ import (
 type Trait struct{ resource.Meta }
 
 var traits = state.NewTable("trait",
+	state.Since[Trait](2),
 	state.Unique("name", func(t *Trait) state.Key { return state.KeyOf(t.Name) }),
 )
 

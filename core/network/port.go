@@ -38,7 +38,7 @@ type Port struct {
 	Owner      Owner
 	OwnerLabel string // what a client wrote; for a server its zone
 	HostID     resource.ID
-	NextHostID resource.ID // where its server is on its way to: made ready there, and everybody is still told of HostID
+	NextHostID resource.ID `since:"2"` // where its server is on its way to: made ready there, and everybody is still told of HostID
 	HostLabel  string      // what an operator wrote and is no host of ours
 	Adopted    bool        // the server was given the port: it is let go, not deleted, with the server
 	VNIC       string

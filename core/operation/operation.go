@@ -61,7 +61,7 @@ type Step struct {
 type Why struct {
 	Chosen  string
 	Looked  int       // how many candidates were looked at
-	Of      int       `json:",omitempty"` // how many there were, when only some were looked at because one of these fitted
+	Of      int       `json:",omitempty" since:"2,soft"` // how many there were, when only some were looked at because one of these fitted
 	Removed []Removed // by which rule, in the order they were applied
 	Nearest string    // what came nearest to fitting, when nothing was chosen
 	Scores  []Score   // the best few that fitted

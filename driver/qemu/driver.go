@@ -597,6 +597,25 @@ func (d *Driver) present() ([]resource.ID, error) {
 	return ids, nil
 }
 
+// Running is how many guests have a process that lives.
+func (d *Driver) Running(ctx context.Context) (n int, err error) {
+	ids, err := d.present()
+	for _, id := range ids {
+		if ctx.Err() != nil {
+			return n, ctx.Err()
+		}
+		g, err := d.known(id)
+		if err != nil {
+			continue
+		}
+		if g.proc != nil && g.proc.alive() {
+			n++
+		}
+		g.mu.Unlock()
+	}
+	return n, err
+}
+
 // Observe implements compute.Driver. A guest that the host does not hold is a
 // fault of kind NotFound.
 func (d *Driver) Observe(ctx context.Context, id resource.ID) (compute.Observation, error) {

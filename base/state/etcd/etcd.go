@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -33,6 +34,8 @@ type Options struct {
 	Endpoints          []string
 	TLS                *tls.Config
 	Username, Password string
+	// Candidate, when it is not 0, names this engine among those of several controllers: one of them is elected to lead.
+	Candidate uint64
 
 	// Prefix of every key; "/unkai/" when empty. Two clouds may share a server elsewhere.
 	Prefix string
@@ -63,10 +66,11 @@ const (
 
 // Engine is a state.Engine on etcd.
 type Engine struct {
-	options Options
-	layout  layout
-	client  *clientv3.Client
-	server  *server // nil when it runs elsewhere
+	options  Options
+	layout   layout
+	client   *clientv3.Client
+	server   *server    // nil when it runs elsewhere
+	election *candidacy // of a candidate, else nil
 
 	closed  context.Context // ends with the engine
 	close   context.CancelFunc
@@ -74,6 +78,8 @@ type Engine struct {
 
 	reachMu sync.Mutex
 	reach   context.Context // ends while the member has no leader: nobody would answer; guarded by reachMu
+
+	handing atomic.Bool // another is to lead
 
 	mu      sync.Mutex
 	term    int64 // 0: this engine does not lead; guarded by mu
@@ -116,7 +122,12 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to etcd: %w", err)
 	}
-	return newEngine(o, client, nil), nil
+	e := newEngine(o, client, nil)
+	if o.Candidate != 0 {
+		e.election = newCandidacy(e)
+		e.running.Go(e.election.run)
+	}
+	return e, nil
 }
 
 func (o Options) withDefaults() Options {

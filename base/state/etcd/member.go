@@ -13,6 +13,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"github.com/unkai-cloud/unkai/base/state"
 )
 
 // A Member is how a server inside this process is one of several, which are on other machines.
@@ -209,13 +211,62 @@ func (e *Engine) reachAgain() context.CancelFunc {
 	return lose
 }
 
-// Self is this member's ID.
-func (e *Engine) Self() uint64 { return uint64(e.server.etcd.Server.MemberID()) }
+// Self is this member's ID; with an etcd elsewhere that of this candidate.
+func (e *Engine) Self() uint64 {
+	if e.server == nil {
+		return e.options.Candidate
+	}
+	return uint64(e.server.etcd.Server.MemberID())
+}
 
 // Leader is the member that leads: 0 while none does, or none that a majority follows. The one that leads is the one to
 // write: its commits need no detour, and it is found as fast as etcd finds it. That another, who does not know yet that it
 // leads no more, writes too is what terms prevent.
-func (e *Engine) Leader() uint64 { return uint64(e.server.etcd.Server.Leader()) }
+func (e *Engine) Leader() uint64 {
+	if e.election != nil {
+		leader, _ := e.election.get()
+		return leader
+	}
+	return uint64(e.server.etcd.Server.Leader())
+}
+
+// HandOver has another member lead, if this one does: what the state has accepted is stored first, so that nothing that is under way is
+// lost. When no other can, this one leads again, and the error says why.
+func (e *Engine) HandOver(ctx context.Context, s *state.State) error {
+	if e.Leader() != e.Self() {
+		return nil
+	}
+	ctx, cancel := e.within(ctx, askWithin)
+	defer cancel()
+	e.handing.Store(true)
+	defer e.handing.Store(false)
+	if e.election != nil {
+		return e.election.handOver(ctx, s)
+	}
+	all, err := e.Members(ctx)
+	if err != nil {
+		return err
+	}
+	s.Retire()
+	failed := errors.New("no other member has a vote")
+	for _, m := range all {
+		if m.ID == e.Self() || m.Learner {
+			continue
+		}
+		err := e.server.etcd.Server.MoveLeader(ctx, e.Self(), m.ID)
+		if err == nil {
+			return nil
+		}
+		failed = fmt.Errorf("have the member %s lead: %w", m.Name, err)
+	}
+	return failed
+}
 
 // LeaderChanged is closed when a leader has been found, or lost, since the call.
-func (e *Engine) LeaderChanged() <-chan struct{} { return e.server.etcd.Server.LeaderChangedNotify() }
+func (e *Engine) LeaderChanged() <-chan struct{} {
+	if e.election != nil {
+		_, changed := e.election.get()
+		return changed
+	}
+	return e.server.etcd.Server.LeaderChangedNotify()
+}

@@ -26,6 +26,9 @@ func Serve(ctx context.Context, e *Engine, s *state.State, lead func(context.Con
 	}
 }
 
+// leads reports whether the member leads, and does not hand that over.
+func (e *Engine) leads() bool { return e.Leader() == e.Self() && !e.handing.Load() }
+
 // follow returns when the member leads.
 func (e *Engine) follow(ctx context.Context, s *state.State) error {
 	ctx, stop := context.WithCancelCause(ctx)
@@ -55,7 +58,7 @@ func (e *Engine) follow(ctx context.Context, s *state.State) error {
 		case err := <-done:
 			return errors.Join(context.Cause(ctx), err)
 		}
-		if e.Leader() == e.Self() {
+		if e.leads() {
 			stop(nil)
 			<-done
 			return nil
@@ -81,7 +84,7 @@ func (e *Engine) lead(ctx context.Context, s *state.State, run func(context.Cont
 	}()
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	for e.Leader() == e.Self() && ctx.Err() == nil {
+	for e.leads() && ctx.Err() == nil {
 		select {
 		case <-tick.C:
 			continue

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+type upgradeCommand struct {
+	Run      upgradeRun      `cmd:"" default:"withargs" help:"Replace the binary of the controller or agent that works on a data directory, in its process; it goes back by itself when something is worse than before."`
+	Back     upgradeBack     `cmd:"" help:"Go back to the binary that was there before the last upgrade."`
+	Plan     upgradePlan     `cmd:"" help:"Tell what is to be upgraded, in which order, and what stands against it."`
+	Finalise upgradeFinalise `cmd:"" help:"End the upgrade of a cloud: what its new release brought may be used, and the release before cannot take back over."`
+	Watch    upgradeWatch    `cmd:"" hidden:""`
+}
+
+type upgradeRun struct {
+	dataOption
+	To     string        `help:"The new binary." required:"" type:"existingfile"`
+	Within time.Duration `default:"90s" help:"How long it has until everything is as well as before."`
+	Check  bool          `help:"Only tell what it would do, and what stands against it."`
+}
+
+// Run upgrades one process.
+func (u *upgradeRun) Run(ctx context.Context) error {
+	form := url.Values{"to": {u.To}, "within": {u.Within.String()}}
+	if u.Check {
+		form.Set("check", "1")
+	}
+	var t trial
+	if err := ask(ctx, u.Data, http.MethodPost, "/upgrade?"+form.Encode(), &t); err != nil {
+		return err
+	}
+	if u.Check {
+		fmt.Printf("%s (levels %s) would go on as %s (levels %s) in process %d, and if all was well then replace %s\n",
+			t.From.Version, t.From.Speaks, t.To.Version, t.To.Speaks, t.PID, t.Stable)
+		return nil
+	}
+	fmt.Printf("%s goes on as %s\n", t.From.Version, t.To.Version)
+	return awaitTrial(ctx, u.Data, t.Began)
+}
+
+// awaitTrial waits for the watcher's judgement.
+func awaitTrial(ctx context.Context, dir string, began time.Time) error {
+	for {
+		t, err := loadTrial(dir)
+		if err != nil {
+			return err
+		}
+		switch {
+		case !t.Began.Equal(began):
+			return errors.New("another upgrade has begun")
+		case t.Outcome == "kept":
+			fmt.Printf("%s it is; %s was replaced\n", t.To.Version, t.Stable)
+			return nil
+		case t.Outcome != "":
+			return fmt.Errorf("%s goes on again: %s", t.From.Version, t.Why)
+		case time.Since(began) > 3*t.Within+time.Minute:
+			return errors.New("the watcher of the upgrade was lost; see unkai status")
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+type upgradeBack struct {
+	dataOption
+	Within time.Duration `default:"90s" help:"How long it has until everything is as well as before."`
+}
+
+// Run goes back.
+func (u *upgradeBack) Run(ctx context.Context) error {
+	previous := filepath.Join(u.Data, releaseDir, "previous")
+	if _, err := os.Stat(previous); err != nil {
+		return fmt.Errorf("there is nothing to go back to: %w", err)
+	}
+	return (&upgradeRun{dataOption: u.dataOption, To: previous, Within: u.Within}).Run(ctx)
+}
+
+type upgradeWatch struct {
+	dataOption
+	Fork bool
+}
+
+// Run is the watcher.
+func (u *upgradeWatch) Run(ctx context.Context) error {
+	if u.Fork {
+		return detach("upgrade", "watch", "--data", u.Data)
+	}
+	return watchTrial(ctx, u.Data)
+}
+
+type upgradeFinalise struct{ dataOption }
+
+// A finalised is the answer to it.
+type finalised struct{ From, To int }
+
+// Run finalises.
+func (u *upgradeFinalise) Run(ctx context.Context) error {
+	var f finalised
+	if err := ask(ctx, u.Data, http.MethodPost, "/finalise", &f); err != nil {
+		return err
+	}
+	if f.From == f.To {
+		fmt.Printf("the cloud is at level %d already\n", f.To)
+		return nil
+	}
+	fmt.Printf("the cloud is at level %d now; releases that know only level %d cannot take back over\n", f.To, f.From)
+	return nil
+}
+
+// finalise raises the cloud's level to this release's.
+func (c *cloud) finalise(ctx context.Context) (f finalised, err error) {
+	f.From, f.To, err = state.Finalise(identity.Internal(ctx), c.state, version, mayFinalise)
+	return f, err
+}
+
+// mayFinalise refuses it while somebody is there who could not read what is written then. A host that cannot be heard is no
+// hindrance: if it comes back it is spoken with as long as its release is not too far away.
+func mayFinalise(tx *state.Tx, level int) error {
+	var older []string
+	for k := range host.Controllers().Peek(tx, "name", state.Range{}) {
+		if k.Speaks.OrFirst().Newest < level {
+			older = append(older, fmt.Sprintf("controller %s (%s)", k.Name, k.Version))
+		}
+	}
+	for h := range host.Table().Peek(tx, "name", state.Range{}) {
+		if h.Up() && h.Capacity.Driver != "sim" && h.Speaks.OrFirst().Newest < level {
+			older = append(older, fmt.Sprintf("host %s (%s)", h.Name, h.Version))
+		}
+	}
+	if older != nil {
+		return fault.Errorf(fault.Conflict, "Of an older release are still: %s. Upgrade them first.", strings.Join(older, ", "))
+	}
+	return nil
+}
+
+// mayBe reports why a release may not go on as this controller: it could not read the state, or would not be understood.
+func (c *cloud) mayBe(is release.Span) error {
+	tx := c.state.Latest()
+	if err := is.OrFirst().At(state.LevelOf(tx)); err != nil {
+		return err
+	}
+	for k := range host.Controllers().Peek(tx, "name", state.Range{}) {
+		if err := is.OrFirst().Meets(k.Speaks); err != nil {
+			return fmt.Errorf("controller %s: %w", k.Name, err)
+		}
+	}
+	for h := range host.Table().Peek(tx, "name", state.Range{}) {
+		if h.Up() && h.Capacity.Driver != "sim" {
+			if err := is.OrFirst().Meets(h.Speaks); err != nil {
+				return fmt.Errorf("host %s: %w", h.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// standing is by what a successor of this controller is judged.
+func (c *cloud) standing(ctx context.Context) (s standing, err error) {
+	if err := c.state.Confirm(ctx); err != nil {
+		return s, fmt.Errorf("most controllers cannot be reached: %w", err)
+	}
+	tx := c.state.Latest()
+	s.Revision = tx.Revision()
+	for h := range host.Table().Peek(tx, "name", state.Range{}) {
+		if h.Up() {
+			s.HostsUp = append(s.HostsUp, h.Name)
+		}
+	}
+	found, err := c.audit(ctx)
+	for _, f := range found {
+		s.Findings = append(s.Findings, fmt.Sprint(f))
+	}
+	return s, err
+}
+
+type upgradePlan struct{ dataOption }
+
+// Run prints the plan.
+func (u *upgradePlan) Run(ctx context.Context) error {
+	var h health
+	if err := ask(ctx, u.Data, http.MethodGet, "/status", &h); err != nil {
+		return err
+	}
+	return h.plan(os.Stdout)
+}
+
+// plan prints the order in which a cloud is upgraded: controllers that follow, the one that leads, then hosts zone by zone.
+func (h *health) plan(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	step := 0
+	say := func(what, name, version string, speaks release.Span, note string) {
+		step++
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\tlevels %s\t%s\n", step, what, name, version, speaks.OrFirst(), note)
+	}
+	controllers := slices.Clone(h.Controllers)
+	if len(controllers) == 0 {
+		controllers = []controllerHealth{{Name: h.Data, Version: h.Version, Speaks: h.Speaks, Leads: true}}
+	}
+	slices.SortStableFunc(controllers, func(a, b controllerHealth) int {
+		switch {
+		case a.Leads == b.Leads:
+			return strings.Compare(a.Name, b.Name)
+		case a.Leads:
+			return 1
+		}
+		return -1
+	})
+	for _, k := range controllers {
+		note := ""
+		if k.Leads && len(controllers) > 1 {
+			note = "hands the lead over first"
+		}
+		say("controller", k.Name, k.Version, k.Speaks, note)
+	}
+	hosts := slices.Clone(h.Hosts)
+	slices.SortStableFunc(hosts, func(a, b hostHealth) int { return strings.Compare(a.Zone+"\x00"+a.Name, b.Zone+"\x00"+b.Name) })
+	for _, m := range hosts {
+		note := "zone " + m.Zone
+		if !m.Up {
+			note += ", cannot be heard"
+		}
+		if m.Driver == "sim" {
+			continue // with its controller
+		}
+		say("host", m.Name, m.Version, m.Speaks, note)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(w, "\nOne at a time, on its own machine: unkai upgrade --data DIR --to NEW-BINARY. Then, once, on a controller: unkai upgrade finalise")
+	if h.Level < h.Speaks.Newest {
+		fmt.Fprintf(w, "The cloud is at level %d, and this controller's release brings level %d.\n", h.Level, h.Speaks.Newest)
+	}
+	return nil
+}
