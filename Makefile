@@ -9,7 +9,10 @@ SEEDS   ?= 1-300
 export CGO_ENABLED := 0
 GO      := go
 
-.PHONY: build up down test check unit sim cloud apart cluster move upgrade-test smoke tempest bench guest packages
+MINUTES ?= 15
+SEED    ?=
+
+.PHONY: build up down test check unit sim cloud apart alive cluster lab lab-down chaos move upgrade-test smoke tempest bench guest packages
 
 build: bin/unkai
 
@@ -34,7 +37,7 @@ down: build
 # What a contributor runs before every commit that matters, and .ci/run runs too.
 test:
 	@scripts/packages.sh test
-	@$(MAKE) --no-print-directory build check unit sim guest apart cluster move cloud smoke
+	@$(MAKE) --no-print-directory build check unit sim guest apart alive cluster move cloud smoke
 
 check:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -71,6 +74,17 @@ alive: build
 # Three controllers and a host: the one that leads is killed under load.
 cluster: build
 	test/cluster.sh
+
+# A region on this machine: three controllers and four hosts with real guests. It prints how to use it.
+lab: build
+	@test/lab.sh up
+
+lab-down:
+	@test/lab.sh down
+
+# A lab whose machines are killed, cut off, filled up and told the wrong time while clients use it: make chaos MINUTES=15 SEED=7
+chaos: build
+	@test/chaos.sh $(MINUTES) $(SEED)
 
 # Two hosts and guests that go from one to the other while they are spoken to.
 move: build

@@ -99,7 +99,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 		}
 	}()
 	if m == nil {
-		c.state, err = state.Open(ctx, engine, state.Options{})
+		c.state, err = state.Open(ctx, engine, state.Options{Now: wallClock()})
 	} else {
 		err = c.openShare(ctx, engine, m, start)
 	}
@@ -149,7 +149,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 // openShare opens this controller's share of a state that several keep, and returns when there is something to begin with: it
 // leads, or it has what another made.
 func (c *cloud) openShare(ctx context.Context, engine *etcd.Engine, m *membership, start func(string, func(context.Context) error)) (err error) {
-	if c.state, err = state.OpenFollower(ctx, engine, state.Options{}); err != nil {
+	if c.state, err = state.OpenFollower(ctx, engine, state.Options{Now: wallClock()}); err != nil {
 		return err
 	}
 	if m.Etcd == nil {
