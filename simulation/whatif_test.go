@@ -75,10 +75,10 @@ func TestWhatIfThereIsNoRoom(t *testing.T) {
 	q := question()
 	q.Servers, q.Fault, q.Drain = 75, "host:host-0001", "rack:2" // of 80 that have room
 	a := answer(t, q)
-	if c := a.Fault; c.Affected != 15 || c.Restarted != 5 || len(c.NoRoom) != 1 || c.NoRoom[Sorted(c.NoRoom)[0]] != 10 || !strings.Contains(Sorted(c.NoRoom)[0], "MiB of memory") {
+	if c := a.Fault; c.Affected != 15 || c.Restarted != 4 || len(c.NoRoom) != 1 || c.NoRoom[Sorted(c.NoRoom)[0]] != 11 || !strings.Contains(Sorted(c.NoRoom)[0], "MiB of memory") {
 		t.Errorf("fault: %+v", c)
 	}
-	if d := a.Drain; d.Stays() != 10 || !strings.Contains(Sorted(d.Stay)[0], "MiB of memory") {
+	if d := a.Drain; d.Stays() != 11 || !strings.Contains(Sorted(d.Stay)[0], "MiB of memory") {
 		t.Errorf("drain: %+v", d)
 	}
 	q.Racks, q.Servers, q.Fault, q.Drain = 2, 50, "rack:1", "" // three of five

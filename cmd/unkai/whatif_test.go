@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -16,8 +17,8 @@ func TestWhatIfTable(t *testing.T) {
 	if err := asked.whatIf(t.Context(), 5, &out); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"75 servers", "least 94 %, median 94 %, most 94 %; 15, 15, 15 servers", "0 more on 0 hosts", "15 servers: 5 to ", "10 stay: No valid host",
-		"5 restarted elsewhere", "10 wait: No valid host"} {
+	for _, want := range []string{"75 servers", "least 94 %, median 94 %, most 94 %; 15, 15, 15 servers", "0 more on 0 hosts", "15 servers: 4 to 4 hosts in 4 racks, 11 stay", "11 stay: No valid host",
+		"4 restarted elsewhere", "11 wait: No valid host"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("it does not say %q:\n%s", want, out.String())
 		}
@@ -37,4 +38,20 @@ func TestCapacityTable(t *testing.T) {
 	if want := "nova  3      2     17    has the memory (2), can be heard (1)\n"; !strings.HasSuffix(out.String(), want) {
 		t.Errorf("it says %q", out.String())
 	}
+}
+
+func TestCapacityOfARunningCloud(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "cloud")
+	r := start(t, dir, "--listen", "127.0.0.1:0")
+	ask := []string{"capacity", "--data", dir, "--zone", "nova", "--flavor", "m1.small"}
+	var out []byte
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline) && !strings.Contains(string(out), "128"); time.Sleep(50 * time.Millisecond) {
+		out, _ = unkai(t, ask...).CombinedOutput() // until both hosts are there
+	}
+	if want := "nova  2      2     128   has the memory (2)\n"; !strings.HasSuffix(string(out), want) {
+		t.Errorf("it says %s", out)
+	}
+	refused(t, "could not be found", "capacity", "--data", dir, "--flavor", "nothing")
+	refused(t, "zone is not available", "capacity", "--data", dir, "--flavor", "m1.small", "--zone", "nowhere")
+	r.stop(t)
 }
