@@ -57,23 +57,11 @@ func (t *trial) fail() (*Cost, error) {
 	r := reconcile.New(t.state, t.clock, tasks...)
 	began, changed, revision := t.clock, t.clock, t.state.Latest().Revision()
 	due := map[resource.ID]time.Time{}
-	for len(left) > 0 && t.clock.Sub(changed) < quiet && t.clock.Sub(began) < longest {
-		if err := t.ctx.Err(); err != nil {
-			return nil, err
-		}
-		for again := true; again; {
-			if err := r.Pump(t.clock); err != nil {
-				return nil, err
-			}
-			again = r.Do(t.ctx, now)
-		}
-		next := t.clock.Add(5 * time.Second)
-		if at, ok := r.Due(); ok && at.After(t.clock) && at.Before(next) {
-			next = at
-		}
+	// land has the hosts report the guests that have started by now. It gives the moment of the next, if that is before another.
+	land := func(next time.Time) (_ time.Time, err error) {
 		left = slices.DeleteFunc(left, func(id resource.ID) bool {
 			srv, _ := compute.Servers().PeekOne(t.state.Latest(), id)
-			if srv.Task != compute.Evacuating {
+			if srv.Task != compute.Evacuating || err != nil {
 				return false
 			}
 			at, known := due[id]
@@ -87,12 +75,32 @@ func (t *trial) fail() (*Cost, error) {
 				}
 				return false
 			}
-			if err = t.run(srv.HostID, []resource.ID{id}); err == nil {
-				c.Restarted, c.Last = c.Restarted+1, t.clock.Sub(began)
+			if err = t.run(srv.HostID, []resource.ID{id}); err != nil {
+				return false
 			}
-			return err == nil
+			c.Restarted, c.Last = c.Restarted+1, t.clock.Sub(began)
+			return true
 		})
-		if err != nil {
+		return next, err
+	}
+	for len(left) > 0 && t.clock.Sub(changed) < quiet && t.clock.Sub(began) < longest {
+		if err := t.ctx.Err(); err != nil {
+			return nil, err
+		}
+		if _, err := land(t.clock); err != nil { // before anybody looks how many are under way
+			return nil, err
+		}
+		for again := true; again; {
+			if err := r.Pump(t.clock); err != nil {
+				return nil, err
+			}
+			again = r.Do(t.ctx, now)
+		}
+		next := t.clock.Add(5 * time.Second)
+		if at, ok := r.Due(); ok && at.After(t.clock) && at.Before(next) {
+			next = at
+		}
+		if next, err = land(next); err != nil {
 			return nil, err
 		}
 		if c.Dead == 0 && t.allDead(ids) {

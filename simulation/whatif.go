@@ -84,6 +84,9 @@ func Ask(ctx context.Context, q Question) (*Answer, error) {
 	if q.Hosts < 1 || q.Racks < 1 || q.Racks > q.Hosts || q.Servers < 0 {
 		return nil, fmt.Errorf("there must be hosts, and at most as many racks")
 	}
+	if q.Boot < 0 || q.Boot >= quiet {
+		return nil, fmt.Errorf("a guest must start within %v", quiet)
+	}
 	t := &trial{Question: q, ctx: identity.Internal(ctx), clock: begin, random: rand.NewChaCha8([32]byte{byte(q.Seed), byte(q.Seed >> 8), byte(q.Seed >> 16),
 		byte(q.Seed >> 24), byte(q.Seed >> 32), byte(q.Seed >> 40), byte(q.Seed >> 48), byte(q.Seed >> 56)})}
 	var err error
