@@ -3,6 +3,7 @@ package simulation
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -87,8 +88,7 @@ func Ask(ctx context.Context, q Question) (*Answer, error) {
 	if q.Boot < 0 || q.Boot >= quiet {
 		return nil, fmt.Errorf("a guest must start within %v", quiet)
 	}
-	t := &trial{Question: q, ctx: identity.Internal(ctx), clock: begin, random: rand.NewChaCha8([32]byte{byte(q.Seed), byte(q.Seed >> 8), byte(q.Seed >> 16),
-		byte(q.Seed >> 24), byte(q.Seed >> 32), byte(q.Seed >> 40), byte(q.Seed >> 48), byte(q.Seed >> 56)})}
+	t := &trial{Question: q, ctx: identity.Internal(ctx), clock: begin, random: choices(q.Seed, 0)}
 	var err error
 	t.state, err = state.Open(ctx, state.NewMemory(1), state.Options{Now: func() time.Time { return t.clock }, Random: t.random, History: 4096, HistoryBytes: 8 << 20})
 	if err != nil {
@@ -122,6 +122,13 @@ func Ask(ctx context.Context, q Question) (*Answer, error) {
 	return a, err
 }
 
+// choices are random bytes of a seed. What is planned draws from its own, so that the rest does not depend on it.
+func choices(seed uint64, which byte) *rand.ChaCha8 {
+	key := [32]byte{31: which}
+	binary.LittleEndian.PutUint64(key[:], seed)
+	return rand.NewChaCha8(key)
+}
+
 // furnish makes hosts, flavors and an image.
 func (t *trial) furnish() error {
 	for n := range t.Hosts {
@@ -141,15 +148,12 @@ func (t *trial) furnish() error {
 	}); err != nil {
 		return err
 	}
-	sizes := map[string]Size{"one": t.Flavor}
+	fit := t.Flavor
 	if t.Fit != nil {
-		sizes["fit"] = *t.Fit
+		fit = *t.Fit
 	}
-	for _, ref := range []string{"one", "fit"} {
-		s, ok := sizes[ref]
-		if !ok {
-			continue
-		}
+	for n, s := range []Size{t.Flavor, fit} {
+		ref := [...]string{"one", "fit"}[n]
 		if _, err := t.compute.CreateFlavor(t.ctx, compute.Flavor{Meta: resource.Meta{Name: ref}, Ref: ref, VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, RootGiB: s.DiskGiB,
 			Extra: map[string]string{"unkai:restart_elsewhere": "true"}}); err != nil {
 			return err
@@ -282,7 +286,7 @@ func (t *trial) drain() (*Drained, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx := state.WithPlan(t.ctx, &state.Plan{Random: t.random})
+	ctx := state.WithPlan(t.ctx, &state.Plan{Random: choices(t.Seed, 1)})
 	for _, id := range ids { // none of them for another's servers
 		if err := (&host.Service{State: t.state}).SetDisabled(ctx, id, true, "drained together"); err != nil {
 			return nil, err
