@@ -3,6 +3,7 @@ package state
 import (
 	"context"
 	"crypto/rand"
+	"io"
 	"sync"
 
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -11,6 +12,8 @@ import (
 // A Plan collects what a request would change. Updates in its context run on a fork
 // that nobody else sees and that is thrown away; Views in its context see the fork.
 type Plan struct {
+	Random io.Reader // for IDs and choices; crypto/rand when nil
+
 	mu      sync.Mutex
 	tx      *Tx      // the fork; guarded by mu
 	changes []change // guarded by mu
@@ -58,7 +61,10 @@ func (p *Plan) fork(s *State) {
 		tables[i] = data.fork()
 	}
 	s.forkMu.Unlock()
-	p.tx = &Tx{tables: tables, head: now.head, now: s.clock.now(now.head.Time), revision: now.head.Revision + 1, random: rand.Reader, last: new(resource.ID), first: s.first}
+	if p.Random == nil {
+		p.Random = rand.Reader
+	}
+	p.tx = &Tx{tables: tables, head: now.head, now: s.clock.now(now.head.Time), revision: now.head.Revision + 1, random: p.Random, last: new(resource.ID), first: s.first}
 }
 
 func (p *Plan) view(s *State) *Tx {

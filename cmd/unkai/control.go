@@ -176,6 +176,10 @@ func (c *cloud) control(at clientsAt) http.Handler {
 		wire.WriteJSON(w, http.StatusOK, "ordered")
 	})
 	c.hostRoutes(mux)
+	mux.HandleFunc("GET /capacity", func(w http.ResponseWriter, r *http.Request) {
+		found, err := c.compute.Room(identity.Internal(r.Context()), r.FormValue("flavor"), r.FormValue("zone"))
+		answerControl(w, found, err)
+	})
 	c.alertRoutes(mux, at.URL)
 	mux.HandleFunc("GET /backup", c.answerBackup)
 	mux.HandleFunc("GET /support", func(w http.ResponseWriter, r *http.Request) { answerControl(w, c.support(r.Context()), nil) })

@@ -30,11 +30,12 @@ type commands struct {
 	Host       hostCommand       `cmd:"" help:"Look after hosts: maintenance, fencing, and how guests are kept alive."`
 	Upgrade    upgradeCommand    `cmd:"" help:"Replace the binary of a running controller or agent, and finalise the upgrade of a cloud."`
 	Status     statusCommand     `cmd:"" help:"Show what runs and how it is."`
+	Capacity   capacityCommand   `cmd:"" help:"Tell how many more servers of a flavor have room, and what there is not enough of."`
 	Backup     backupCommand     `cmd:"" help:"Write a running cloud, as of one moment, to a file."`
 	Restore    restoreCommand    `cmd:"" help:"Make a cloud again from a backup, in an empty data directory."`
 	Alert      alertCommand      `cmd:"" help:"Say who is told when something needs an operator."`
 	Support    supportCommand    `cmd:"" help:"Make a bundle, without secrets, for whoever is to find out what is wrong."`
-	Simulate   simulateCommand   `cmd:"" help:"Run the real code on simulated hosts with faults drawn from seeds, and check every promise."`
+	Simulate   simulateCommand   `cmd:"" help:"Run the real code on simulated hosts: with faults drawn from seeds, checking every promise; or, with --servers, to tell what a cloud would do."`
 	Audit      auditCommand      `cmd:"" help:"Check that the state contradicts itself nowhere."`
 	Doctor     doctorCommand     `cmd:"" help:"Tell what this machine can and cannot do, and what would mend it."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`

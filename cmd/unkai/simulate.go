@@ -18,10 +18,15 @@ type simulateCommand struct {
 	Hosts int    `default:"4" help:"Simulated hosts."`
 	Steps int    `default:"1500" help:"Choices of a run before its faults stop."`
 	Trace bool   `help:"Print each choice of each run."`
+
+	whatIfOptions
 }
 
-// Run runs the seeds and ends with one line; it fails when a promise was broken.
+// Run runs the seeds and ends with one line; it fails when a promise was broken. With servers it tells what a cloud of them would do.
 func (s *simulateCommand) Run(ctx context.Context) error {
+	if s.Servers > 0 {
+		return s.whatIf(ctx, s.Hosts, os.Stdout)
+	}
 	var first, last uint64
 	if n, err := fmt.Sscanf(s.Seeds, "%d-%d", &first, &last); err != nil && n < 1 {
 		return fmt.Errorf("--seeds %s: want A-B or one number", s.Seeds)

@@ -190,15 +190,28 @@ const (
 // them is about as good as the best of all, and a decision takes no longer with thousands. Only when none of them fits, all are looked at.
 const enough = 500
 
-// place chooses a host for a demand, and explains it; nil if none fits. It reads no server.
-func (s *Service) place(tx *state.Tx, d demand) (*host.Host, *operation.Why) {
-	p := placing{demand: d, service: s, tx: tx, zones: ZonesOf(tx), dice: newDice(tx)}
+// search makes ready to look at hosts.
+func (s *Service) search(tx *state.Tx, d demand) *placing {
+	p := &placing{demand: d, service: s, tx: tx, zones: ZonesOf(tx)}
 	p.lookAround()
 	for _, c := range constraints {
-		if c.asks == nil || c.asks(&p) {
+		if c.asks == nil || c.asks(p) {
 			p.asked = append(p.asked, c)
 		}
 	}
+	return p
+}
+
+// removes is the number, among those that are asked, of the first constraint that removes a host; -1 if it fits.
+func (p *placing) removes(h *host.Host) int {
+	p.loaded, p.short = false, shortage{}
+	return slices.IndexFunc(p.asked, func(c constraint) bool { return !c.keep(p, h) })
+}
+
+// place chooses a host for a demand, and explains it; nil if none fits. It reads no server.
+func (s *Service) place(tx *state.Tx, d demand) (*host.Host, *operation.Why) {
+	p := s.search(tx, d)
+	p.dice = newDice(tx)
 	all := host.Table().Len(tx)
 	if step := all / enough; step > 1 && d.host.IsZero() {
 		chosen, why := p.among(func(yield func(*host.Host) bool) {
@@ -223,14 +236,9 @@ func (p *placing) among(hosts iter.Seq[*host.Host]) (*host.Host, *operation.Why)
 	var chosen *host.Host
 	var top []operation.Score
 	ties, furthest := 0, -1
-hosts:
 	for h := range hosts {
 		why.Looked++
-		p.loaded, p.short = false, shortage{}
-		for n, c := range p.asked {
-			if c.keep(p, h) {
-				continue
-			}
+		if n := p.removes(h); n >= 0 {
 			r := &removed[n]
 			r.Count++
 			if len(r.Examples) < examples {
@@ -238,9 +246,9 @@ hosts:
 			}
 			if n > furthest {
 				furthest = n
-				why.Nearest = nearest(c.name, p.short.String())
+				why.Nearest = nearest(p.asked[n].name, p.short.String())
 			}
-			continue hosts
+			continue
 		}
 		score := p.score(h)
 		switch {
