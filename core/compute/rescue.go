@@ -50,6 +50,10 @@ func (s *Service) rescueTask() reconcile.Task {
 			switch o := e.After.(type) {
 			case *host.Host:
 				return []resource.ID{e.ID}
+			case *Migration:
+				if o.Task == Evacuating && o.State.Over() {
+					return []resource.ID{o.From} // there is room for one more at once
+				}
 			case *Server:
 				if o.Keep.Elsewhere && !o.HostID.IsZero() {
 					return []resource.ID{o.HostID}
@@ -80,8 +84,8 @@ func (s *Service) rescue(ctx context.Context, id resource.ID) (reconcile.Next, e
 		return again, nil
 	}
 	free := host.KeepingOf(tx).AtOnce - underWay(tx, Evacuating)
-	for n, srv := range waiting {
-		if free <= 0 || n == rescueLooks {
+	for _, srv := range turn(waiting, s.State.Now()) {
+		if free <= 0 {
 			return again, nil
 		}
 		switch left, err := s.rescueOne(ctx, srv.ID, id); {
@@ -92,6 +96,19 @@ func (s *Service) rescue(ctx context.Context, id resource.ID) (reconcile.Next, e
 		}
 	}
 	return again, nil
+}
+
+// turn chooses those that one step looks at: of very many the first, and others with each step, so that
+// those before them for which there is no room keep nobody waiting for ever.
+func turn(waiting []*Server, now time.Time) []*Server {
+	const first = rescueLooks / 2
+	if len(waiting) <= rescueLooks {
+		return waiting
+	}
+	rest := waiting[first:]
+	turns := (len(rest) + rescueLooks - first - 1) / (rescueLooks - first)
+	from := int(now.Unix()/int64(rescueEvery/time.Second)%int64(turns)) * (rescueLooks - first)
+	return slices.Concat(waiting[:first], rest[from:min(len(rest), from+rescueLooks-first)])
 }
 
 // waitingOn lists the servers of a host that are to be started elsewhere, in that order.
