@@ -46,10 +46,7 @@ func (w *world) newClient() (*client, error) {
 		return nil, err
 	}
 	if w.level() == 0 {
-		if _, err := (&host.Service{State: w.control.state}).SetKeeping(admin, func(k *host.Keeping) { k.Leases = true }); err != nil {
-			return nil, err
-		}
-		if err := c.seats(); err != nil {
+		if err := c.newest(); err != nil {
 			return nil, err
 		}
 	}
@@ -74,9 +71,12 @@ func (w *world) newClient() (*client, error) {
 	return c, nil
 }
 
-// seats makes what the newest level has: a custom resource, and a flavor that needs it.
-func (c *client) seats() error {
+// newest makes what the newest level has: leases that count, a custom resource, and a flavor that needs it.
+func (c *client) newest() error {
 	admin := identity.Internal(c.w.ctx)
+	if _, err := (&host.Service{State: c.w.control.state}).SetKeeping(admin, func(k *host.Keeping) { k.Leases = true }); err != nil {
+		return fmt.Errorf("let leases count: %w", err)
+	}
 	if _, err := (&host.Service{State: c.w.control.state}).CreateClass(admin, seat); err != nil && !fault.Is(err, fault.Exists) {
 		return fmt.Errorf("make a resource class: %w", err)
 	}
@@ -93,7 +93,7 @@ func (c *client) finalise() (string, error) {
 	if _, _, err := state.Finalise(identity.Internal(c.w.ctx), c.w.control.state, "simulated", func(*state.Tx, int) error { return nil }); err != nil {
 		return "finalise", err
 	}
-	return "finalise", c.seats()
+	return "finalise", c.newest()
 }
 
 func (c *client) addNetwork(p *project) error {

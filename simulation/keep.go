@@ -244,6 +244,9 @@ func (w *world) unkept(tx *state.Tx) string {
 			continue
 		}
 		h, _ := host.Table().PeekOne(tx, n.id)
+		if !h.Dead() && !host.KeepingOf(tx).Leases && h.Fencing.Driver == "" {
+			continue // nobody could know: the operator has not come to that since the upgrade
+		}
 		if !h.Dead() {
 			return fmt.Sprintf("host %s is dead, and nobody knows it", n.name)
 		}
