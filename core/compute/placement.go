@@ -188,7 +188,7 @@ const (
 
 // enough hosts are looked at for one decision when there are many more: every so-manieth, from a random one on. The best of
 // them is about as good as the best of all, and a decision takes no longer with thousands. Only when none of them fits, all are looked at.
-const enough = 500
+const enough = 250
 
 // search makes ready to look at hosts.
 func (s *Service) search(tx *state.Tx, d demand) *placing {
