@@ -97,6 +97,7 @@ flood:	mov si, offset line
 	call puts
 	call poll
 	jz flood
+	call putc			# as every character: who sent it may have come too late for the flood
 	jmp loop
 
 poll:	mov dx, 0x3fd			# a character, and not zero, if there is one
