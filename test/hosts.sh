@@ -1,0 +1,111 @@
+# Machines on one switch, for the scripts beside this file that need several: each is a network namespace with an address of
+# its own, and what runs on it has its own directory. Source it with these set: tag (begins the namespaces' names), net (the
+# first three bytes of every address), dir (where all of it is kept), prefix (of what agents make in the kernel; five letters
+# at most), pool, unkai. Machines are called c1, c2, … (controllers, at .1, .2, …), a1, a2, … (hosts, at .11, .12, …),
+# and out, where clients are.
+
+ns() { echo "$tag-$1"; }
+inside() { local in=$1; shift; exec nsenter --net="/run/netns/$(ns "$in")" "$@"; }
+at() {
+	case $1 in
+	c*) echo "$net.${1#c}" ;;
+	a*) echo "$net.$((10 + ${1#a}))" ;;
+	out) echo "$net.254" ;;
+	esac
+}
+url() { echo "http://$(at "$1"):8700"; }
+
+# wire makes machines.
+wire() {
+	ip netns add "$(ns sw)"
+	ip -n "$(ns sw)" link add name sw type bridge
+	ip -n "$(ns sw)" link set sw up
+	local m
+	for m in "$@"; do
+		ip netns add "$(ns "$m")"
+		ip link add up0 netns "$(ns "$m")" type veth peer name "$m" netns "$(ns sw)"
+		ip -n "$(ns sw)" link set "$m" master sw up
+		ip -n "$(ns "$m")" addr add "$(at "$m")/24" dev up0
+		ip -n "$(ns "$m")" link set up0 up
+		ip -n "$(ns "$m")" link set lo up
+	done
+}
+unwire() {
+	local n
+	for n in $(ip netns list | awk '{print $1}' | grep "^$tag-" || true); do ip netns del "$n"; done
+}
+
+# launch runs a controller or an agent, which goes on when this script has ended. Options come after its name.
+launch() {
+	local m=$1; shift
+	: >"$dir/$m.out"
+	case $m in
+	c*) set -- controller --name "$m" --data "$dir/$m" --address "$(at "$m")" --listen "$(at "$m"):8700" --insecure-plain-http \
+		--hosts "$(at "$m"):8702" --peers "$(at "$m"):8703" --pool "$pool" "$@" ;;
+	a*) set -- agent --name "$m" --data "$dir/$m" --join "https://$(at c1):8702" --prefix "$prefix${m#a}" --pool "$pool" "$@" ;;
+	esac
+	(inside "$m" setsid "$unkai" "$@") </dev/null >"$dir/$m.out" 2>>"$dir/$m.log" &
+	echo $! >"$dir/$m.pid"
+}
+# ready waits until what was launched serves; it fails when that ends first, or takes too long.
+ready() {
+	local n
+	for n in $(seq "${2:-600}"); do
+		grep -q '^ready' "$dir/$1.out" && return
+		[ -e "/proc/$(cat "$dir/$1.pid")" ] || break
+		sleep 0.1
+	done
+	tail -n 5 "$dir/$1.log" >&2
+	return 1
+}
+# alive prints the process of a machine, if it runs.
+alive() (
+	local pid
+	exec 2>/dev/null # who has ended between two looks is no error
+	pid=$(cat "$dir/$1.pid" 2>/dev/null) && tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -qxF "$dir/$1" && echo "$pid"
+)
+# halt sends it a signal, and waits for its end.
+halt() {
+	local pid
+	pid=$(alive "$1") || return 0
+	kill "-${2:-TERM}" "$pid"
+	for _ in $(seq 300); do
+		[ -e "/proc/$pid" ] && [ "$(cut -d' ' -f3 "/proc/$pid/stat" 2>/dev/null)" != Z ] || return 0
+		sleep 0.05
+	done
+	return 1
+}
+# clear_agent takes away what an agent made on its machine: guests and networks.
+clear_agent() {
+	[ -e "$dir/$1" ] || return 0
+	(inside "$1" "$unkai" down --data "$dir/$1" --prefix "$prefix${1#a}" --pool "$pool")
+}
+
+token() { "$unkai" controller token --data "$dir/$1" --for "$2" | tail -n 1; }
+status() { "$unkai" status --data "$dir/$1" --json; }
+# led_by names the controller that leads.
+led_by() {
+	local m
+	for m in "$@"; do status "$m" 2>/dev/null | jq -e .Leads >/dev/null && { echo "$m"; return; }; done
+	return 1
+}
+# login gets a token of the cloud's administrator from a controller.
+login() {
+	local body
+	body='{"auth":{"identity":{"methods":["password"],"password":{"user":{"name":"admin","domain":{"id":"default"},"password":"'$(jq -r .Admin "$dir/$1/secrets.json")'"}}},
+	"scope":{"project":{"name":"admin","domain":{"id":"default"}}}}}'
+	(inside out curl -sS --max-time 20 -D - -o /dev/null -H 'Content-Type: application/json' "$(url "$1")/identity/v3/auth/tokens" -d "$body") |
+		tr -d '\r' | sed -n 's/^[Xx]-[Ss]ubject-[Tt]oken: //p'
+}
+# ask MACHINE METHOD PATH [CURL-OPTION…] asks one controller, as who has the token in $auth.
+ask() {
+	local m=$1 method=$2 path=$3; shift 3
+	(inside out curl -sS --max-time 30 -X "$method" -H "X-Auth-Token: $auth" -H 'Content-Type: application/json' "$(url "$m")$path" "$@")
+}
+# image makes a public image of a file, through one controller.
+image() {
+	local m=$1 name=$2 file=$3 format=$4 id
+	id=$(ask "$m" POST /image/v2/images -d '{"name":"'"$name"'","disk_format":"'"$format"'","container_format":"bare","visibility":"public"}' | jq -r .id)
+	(inside out curl -sS -f --max-time 120 -T "$file" -H "X-Auth-Token: $auth" -H 'Content-Type: application/octet-stream' "$(url "$m")/image/v2/images/$id/file") || return
+	echo "$id"
+}
