@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -13,6 +14,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"log/slog"
 	"net"
@@ -22,6 +24,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -149,7 +152,7 @@ func decodeAnswer(res *http.Response, v any) error {
 	return json.Unmarshal(body, v)
 }
 
-// Remote is a Link to a cloud's controllers over mutual TLS: to the one that leads, once that is found.
+// Remote is a Link to a cloud's controllers over mutual TLS: to any that knows what is wanted now.
 type Remote struct {
 	Identity *Identity
 	Hello    func(context.Context) (host.Hello, error)
@@ -161,6 +164,7 @@ type Remote struct {
 
 	mu   sync.Mutex
 	url  string           // of the controller that is asked now; guarded by mu
+	home time.Time        // when the one is tried again that comes first; guarded by mu
 	cert *tls.Certificate // guarded by mu
 }
 
@@ -171,22 +175,51 @@ func (r *Remote) at() string {
 	return r.url
 }
 
-// elsewhere has the next request go to another controller: to the leader if the one that failed has named it, and else to the next
-// that is known. failed is where it was sent.
-func (r *Remote) elsewhere(failed, leader string) {
+// elsewhere has the next request go to the next controller that is known. failed is where it was sent.
+func (r *Remote) elsewhere(failed string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.url != failed {
 		return // another request has found that out
 	}
-	all := r.Identity.Controllers
-	switch at := slices.Index(all, failed); {
-	case slices.Contains(all, leader):
-		r.url = leader
-	case len(all) > 0:
-		r.url = all[(at+1)%len(all)]
+	if order := r.order(); len(order) > 0 {
+		r.url = order[(slices.Index(order, failed)+1)%len(order)]
 	}
 }
+
+// order is the controllers in the order in which this host takes them. Each host has its own, so that many are spread over
+// them, and those of one that is lost over the others. The caller holds mu.
+func (r *Remote) order() []string {
+	rank := func(url string) uint64 {
+		h := fnv.New64a()
+		h.Write(r.Identity.Host[:])
+		io.WriteString(h, url)
+		return h.Sum64()
+	}
+	return slices.SortedFunc(slices.Values(r.Identity.Controllers), func(a, b string) int { return cmp.Compare(rank(a), rank(b)) })
+}
+
+// goHome has the next session be with the controller that this host takes first, if that has not been tried for a while.
+func (r *Remote) goHome(now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if order := r.order(); len(order) > 0 && !now.Before(r.home) {
+		r.url, r.home = order[0], now.Add(homeAgain+time.Duration(r.Identity.Host[15])*homeAgain/256)
+	}
+}
+
+// away is how long the present session may last, if it is not where this host belongs; 0: for ever.
+func (r *Remote) away(now time.Time) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if order := r.order(); len(order) == 0 || order[0] == r.url {
+		return 0
+	}
+	return max(r.home.Sub(now), time.Second)
+}
+
+// homeAgain is how long a host at least stays away from the controller that it takes first, once that did not answer.
+const homeAgain = 5 * time.Minute
 
 // learn takes in where the controllers are, and keeps it for when none of those that are known is left.
 func (r *Remote) learn(controllers []string) error {
@@ -311,12 +344,12 @@ func (r *Remote) do(ctx context.Context, method, path string, v any) (*http.Resp
 	res, err := r.client.Do(req)
 	if err != nil {
 		if ctx.Err() == nil {
-			r.elsewhere(at, "")
+			r.elsewhere(at)
 		}
 		return nil, err
 	}
-	if res.StatusCode == http.StatusMisdirectedRequest {
-		r.elsewhere(at, res.Header.Get(host.LeaderHeader))
+	if res.StatusCode == http.StatusMisdirectedRequest || res.StatusCode == http.StatusServiceUnavailable && path == "session" {
+		r.elsewhere(at) // it cannot say what is wanted now
 	}
 	if res.StatusCode >= 300 {
 		defer res.Body.Close()
@@ -367,6 +400,7 @@ func (r *Remote) Connect(ctx context.Context) (Session, error) {
 		return nil, err
 	}
 	hello.Differences = true
+	r.goHome(time.Now())
 	ctx, cancel := context.WithCancel(ctx)
 	res, err := r.do(ctx, http.MethodPost, "session", hello)
 	if err != nil {
@@ -375,8 +409,22 @@ func (r *Remote) Connect(ctx context.Context) (Session, error) {
 	}
 	s := &remoteSession{remote: r, ctx: ctx, cancel: cancel, body: res.Body, lines: bufio.NewReaderSize(res.Body, 64<<10)}
 	s.silence = time.AfterFunc(host.Expect, cancel)
+	s.belong()
 	slog.InfoContext(ctx, "connected to the controller", "url", r.at())
 	return s, nil
+}
+
+// belong has the session end in time if another controller is this host's own.
+func (s *remoteSession) belong() {
+	wait := s.remote.away(time.Now())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.leave != nil {
+		s.leave.Stop()
+	}
+	if wait > 0 {
+		s.leave = time.AfterFunc(wait, func() { s.left.Store(true); s.cancel() })
+	}
 }
 
 // remoteSession reads a session's lines. It ends when the controller is silent for too long.
@@ -387,11 +435,18 @@ type remoteSession struct {
 	body    io.ReadCloser
 	lines   *bufio.Reader
 	silence *time.Timer
+	left    atomic.Bool // to another controller
+
+	mu    sync.Mutex
+	leave *time.Timer // to where the host belongs; nil: it stays; guarded by mu
 }
 
 func (s *remoteSession) Next(ctx context.Context) (*host.Delivery, error) {
 	for {
 		line, err := s.lines.ReadBytes('\n')
+		if err != nil && s.left.Load() {
+			return nil, io.EOF
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -404,6 +459,7 @@ func (s *remoteSession) Next(ctx context.Context) (*host.Delivery, error) {
 			if err := s.remote.learn(m.Controllers); err != nil {
 				slog.WarnContext(ctx, "a new controller may not be found again", "err", err)
 			}
+			s.belong()
 		}
 		if m.Call != nil {
 			go s.remote.answer(s.ctx, *m.Call) // ends with the call, or with the session's context
@@ -416,6 +472,11 @@ func (s *remoteSession) Next(ctx context.Context) (*host.Delivery, error) {
 
 func (s *remoteSession) Close() error {
 	s.silence.Stop()
+	s.mu.Lock()
+	if s.leave != nil {
+		s.leave.Stop()
+	}
+	s.mu.Unlock()
 	s.cancel()
 	return s.body.Close()
 }
@@ -446,7 +507,7 @@ func (r *Remote) connect(ctx context.Context, call host.Call) error {
 		ours = conn
 	}
 	defer ours.Close()
-	address := strings.TrimPrefix(r.at(), "https://")
+	address := strings.TrimPrefix(cmp.Or(call.At, r.at()), "https://")
 	conn, err := (&tls.Dialer{Config: r.tls}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return err

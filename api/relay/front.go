@@ -147,7 +147,7 @@ func (f *Front) pass(w http.ResponseWriter, r *http.Request) {
 	if patience == 0 {
 		patience = 10 * time.Second
 	}
-	again, err := rewind(r)
+	again, err := rewind(w, r)
 	if err != nil {
 		refuse(w, http.StatusBadRequest, "The request's body could not be read.")
 		return
@@ -188,14 +188,14 @@ func (f *Front) pass(w http.ResponseWriter, r *http.Request) {
 const keptBody = 1 << 20
 
 // rewind makes a request repeatable, and answers what rewinds it; nil if it is too large for that.
-func rewind(r *http.Request) (func(), error) {
+func rewind(w http.ResponseWriter, r *http.Request) (func(), error) {
 	if r.Body == nil || r.Body == http.NoBody {
 		return func() {}, nil
 	}
 	if r.ContentLength < 0 || r.ContentLength > keptBody {
 		return nil, nil
 	}
-	body, err := wire.Body(r, keptBody)
+	body, err := wire.BodyWithin(w, r, keptBody, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -204,9 +204,9 @@ func rewind(r *http.Request) (func(), error) {
 	return set, nil
 }
 
-// repeatable requests have one effect however often they are made. EC2's GET may be anything.
+// repeatable requests have one effect however often they are made. EC2's GET may be anything, and operators' requests have no keys.
 func (f *Front) repeatable(r *http.Request) bool {
-	return f.reads(r) || r.Header.Get(wire.OnceHeader) != "" && r.Method != http.MethodGet
+	return f.reads(r) || r.Header.Get(wire.OnceHeader) != "" && r.Method != http.MethodGet && !f.Operators
 }
 
 func (f *Front) reads(r *http.Request) bool {
@@ -214,6 +214,18 @@ func (f *Front) reads(r *http.Request) bool {
 		return f.Reads(r)
 	}
 	return reads(r)
+}
+
+// sentOnce keeps a transport from sending a request again by itself, as it would one that says GET, and EC2's GET may be anything.
+type sentOnce struct{ http.RoundTripper }
+
+func (t sentOnce) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body == nil {
+		// A transport repeats what it could rewind, and does not know how to rewind this. Nothing of it is sent.
+		r = r.Clone(r.Context())
+		r.Body = io.NopCloser(bytes.NewReader(nil))
+	}
+	return t.RoundTripper.RoundTrip(r)
 }
 
 func dialing(err error) bool {
@@ -255,8 +267,12 @@ func (f *Front) attempt(w http.ResponseWriter, r *http.Request, link string) (fa
 			}
 		}
 	}()
+	transport := f.Transport
+	if !f.repeatable(r) {
+		transport = sentOnce{transport}
+	}
 	proxy := &httputil.ReverseProxy{
-		Transport:     f.Transport,
+		Transport:     transport,
 		FlushInterval: -1,
 		ErrorLog:      slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 		Rewrite: func(p *httputil.ProxyRequest) {

@@ -7,6 +7,10 @@
 //	ANY  /controller/v1/operate/{path…}   an operator's, from a controller's own machine; likewise
 //	GET  /controller/v1/blobs/{id}        an image's bytes
 //	POST /controller/v1/blobs/{id}/fetch  {"from": link}: take them over from there
+//	POST /controller/v1/host-join         host.JoinRequest -> host.JoinAnswer
+//	POST /controller/v1/hosts/{id}/{what} arrive (host.Hello), observe ([host.Observation, …]) or call (host.Call)
+//	POST /controller/v1/heard             which hosts have their sessions with the caller
+//	GET  /controller/v1/health            Health
 //
 // It decides nothing: who leads is the engine's to say, and what a request does is the dialects'.
 package relay
@@ -46,6 +50,7 @@ type JoinAnswer struct {
 	Authority   []byte            // PEM
 	Members     map[string]string // of the engine: name to address, the caller's among them
 	Secrets     []byte            // the first accounts, as each controller's directory holds them
+	Revoked     []byte            // the authority's list of certificates that are worth nothing any more (DER)
 }
 
 // Headers of a relayed request: who asked, and how, as the first controller saw it.
@@ -56,8 +61,9 @@ const (
 )
 
 const (
-	prefix  = "/controller/v1/"
-	maxBody = 1 << 20
+	prefix    = "/controller/v1/"
+	maxBody   = 1 << 20
+	maxReport = 32 << 20
 )
 
 // A Server answers other controllers.
@@ -67,8 +73,12 @@ type Server struct {
 	Clients   http.Handler // answers clients, when this controller leads
 	Operators http.Handler // and operators
 	Blobs     Store
-	// Join lets a machine's part of the engine in and answers its members, and what else it needs.
-	Join func(ctx context.Context, name, url string) (members map[string]string, secrets []byte, err error)
+	Hub       *host.Hub
+	// Call tells a host, which has its session here, of a call that another controller waits for.
+	Call   func(ctx context.Context, id resource.ID, call host.Call) error
+	Health func() Health
+	// Join lets a machine's part of the engine in and answers all that it needs but its certificate.
+	Join func(ctx context.Context, name, url string) (*JoinAnswer, error)
 	Now  func() time.Time
 }
 
@@ -88,7 +98,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case path == "join" && r.Method == http.MethodPost:
 		answer(w, r, s.join(w, r))
 	default:
-		if err := known(r); err != nil {
+		if err := s.known(r); err != nil {
 			answer(w, r, err)
 			return
 		}
@@ -102,12 +112,41 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// known lets controllers through, and nobody else that the authority has signed.
-func known(r *http.Request) error {
+// known lets controllers through, and nobody else that the authority has signed, nor one that was dismissed.
+func (s *Server) known(r *http.Request) error {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
 		return fault.Errorf(fault.Unauthorized, "A controller's certificate is needed.")
 	}
-	return host.IsController(r.TLS.VerifiedChains[0][0])
+	cert := r.TLS.VerifiedChains[0][0]
+	if err := host.IsController(cert); err != nil {
+		return err
+	}
+	return host.Revoked(s.State.Latest(), cert)
+}
+
+// statuses are how faults travel between controllers; any other kind is a bad request.
+var statuses = map[fault.Kind]int{
+	fault.Unauthorized: http.StatusUnauthorized,
+	fault.NotFound:     http.StatusNotFound,
+	fault.Unavailable:  http.StatusServiceUnavailable,
+	fault.Conflict:     http.StatusConflict,
+	fault.Exists:       http.StatusUnprocessableEntity,
+}
+
+func kindOf(status int) fault.Kind {
+	for kind, s := range statuses {
+		if s == status {
+			return kind
+		}
+	}
+	if status >= 500 {
+		return fault.Unavailable
+	}
+	return fault.Invalid
+}
+
+func unanswered(link string, err error) error {
+	return fault.Errorf(fault.Unavailable, "The controller at %s does not answer: %s.", link, err)
 }
 
 func answer(w http.ResponseWriter, r *http.Request, err error) {
@@ -116,16 +155,9 @@ func answer(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	status, text := http.StatusInternalServerError, "internal error"
 	if f := fault.From(err); f != nil {
-		text = f.Message
-		switch f.Kind {
-		case fault.Unauthorized:
-			status = http.StatusUnauthorized
-		case fault.NotFound:
-			status = http.StatusNotFound
-		case fault.Unavailable:
-			status = http.StatusServiceUnavailable
-		default:
-			status = http.StatusBadRequest
+		status, text = http.StatusBadRequest, f.Message
+		if s, ok := statuses[f.Kind]; ok {
+			status = s
 		}
 	} else if !errors.Is(err, context.Canceled) {
 		slog.ErrorContext(r.Context(), "another controller's request failed", "path", r.URL.Path, "err", err)
@@ -133,8 +165,8 @@ func answer(w http.ResponseWriter, r *http.Request, err error) {
 	http.Error(w, text, status)
 }
 
-func decode(r *http.Request, v any) error {
-	body, err := wire.Body(r, maxBody)
+func decode(w http.ResponseWriter, r *http.Request, v any) error {
+	body, err := wire.BodyWithin(w, r, maxBody, 0)
 	if err != nil {
 		return err
 	}
@@ -146,7 +178,7 @@ func decode(r *http.Request, v any) error {
 
 func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 	var req JoinRequest
-	if err := decode(r, &req); err != nil {
+	if err := decode(w, r, &req); err != nil {
 		return err
 	}
 	if req.Member == "" || req.URL == "" || len(req.Names) == 0 {
@@ -156,29 +188,36 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 		return state.NotLeading()
 	}
 	ctx := identity.Internal(r.Context())
-	cert, err := s.Authority.JoinController(ctx, req.Token, req.Request, s.Now(), req.Names...)
+	cert, err := s.Authority.JoinController(ctx, req.Token, req.Request, s.Now(), req.Member, req.URL, req.Names...)
 	if err != nil {
 		return err
 	}
-	members, secrets, err := s.Join(ctx, req.Member, req.URL)
+	answer, err := s.Join(ctx, req.Member, req.URL)
 	if err != nil {
 		return err
 	}
+	answer.Certificate, answer.Authority = cert, s.Authority.PEM()
 	slog.InfoContext(ctx, "a controller joined", "name", req.Member, "from", r.RemoteAddr)
-	return wire.WriteJSON(w, http.StatusOK, JoinAnswer{Certificate: cert, Authority: s.Authority.PEM(), Members: members, Secrets: secrets})
+	return wire.WriteJSON(w, http.StatusOK, answer)
 }
 
 func (s *Server) others(w http.ResponseWriter, r *http.Request, path string) error {
 	if path == "present" && r.Method == http.MethodPost {
 		var is host.Controller
-		if err := decode(r, &is); err != nil {
+		if err := decode(w, r, &is); err != nil {
 			return err
 		}
-		if err := host.Present(identity.Internal(r.Context()), s.State, is); err != nil {
+		if err := host.Present(identity.Internal(r.Context()), s.State, is, r.TLS.VerifiedChains[0][0]); err != nil {
 			return err
 		}
 		w.WriteHeader(http.StatusNoContent)
 		return nil
+	}
+	if path == "health" && r.Method == http.MethodGet {
+		return wire.WriteJSON(w, http.StatusOK, s.Health())
+	}
+	if (path == "host-join" || path == "heard" || strings.HasPrefix(path, "hosts/")) && r.Method == http.MethodPost {
+		return s.serveHosts(w, r, path)
 	}
 	name, fetch := strings.CutSuffix(strings.TrimPrefix(path, "blobs/"), "/fetch")
 	id, err := resource.ParseID(name)
@@ -188,7 +227,7 @@ func (s *Server) others(w http.ResponseWriter, r *http.Request, path string) err
 	switch {
 	case fetch && r.Method == http.MethodPost:
 		var from struct{ From string }
-		if err := decode(r, &from); err != nil {
+		if err := decode(w, r, &from); err != nil {
 			return err
 		}
 		if err := s.Blobs.Fetch(r.Context(), id, from.From); err != nil {

@@ -92,7 +92,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 		}
 	}()
 	if m == nil {
-		c.state, err = state.Open(ctx, engine, state.Options{})
+		c.state, err = state.Open(ctx, engine, state.Options{Now: wallClock()})
 	} else {
 		err = c.openShare(ctx, engine, m, start)
 	}
@@ -132,7 +132,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 	expirers[image.Table().Kind()] = c.image.Expire
 	c.reaper = &operation.Reaper{State: c.state, Now: c.state.Now, Expirers: expirers}
 	if c.cluster != nil {
-		c.hosts.Leads, c.hosts.Leader = c.state.Leads, c.cluster.leader
+		c.hosts.Others = c.cluster.hosts
 	}
 	close(c.built)
 	return c, nil
@@ -141,7 +141,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 // openShare opens this controller's share of a state that several keep, and returns when there is something to begin with: it
 // leads, or it has what another made.
 func (c *cloud) openShare(ctx context.Context, engine *etcd.Engine, m *membership, start func(string, func(context.Context) error)) (err error) {
-	if c.state, err = state.OpenFollower(ctx, engine, state.Options{}); err != nil {
+	if c.state, err = state.OpenFollower(ctx, engine, state.Options{Now: wallClock()}); err != nil {
 		return err
 	}
 	if c.cluster, err = newCluster(c, m, engine); err != nil {
@@ -248,7 +248,7 @@ func (c *cloud) lead(ctx context.Context) {
 		return
 	}
 	if c.cluster != nil { // the one that led before may have died in the middle of it
-		if err := c.furnish(ctx); err != nil && ctx.Err() == nil {
+		if err := errors.Join(c.furnish(ctx), host.Led(identity.Internal(ctx), c.state, c.cluster.Name)); err != nil && ctx.Err() == nil {
 			slog.ErrorContext(ctx, "could not furnish the cloud", "err", err)
 		}
 	}
@@ -260,7 +260,6 @@ func (c *cloud) lead(ctx context.Context) {
 	wg.Go(func() { c.sweep(ctx) })
 	wg.Go(func() { c.countOperations(ctx) })
 	wg.Wait()
-	c.hub.EndAll() // the hosts look for the one that leads now
 }
 
 // sweepImages lets bytes go, on a controller that may not lead, that no image has any more.

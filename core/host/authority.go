@@ -198,23 +198,24 @@ func TokenTrusts(token string, certificate []byte) bool {
 
 // Join uses a token up and signs a machine's certificate request (DER). The certificate
 // names the new host's ID.
-func (a *Authority) Join(ctx context.Context, token string, request []byte, now time.Time) (id resource.ID, certificate []byte, err error) {
+func (a *Authority) Join(ctx context.Context, token string, request []byte, now time.Time) (JoinAnswer, error) {
 	csr, err := x509.ParseCertificateRequest(request)
 	if err != nil || csr.CheckSignature() != nil {
-		return id, nil, fault.Errorf(fault.Invalid, "The certificate request is not valid.")
+		return JoinAnswer{}, fault.Errorf(fault.Invalid, "The certificate request is not valid.")
 	}
+	answer := JoinAnswer{Authority: a.PEM()}
 	err = a.State.Update(ctx, func(tx *state.Tx) error {
 		if err := spend(tx, token, ForHosts); err != nil {
 			return err
 		}
-		id = tx.NewID()
-		return newcomers.Put(tx, &newcomer{resource.Meta{ID: id}})
+		answer.Host = tx.NewID()
+		return newcomers.Put(tx, &newcomer{resource.Meta{ID: answer.Host}})
 	})
 	if err != nil {
-		return id, nil, err
+		return JoinAnswer{}, err
 	}
-	certificate, err = a.SignHost(id, csr, now)
-	return id, certificate, err
+	answer.Certificate, err = a.SignHost(answer.Host, csr, now)
+	return answer, err
 }
 
 // spend uses a token up.

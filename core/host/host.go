@@ -177,6 +177,18 @@ func ahead(m Mark) error {
 	return fault.Errorf(fault.Conflict, "The host was told of a newer state, at %v. Was a backup restored? `unkai controller restored` says so to the hosts.", m)
 }
 
+// Expected reports whether all that a host says of itself is known already: then it may be sent what it is to make real without
+// asking the controller that leads.
+func Expected(tx *state.Tx, id resource.ID, hello Hello) bool {
+	h, ok := hosts.PeekOne(tx, id)
+	return ok && !MarkOf(tx).Before(hello.Mark) && !news(h, hello)
+}
+
+func news(h *Host, hello Hello) bool {
+	return !h.Up() || h.Capacity != hello.Capacity || h.Address != hello.Address || h.Version != hello.Version ||
+		!slices.Equal(h.Physical, hello.Physical) || h.Ahead != (Mark{})
+}
+
 // note writes down what a host says of itself.
 func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 	h, ok := hosts.Find(tx, id)
@@ -198,8 +210,7 @@ func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 		if h.Zone == "" {
 			h.Zone = DefaultZone
 		}
-	} else if h.Up() && h.Capacity == hello.Capacity && h.Address == hello.Address && h.Version == hello.Version &&
-		slices.Equal(h.Physical, hello.Physical) && h.Ahead == (Mark{}) {
+	} else if !news(h, hello) {
 		return false, nil
 	}
 	h.Capacity, h.Address, h.Version, h.Physical = hello.Capacity, hello.Address, hello.Version, hello.Physical

@@ -79,13 +79,15 @@ type Hub struct {
 
 	watch *state.Watcher
 
-	mu       sync.Mutex
-	sessions map[resource.ID]*Session // guarded by mu
+	mu        sync.Mutex
+	sessions  map[resource.ID]*Session // guarded by mu
+	elsewhere map[string]presence      // of the other controllers; guarded by mu
+	moved     chan struct{}            // holds one element when a session began or ended
 }
 
 // NewHub makes a hub. Call Pump or Run to keep it following the changes.
 func NewHub(s *state.State, sources ...Source) *Hub {
-	return &Hub{State: s, Sources: sources, watch: s.Watch(s.Latest().Revision()), sessions: map[resource.ID]*Session{}}
+	return &Hub{State: s, Sources: sources, watch: s.Watch(s.Latest().Revision()), sessions: map[resource.ID]*Session{}, moved: make(chan struct{}, 1)}
 }
 
 // A Session is the conversation with one connected host.
@@ -120,6 +122,7 @@ func (h *Hub) Connect(host resource.ID) *Session {
 	old := h.sessions[host]
 	h.sessions[host] = s
 	h.mu.Unlock()
+	h.hasMoved()
 	if old != nil {
 		old.end()
 	}
@@ -142,10 +145,11 @@ func (s *Session) Close() {
 	defer s.hub.mu.Unlock()
 	if s.hub.sessions[s.host] == s {
 		delete(s.hub.sessions, s.host)
+		s.hub.hasMoved()
 	}
 }
 
-// EndAll ends every session: the hosts connect again, where they find the controller that leads.
+// EndAll ends every session: the hosts connect again, to a controller that knows more than this one.
 func (h *Hub) EndAll() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -9,8 +9,8 @@ import (
 	"github.com/unkai-cloud/unkai/base/state"
 )
 
-// Liveness marks hosts as lost that have had no session for as long as Expect. When a
-// host was last heard is no state: a new controller gives every host that long again.
+// Liveness marks hosts as lost that have had no session with any controller for as long as Expect. When a
+// host was last heard is no state: a controller that leads anew gives every host that long again.
 func (h *Hub) Liveness(now func() time.Time) reconcile.Task {
 	silent := map[resource.ID]time.Time{} // since when; steps for one host never overlap, but those of two may
 	return reconcile.Task{
@@ -25,7 +25,7 @@ func (h *Hub) Liveness(now func() time.Time) reconcile.Task {
 		Step: func(ctx context.Context, id resource.ID) (reconcile.Next, error) {
 			known, ok := hosts.Find(h.State.Latest(), id)
 			h.mu.Lock()
-			connected := h.sessions[id] != nil
+			connected := h.heard(id)
 			if !ok || connected {
 				delete(silent, id)
 			}

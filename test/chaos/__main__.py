@@ -33,9 +33,12 @@ def say(*words):
 
 def until(within, what, ask):
     """Waits until ask answers nothing wrong; how long that took, and what is still wrong."""
-    start = time.monotonic()
+    start, last = time.monotonic(), None
     while True:
         wrong = ask()
+        if wrong and wrong != last:
+            say(what + ":", wrong)
+            last = wrong
         if not wrong or time.monotonic() - start > within:
             if wrong:
                 cloud.broken(f"{what} after {within} s: {wrong}")
@@ -128,7 +131,7 @@ audited = time.monotonic() - stopped + until(max(5, SETTLED_WITHIN - (time.monot
 
 def moving():
     answer = get("/compute/v2.1/servers/detail?all_tenants=1")
-    busy = [s["id"] for s in answer["servers"] if s["OS-EXT-STS:task_state"] or s["status"] in ("BUILD", "UNKNOWN")]
+    busy = [f"{s['id']} {s['status']} {s['OS-EXT-STS:task_state']} {s['OS-EXT-SRV-ATTR:host']}" for s in answer["servers"] if s["OS-EXT-STS:task_state"] or s["status"] in ("BUILD", "UNKNOWN")]
     lost = [h["Name"] for h in json.loads(unkai(lab.controllers[0], "status", "--json").stdout)["Hosts"] if not h["Up"]]
     return busy + lost
 

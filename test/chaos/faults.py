@@ -7,12 +7,10 @@ import subprocess
 import threading
 import time
 
-NFT = {
-    "both": "add table inet chaos; add chain inet chaos in {{ type filter hook input priority -400; }}; add chain inet chaos out {{ type filter hook output priority -400; }};"
-            "add rule inet chaos in ip saddr {{ {peers} }} drop; add rule inet chaos out ip daddr {{ {peers} }} drop",
-    "hears nothing": "add table inet chaos; add chain inet chaos in {{ type filter hook input priority -400; }}; add rule inet chaos in ip saddr {{ {peers} }} drop",
-    "is not heard": "add table inet chaos; add chain inet chaos out {{ type filter hook output priority -400; }}; add rule inet chaos out ip daddr {{ {peers} }} drop",
-}
+IN = "add chain inet chaos in {{ type filter hook input priority -400; }}\nadd rule inet chaos in ip saddr {{ {peers} }} drop\n"
+OUT = "add chain inet chaos out {{ type filter hook output priority -400; }}\nadd rule inet chaos out ip daddr {{ {peers} }} drop\n"
+CUTS = {"hears and says nothing": IN + OUT, "hears nothing": IN, "is not heard": OUT}
+WHOLE = "add table inet chaos\ndelete table inet chaos\n"
 
 
 class Lab:
@@ -177,10 +175,15 @@ class Faults:
         others = [m for m in lab.controllers + lab.hosts if m != who]
         if extra > 0.6:  # only some
             others = [m for n, m in enumerate(others) if (int(extra * 1e6) >> n) & 1] or others[:1]
-        how = list(NFT)[int(extra * 1e4) % 3]
-        lab.on(who, "nft", "-f", "-", input="destroy table inet chaos\n" + NFT[how].format(peers=", ".join(map(lab.address, others))).replace(";add", "\nadd").replace("; add", "\nadd") + "\n", check=True)
+        how = list(CUTS)[int(extra * 1e4) % 3]
+        self.nft(who, WHOLE + "add table inet chaos\n" + CUTS[how].format(peers=", ".join(map(lab.address, others))))
         over.wait(length)
-        lab.on(who, "nft", "destroy", "table", "inet", "chaos", check=True)
+        self.nft(who, WHOLE)
+
+    def nft(self, who, rules):
+        done = self.lab.on(who, "nft", "-f", "-", input=rules)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
 
     def slow(self, who, length, extra, over):
         rate = f"{int(100 + 900 * extra)}kbit"
@@ -219,7 +222,7 @@ class Faults:
     def heal(self):
         lab = self.lab
         for m in lab.controllers + lab.hosts:
-            lab.on(m, "nft", "destroy", "table", "inet", "chaos")
+            self.nft(m, WHOLE)
             lab.on(m, "tc", "qdisc", "del", "dev", "up0", "root")
             lab.signal(m, signal.SIGCONT)
             full = f"{lab.dir}/{m}/full"

@@ -22,6 +22,9 @@ type Member struct {
 	URL    string // where the others reach it: "https://10.0.0.1:8703"
 	// Certificate, key and authority (PEM) for mutual TLS with the others. The files are read again for each connection.
 	CertFile, KeyFile, CAFile string
+	// CRLFile lists certificates that are refused though the authority has signed them (DER); none if "". It is read for each
+	// connection.
+	CRLFile string
 	// Role is the common name in the certificates of members. The authority signs others, too: they are refused.
 	Role string
 	// Of the members that there are: name to URL, with this one. Only for a server that is new, and joins them.
@@ -46,7 +49,7 @@ func (m *Member) apply(c *embed.Config) error {
 	c.Name = m.Name
 	c.AdvertisePeerUrls = []url.URL{*at}
 	c.ListenPeerUrls = []url.URL{{Scheme: "https", Host: m.Listen}}
-	c.PeerTLSInfo = transport.TLSInfo{CertFile: m.CertFile, KeyFile: m.KeyFile, TrustedCAFile: m.CAFile, ClientCertAuth: true,
+	c.PeerTLSInfo = transport.TLSInfo{CertFile: m.CertFile, KeyFile: m.KeyFile, TrustedCAFile: m.CAFile, CRLFile: m.CRLFile, ClientCertAuth: true,
 		AllowedCNs: []string{m.Role}}
 	c.TickMs, c.ElectionMs = uint(memberTick.Milliseconds()), uint(memberElection.Milliseconds())
 	c.SnapshotCatchUpEntries = memberCatchUp
@@ -83,6 +86,15 @@ func (e *Engine) Members(ctx context.Context) ([]MemberInfo, error) {
 		all = append(all, MemberInfo{m.ID, m.Name, strings.Join(m.PeerURLs, ","), m.IsLearner})
 	}
 	return all, nil
+}
+
+// Known lists the members as far as this one has heard: it asks nobody.
+func (e *Engine) Known() []MemberInfo {
+	var all []MemberInfo
+	for _, m := range e.server.etcd.Server.Cluster().Members() {
+		all = append(all, MemberInfo{uint64(m.ID), m.Name, strings.Join(m.PeerURLs, ","), m.IsLearner})
+	}
+	return all
 }
 
 // AddMember lets one more member in, which is then to start with the members that this answers, it among them with the name ""
