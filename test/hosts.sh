@@ -46,6 +46,7 @@ launch() {
 	esac
 	(inside "$m" setsid "$unkai" "$@") </dev/null >"$dir/$m.out" 2>>"$dir/$m.log" &
 	echo $! >"$dir/$m.pid"
+	disown # how it ends is nothing to talk about
 }
 # ready waits until what was launched serves; it fails when that ends first, or takes too long.
 ready() {

@@ -222,9 +222,9 @@ func TestLostAnswer(t *testing.T) {
 	}
 }
 
-// TestOnlyControllers: a host's certificate is of the same authority, and opens nothing here.
-func TestOnlyControllers(t *testing.T) {
-	p := newPair(t)
+// hostRequest is a key, and a request for a certificate of it.
+func hostRequest(t *testing.T) (*ecdsa.PrivateKey, []byte) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -233,6 +233,13 @@ func TestOnlyControllers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return key, der
+}
+
+// TestOnlyControllers: a host's certificate is of the same authority, and opens nothing here.
+func TestOnlyControllers(t *testing.T) {
+	p := newPair(t)
+	key, der := hostRequest(t)
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
 		t.Fatal(err)

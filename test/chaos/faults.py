@@ -84,8 +84,8 @@ class Lab:
                     since[m] = time.monotonic()
                 elif time.monotonic() - since[m] > 1:
                     with open(f"{self.dir}/{m}.log", errors="replace") as f:
-                        last = [line for line in f.read()[-4000:].splitlines() if "etcd:" not in line][-1:]
-                    self.ended.append(f"{m}: {' '.join(last)[:300]}")
+                        last = [line for line in f.read()[-20000:].splitlines() if any(w in line for w in ("no space", "unkai:", "panic", "FATAL", "fatal"))][-1:]
+                    self.ended.append(f"{m} at {time.strftime('%T')}: {' '.join(last)[:300]}")
                     self.start(m)
                     since.pop(m)
             over.wait(0.3)
@@ -96,7 +96,7 @@ class Faults:
 
     def __init__(self, lab, random, seconds, small, say):
         self.lab, self.random, self.small, self.say = lab, random, small, say
-        self.done = collections.Counter()
+        self.done, self.failed = collections.Counter(), []
         self.schedule = []
         at = 3.0
         while True:
@@ -138,8 +138,7 @@ class Faults:
         try:
             self.kinds[kind][0](self, who, length, extra, over)
         except Exception as e:
-            self.say(f"the fault itself failed: {kind} {who}: {e}")
-            raise
+            self.failed.append(f"{kind} {who}: {type(e).__name__} {e}")
 
     def _down(self, who, length, over, before=lambda: None):
         lab = self.lab
