@@ -9,7 +9,10 @@ SEEDS   ?= 1-300
 export CGO_ENABLED := 0
 GO      := go
 
-.PHONY: build up down test check unit sim cloud apart cluster smoke tempest bench guest packages
+MINUTES ?= 15
+SEED    ?=
+
+.PHONY: build up down test check unit sim cloud apart cluster lab lab-down chaos chaos-short smoke tempest bench guest packages
 
 build: bin/unkai
 
@@ -34,7 +37,7 @@ down: build
 # What a contributor runs before every commit that matters, and .ci/run runs too.
 test:
 	@scripts/packages.sh test
-	@$(MAKE) --no-print-directory build check unit sim guest apart cluster cloud smoke
+	@$(MAKE) --no-print-directory build check unit sim guest apart cluster chaos-short cloud smoke
 
 check:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -67,6 +70,20 @@ apart: build
 # Three controllers and a host: the one that leads is killed under load.
 cluster: build
 	test/cluster.sh
+
+# A region on this machine: three controllers and four hosts with real guests. It prints how to use it.
+lab: build
+	@test/lab.sh up
+
+lab-down:
+	@test/lab.sh down
+
+# A lab whose machines are killed, cut off, filled up and told the wrong time while clients use it: make chaos MINUTES=15 SEED=7
+chaos: build
+	@test/chaos.sh $(MINUTES) $(SEED)
+
+chaos-short: build
+	@test/chaos.sh 1.2 $(SEED)
 
 bench: build
 	$(GO) run ./bench

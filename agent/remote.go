@@ -8,13 +8,13 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"log/slog"
 	"net"
@@ -190,13 +190,11 @@ func (r *Remote) elsewhere(failed string) {
 // order is the controllers in the order in which this host takes them. Each host has its own, so that many are spread over
 // them, and those of one that is lost over the others. The caller holds mu.
 func (r *Remote) order() []string {
-	rank := func(url string) uint64 {
-		h := fnv.New64a()
-		h.Write(r.Identity.Host[:])
-		io.WriteString(h, url)
-		return h.Sum64()
+	rank := func(url string) []byte {
+		sum := sha256.Sum256(append(r.Identity.Host[:], url...))
+		return sum[:]
 	}
-	return slices.SortedFunc(slices.Values(r.Identity.Controllers), func(a, b string) int { return cmp.Compare(rank(a), rank(b)) })
+	return slices.SortedFunc(slices.Values(r.Identity.Controllers), func(a, b string) int { return bytes.Compare(rank(a), rank(b)) })
 }
 
 // goHome has the next session be with the controller that this host takes first, if that has not been tried for a while.

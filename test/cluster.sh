@@ -197,7 +197,7 @@ leader=$(leading)
 lost=$(next "$leader")
 kill9 "$lost"
 knock() {
-	(inside "$lost" curl -sS --max-time 10 --cacert "$work/$lost/peer/authority.pem" --cert "$work/$lost/peer/pair.pem" -o /dev/null -w '%{http_code}' "$1") 2>&1 || true
+	(inside "$lost" curl -sS --http1.1 --max-time 10 --cacert "$work/$lost/peer/authority.pem" --cert "$work/$lost/peer/pair.pem" -o /dev/null -w '%{http_code}' "$1") 2>&1 || true
 }
 [ "$(knock "https://$(at "$leader"):8702/controller/v1/health")" = 200 ] || fail "a controller is not known to another"
 knock "https://$(at "$leader"):8703/version" | grep -q 200 || fail "a controller's share is not known to another's"

@@ -405,6 +405,11 @@ func (h *health) print(w io.Writer) error {
 	if h.Broken != "" {
 		return errors.New("the controller accepts no changes: " + h.Broken)
 	}
+	for _, k := range h.Controllers {
+		if !k.Answers && !k.Joining {
+			return fmt.Errorf("the controller %s does not answer", k.Name)
+		}
+	}
 	if down > 0 {
 		return fmt.Errorf("%d hosts cannot be heard", down)
 	}

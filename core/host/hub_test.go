@@ -217,6 +217,82 @@ func TestSilentHostsAreLostAndFoundAgain(t *testing.T) {
 	}
 }
 
+// TestHostsThatOthersHear: a host that has its session with another controller is not lost, for as long as that says so.
+func TestHostsThatOthersHear(t *testing.T) {
+	h, c, id := rig(t, 0)
+	task := h.Liveness(h.Now)
+	up := func() bool {
+		t.Helper()
+		if _, err := task.Step(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		m, _ := Find(h.State.Latest(), id)
+		return m.Up()
+	}
+	for range 20 {
+		h.HeardBy("https://two", []resource.ID{id})
+		if c.now = c.now.Add(ReportEvery); !up() {
+			t.Fatal("lost, though another controller hears it")
+		}
+	}
+	if got := h.Elsewhere(id); len(got) != 1 || got[0] != "https://two" {
+		t.Errorf("it is heard by %v", got)
+	}
+	h.HeardBy("https://two", nil) // its session there has ended
+	up()
+	c.now = c.now.Add(Expect / 2)
+	h.HeardBy("https://three", []resource.ID{id})
+	if !up() {
+		t.Error("lost on its way to another controller")
+	}
+	c.now = c.now.Add(presentFor + time.Second) // which says nothing more
+	if !up() || len(h.Elsewhere(id)) != 0 {
+		t.Error("what a silent controller said last counts for ever, or too short")
+	}
+	if c.now = c.now.Add(Expect); up() {
+		t.Error("not lost with the controller that heard it")
+	}
+	s := h.Connect(id)
+	if got := h.Here(); len(got) != 1 || got[0] != id {
+		t.Errorf("here are %v", got)
+	}
+	<-h.Moved()
+	s.Close()
+	if <-h.Moved(); len(h.Here()) != 0 {
+		t.Error("who has gone is here")
+	}
+}
+
+// TestExpected: only what says nothing new of itself is told what is wanted without the one that leads.
+func TestExpected(t *testing.T) {
+	h, c, id := rig(t, 0)
+	hello := Hello{Name: "h"}
+	tx := h.State.Latest()
+	newer := MarkOf(tx)
+	newer.Revision++
+	for name, test := range map[string]struct {
+		id    resource.ID
+		hello Hello
+		want  bool
+	}{
+		"as it was":           {id, hello, true},
+		"a stranger":          {resource.NewID(c.now, nil), hello, false},
+		"with more memory":    {id, Hello{Name: "h", Capacity: Capacity{MemoryMiB: 1}}, false},
+		"of a newer state":    {id, Hello{Name: "h", Mark: newer}, false},
+		"with another uplink": {id, Hello{Name: "h", Physical: []string{"x"}}, false},
+	} {
+		if got := Expected(tx, test.id, test.hello); got != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if err := Lose(t.Context(), h.State, id); err != nil {
+		t.Fatal(err)
+	}
+	if Expected(h.State.Latest(), id, hello) {
+		t.Error("one that was lost is no news")
+	}
+}
+
 func TestWhatIsToBeTakenAwayIsSoOnTheOtherSide(t *testing.T) {
 	text, err := json.Marshal(Message{Delivery: &Delivery{Items: []Item{{Key: Key{"thing", resource.NewID(time.Now(), nil)}}}}})
 	if err != nil {

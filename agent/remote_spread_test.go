@@ -1,0 +1,59 @@
+package agent
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+)
+
+// TestHostsAreSpread: each host has its own order of the controllers, is with its first, goes on to the next when that does not
+// answer, and comes back after a while.
+func TestHostsAreSpread(t *testing.T) {
+	all := []string{"https://1", "https://2", "https://3"}
+	first, second := map[string]int{}, map[string]int{}
+	for n := range 300 {
+		id := &Identity{Host: resource.NewID(time.Unix(int64(n), 0), nil), Controllers: all, dir: t.TempDir()}
+		r := &Remote{Identity: id, url: "https://join"}
+		now := time.Unix(1e9, 0)
+		if r.away(now) == 0 {
+			t.Fatal("it stays with the controller that it joined through")
+		}
+		r.goHome(now)
+		home := r.at()
+		first[home]++
+		if r.away(now) != 0 {
+			t.Fatal("at home it is away")
+		}
+		r.elsewhere("https://other") // what another request has found out already
+		if r.at() != home {
+			t.Fatal("it left without a reason")
+		}
+		r.elsewhere(home)
+		second[home+r.at()]++
+		next := r.at()
+		r.goHome(now.Add(time.Minute))
+		if r.at() != next || next == home {
+			t.Fatalf("at %s after %s did not answer", r.at(), home)
+		}
+		if wait := r.away(now.Add(time.Minute)); wait < 4*time.Minute || wait > 10*time.Minute {
+			t.Fatalf("it stays away for %v", wait)
+		}
+		r.elsewhere(next)
+		r.elsewhere(r.at())
+		if r.at() != home {
+			t.Fatal("it does not ask all of them in turn")
+		}
+	}
+	for _, url := range all {
+		if first[url] < 70 {
+			t.Errorf("the hosts are with %v", first)
+		}
+		for _, other := range all {
+			if n := second[url+other]; other != url && n < first[url]/3 {
+				t.Errorf("those of one that is lost go to %v", fmt.Sprint(second))
+			}
+		}
+	}
+}
