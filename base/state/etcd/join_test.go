@@ -33,7 +33,7 @@ func TestJoinIsKilled(t *testing.T) {
 	c := newCrowd(t)
 	first := freeAddress(t)
 	one := c.start(1, c.member(1, first, nil))
-	for n := range 200 {
+	for n := range 6000 { // more than etcd lets a member be behind before it refuses requests
 		c.put(fmt.Sprint("before ", n))
 	}
 	second := freeAddress(t)
@@ -70,23 +70,29 @@ func TestJoinIsKilled(t *testing.T) {
 	exists := func(name string) func(*output) bool {
 		return func(*output) bool { _, err := os.Stat(filepath.Join(dir, name)); return err == nil }
 	}
-	for name, stage := range map[string]func(*output) bool{
-		"as its directory is made":   exists("lock"),
-		"marked as unfinished":       exists("unfinished"),
-		"as its file is made":        exists("member/snap/db"),
-		"as its log begins":          exists("member/wal/0000000000000000-0000000000000000.wal"),
-		"as it is ready":             func(o *output) bool { return o.ready.Load() },
-		"a while after it was ready": func(o *output) bool { time.Sleep(300 * time.Millisecond); return o.ready.Load() },
+	for _, stage := range []struct {
+		name string
+		is   func(*output) bool
+	}{
+		{"as its directory is made", exists("lock")},
+		{"marked as unfinished", exists("unfinished")},
+		{"as its file is made", exists("member/snap/db")},
+		{"as its log begins", exists("member/wal/0000000000000000-0000000000000000.wal")},
+		{"a while after that", func(*output) bool { time.Sleep(300 * time.Millisecond); return true }},
+		{"as it is ready", func(o *output) bool { return o.ready.Load() }},
+		{"a while after it was ready", func(o *output) bool { time.Sleep(300 * time.Millisecond); return o.ready.Load() }},
 	} {
+		began := time.Now()
 		cmd, said := begin()
-		for end := time.Now().Add(20 * time.Second); !stage(said); time.Sleep(200 * time.Microsecond) {
+		for end := time.Now().Add(30 * time.Second); !stage.is(said); time.Sleep(200 * time.Microsecond) {
 			if time.Now().After(end) {
 				kill(cmd)
-				t.Fatalf("it never is at the stage %q: %s", name, said.said.String())
+				t.Fatalf("it never is at the stage %q: %s", stage.name, said.said.String())
 			}
 		}
 		kill(cmd)
-		c.put("after it was killed " + name) // it has no vote: nobody waits for it
+		t.Logf("killed %s, after %v", stage.name, time.Since(began).Round(time.Millisecond))
+		c.put("after it was killed " + stage.name) // it has no vote: nobody waits for it
 	}
 	cmd, said := begin()
 	defer func() {

@@ -164,12 +164,23 @@ func (e *Engine) Promote(ctx context.Context, known func(id uint64) bool) error 
 
 // RemoveMember takes a member out for good. It cannot come back with what it has on its disk.
 func (e *Engine) RemoveMember(ctx context.Context, id uint64) error {
-	ctx, cancel := e.within(ctx, askWithin)
+	ctx, cancel := e.within(ctx, addWithin)
 	defer cancel()
-	if _, err := e.client.MemberRemove(ctx, id); err != nil && !errors.Is(err, rpctypes.ErrMemberNotFound) {
-		return fmt.Errorf("remove a member: %w", err)
+	for {
+		_, err := e.client.MemberRemove(ctx, id)
+		switch {
+		case err == nil || errors.Is(err, rpctypes.ErrMemberNotFound):
+			return nil
+		case !errors.Is(err, rpctypes.ErrUnhealthy):
+			return fmt.Errorf("remove a member: %w", err)
+		}
+		// So etcd says until those that remain have been connected for five seconds.
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("remove a member: %w", err)
+		}
 	}
-	return nil
 }
 
 // moveTo changes where the others reach this member, as when it had been alone. It asks nobody where it is: to start again
