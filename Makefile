@@ -83,7 +83,7 @@ chaos: build
 	@test/chaos.sh $(MINUTES) $(SEED)
 
 chaos-short: build
-	@test/chaos.sh 1.2 $(SEED)
+	@test/chaos.sh 1.2 $(or $(SEED),7)
 
 bench: build
 	$(GO) run ./bench

@@ -188,11 +188,11 @@ for server, was in watched.items():
         cloud.broken(f"guest {server} says nothing any more")
 
 cloud.acknowledged.sort()
-silence = max((b - a for a, b in zip(cloud.acknowledged, cloud.acknowledged[1:])), default=0)
+silence, silent = max(((b - a, a - begun) for a, b in zip(cloud.acknowledged, cloud.acknowledged[1:])), default=(0, 0))
 counts = sum((c.counts for c in crowd), collections.Counter())
 say("faults:", dict(faults.done))
 say(f"{len(cloud.acknowledged)} writes acknowledged, {counts['GET']} reads held against them; requests by method: {dict(counts)}")
-say("tried again:", dict(cloud.tried_again), f"; the longest time without an acknowledged write {silence:.1f} s")
+say("tried again:", dict(cloud.tried_again), f"; the longest time without an acknowledged write {silence:.1f} s, from {silent:.1f}s on")
 say("there at the end:", {k: len(v) for k, v in want.items()}, "servers:", dict(statuses))
 say(f"after the last fault: audit clean on all within {audited:.1f} s, all settled within {settled:.1f} s")
 for what in lab.ended:
