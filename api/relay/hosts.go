@@ -99,12 +99,12 @@ func Post(ctx context.Context, transport http.RoundTripper, link, path string, v
 	}
 	res, err := transport.RoundTrip(req)
 	if err != nil {
-		return unanswered(link, err)
+		return unanswered(ctx, link, err)
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxBody))
 	if err != nil {
-		return unanswered(link, err)
+		return unanswered(ctx, link, err)
 	}
 	if res.StatusCode >= 300 {
 		return fault.Errorf(kindOf(res.StatusCode), "%s", strings.TrimSpace(string(text)))
@@ -130,12 +130,12 @@ func Ask(ctx context.Context, transport http.RoundTripper, link string) (h Healt
 	}
 	res, err := transport.RoundTrip(req)
 	if err != nil {
-		return h, unanswered(link, err)
+		return h, unanswered(ctx, link, err)
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxBody))
 	if err != nil {
-		return h, unanswered(link, err)
+		return h, unanswered(ctx, link, err)
 	}
 	if res.StatusCode != http.StatusOK {
 		return h, fault.Errorf(kindOf(res.StatusCode), "%s", strings.TrimSpace(string(text)))

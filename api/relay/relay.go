@@ -145,8 +145,9 @@ func kindOf(status int) fault.Kind {
 	return fault.Invalid
 }
 
-func unanswered(link string, err error) error {
-	return fault.Errorf(fault.Unavailable, "The controller at %s does not answer: %s.", link, err)
+func unanswered(ctx context.Context, link string, err error) error {
+	slog.DebugContext(ctx, "another controller did not answer", "at", link, "err", err)
+	return fault.Errorf(fault.Unavailable, "The controller at %s does not answer.", link)
 }
 
 func answer(w http.ResponseWriter, r *http.Request, err error) {
