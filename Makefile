@@ -12,7 +12,7 @@ GO      := go
 MINUTES ?= 15
 SEED    ?=
 
-.PHONY: build up down test check unit sim cloud apart alive cluster lab lab-down chaos move upgrade-test smoke tempest bench guest packages
+.PHONY: build up down test check unit sim cloud apart alive cluster lab lab-down chaos chaos-short move upgrade-test smoke tempest bench guest packages
 
 build: bin/unkai
 
@@ -37,7 +37,7 @@ down: build
 # What a contributor runs before every commit that matters, and .ci/run runs too.
 test:
 	@scripts/packages.sh test
-	@$(MAKE) --no-print-directory build check unit sim guest apart alive cluster move cloud smoke
+	@$(MAKE) --no-print-directory build check unit sim guest apart alive cluster chaos-short move cloud smoke
 
 check:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -85,6 +85,11 @@ lab-down:
 # A lab whose machines are killed, cut off, filled up and told the wrong time while clients use it: make chaos MINUTES=15 SEED=7
 chaos: build
 	@test/chaos.sh $(MINUTES) $(SEED)
+
+# Two short ones: with a seed that is always the same, and with one of the day.
+chaos-short: build
+	@test/chaos.sh 0.6 7
+	@test/chaos.sh 0.6 $$(date +%Y%m%d)
 
 # Two hosts and guests that go from one to the other while they are spoken to.
 move: build

@@ -61,6 +61,7 @@ type Agent struct {
 	queue     reconcile.Queue[host.Key]    // guarded by mu
 	confirmed bool                         // a controller has told everything since the start; guarded by mu
 	current   bool                         // a controller has told everything in the present session; guarded by mu
+	arrival   int                          // of the newest full delivery; guarded by mu
 	outbox    []host.Key                   // to be reported, each once; guarded by mu
 	seen      map[host.Key]json.RawMessage // what is in the outbox; guarded by mu
 	told      map[host.Key]json.RawMessage // what the controller has; guarded by mu
@@ -187,7 +188,7 @@ func (a *Agent) Deliver(d host.Delivery, now time.Time) error {
 		a.mark = d.Mark
 	}
 	if d.Full {
-		a.confirmed, a.current = true, true
+		a.confirmed, a.current, a.arrival = true, true, d.Arrival
 		clear(a.told)
 		gone := slices.Collect(maps.Keys(a.removing))
 		a.sort(gone)
@@ -258,6 +259,13 @@ func (a *Agent) Current() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.current
+}
+
+// Arrival is which of this host's arrivals what is wanted was told after.
+func (a *Agent) Arrival() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.arrival
 }
 
 // leasedGuests lists the guests that are run under the lease, in order.

@@ -196,7 +196,7 @@ func (a *Agent) renewLease(ctx context.Context, link Leaser) error {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	asked := a.Lease.Asks()
-	answer, err := link.Lease(ctx)
+	answer, err := link.Lease(ctx, host.LeaseRequest{Arrival: a.Arrival()})
 	if err != nil {
 		return err
 	}

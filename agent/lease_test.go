@@ -224,7 +224,7 @@ type leaser struct {
 	takes time.Duration
 }
 
-func (l leaser) Lease(context.Context) (host.LeaseAnswer, error) {
+func (l leaser) Lease(context.Context, host.LeaseRequest) (host.LeaseAnswer, error) {
 	l.h.clock = l.h.clock.Add(l.takes)
 	return host.LeaseAnswer{For: host.LeaseTime}, nil
 }

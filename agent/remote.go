@@ -3,10 +3,12 @@ package agent
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -22,6 +24,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/release"
@@ -150,7 +153,7 @@ func decodeAnswer(res *http.Response, v any) error {
 	return json.Unmarshal(body, v)
 }
 
-// Remote is a Link to a cloud's controllers over mutual TLS: to the one that leads, once that is found.
+// Remote is a Link to a cloud's controllers over mutual TLS: to any that knows what is wanted now.
 type Remote struct {
 	Identity *Identity
 	Hello    func(context.Context) (host.Hello, error)
@@ -164,6 +167,7 @@ type Remote struct {
 	url    string           // of the controller that is asked now; guarded by mu
 	cert   *tls.Certificate // guarded by mu
 	speaks release.Span     // of the controller; guarded by mu
+	home   time.Time        // when the one is tried again that comes first; guarded by mu
 }
 
 // at is the controller to ask.
@@ -183,22 +187,49 @@ func (r *Remote) Speaks() release.Span {
 	return r.speaks
 }
 
-// elsewhere has the next request go to another controller: to the leader if the one that failed has named it, and else to the next
-// that is known. failed is where it was sent.
-func (r *Remote) elsewhere(failed, leader string) {
+// elsewhere has the next request go to the next controller that is known. failed is where it was sent.
+func (r *Remote) elsewhere(failed string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.url != failed {
 		return // another request has found that out
 	}
-	all := r.Identity.Controllers
-	switch at := slices.Index(all, failed); {
-	case slices.Contains(all, leader):
-		r.url = leader
-	case len(all) > 0:
-		r.url = all[(at+1)%len(all)]
+	if order := r.order(); len(order) > 0 {
+		r.url = order[(slices.Index(order, failed)+1)%len(order)]
 	}
 }
+
+// order is the controllers in the order in which this host takes them. Each host has its own, so that many are spread over
+// them, and those of one that is lost over the others. The caller holds mu.
+func (r *Remote) order() []string {
+	rank := func(url string) []byte {
+		sum := sha256.Sum256(append(r.Identity.Host[:], url...))
+		return sum[:]
+	}
+	return slices.SortedFunc(slices.Values(r.Identity.Controllers), func(a, b string) int { return bytes.Compare(rank(a), rank(b)) })
+}
+
+// goHome has the next session be with the controller that this host takes first, if that has not been tried for a while.
+func (r *Remote) goHome(now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if order := r.order(); len(order) > 0 && !now.Before(r.home) {
+		r.url, r.home = order[0], now.Add(homeAgain+time.Duration(r.Identity.Host[15])*homeAgain/256)
+	}
+}
+
+// away is how long a session with the controller at a URL may last, if that is not where this host belongs; 0: for ever.
+func (r *Remote) away(at string, now time.Time) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if order := r.order(); len(order) == 0 || order[0] == at {
+		return 0
+	}
+	return max(r.home.Sub(now), time.Second)
+}
+
+// homeAgain is how long a host at least stays away from the controller that it takes first, once that did not answer.
+const homeAgain = 5 * time.Minute
 
 // learn takes in where the controllers are, and keeps it for when none of those that are known is left.
 func (r *Remote) learn(controllers []string) error {
@@ -307,6 +338,11 @@ func (r *Remote) Renew(ctx context.Context, now time.Time) error {
 }
 
 func (r *Remote) do(ctx context.Context, method, path string, v any) (*http.Response, error) {
+	return r.ask(ctx, r.at(), method, path, v)
+}
+
+// ask is do of the controller at a URL. When that does not answer, or cannot, the next request goes to another.
+func (r *Remote) ask(ctx context.Context, at, method, path string, v any) (*http.Response, error) {
 	var body io.Reader
 	if v != nil {
 		text, err := json.Marshal(v)
@@ -315,20 +351,19 @@ func (r *Remote) do(ctx context.Context, method, path string, v any) (*http.Resp
 		}
 		body = bytes.NewReader(text)
 	}
-	at := r.at()
 	req, err := http.NewRequestWithContext(ctx, method, at+"/host/v1/"+path, body)
 	if err != nil {
 		return nil, err
 	}
 	res, err := r.client.Do(req)
 	if err != nil {
-		if ctx.Err() == nil {
-			r.elsewhere(at, "")
+		if !errors.Is(ctx.Err(), context.Canceled) {
+			r.elsewhere(at)
 		}
 		return nil, err
 	}
-	if res.StatusCode == http.StatusMisdirectedRequest {
-		r.elsewhere(at, res.Header.Get(host.LeaderHeader))
+	if res.StatusCode == http.StatusMisdirectedRequest || res.StatusCode == http.StatusServiceUnavailable {
+		r.elsewhere(at) // it cannot say what is wanted now, or reach the one that leads
 	}
 	if res.StatusCode >= 300 {
 		defer res.Body.Close()
@@ -360,9 +395,9 @@ func (r *Remote) Observe(ctx context.Context, seen []host.Observation) error {
 }
 
 // Lease asks for the host's lease.
-func (r *Remote) Lease(ctx context.Context) (host.LeaseAnswer, error) {
+func (r *Remote) Lease(ctx context.Context, q host.LeaseRequest) (host.LeaseAnswer, error) {
 	var answer host.LeaseAnswer
-	res, err := r.do(ctx, http.MethodPost, "lease", nil)
+	res, err := r.do(ctx, http.MethodPost, "lease", q)
 	if err != nil {
 		return answer, err
 	}
@@ -390,31 +425,59 @@ func (r *Remote) Connect(ctx context.Context) (Session, error) {
 		return nil, err
 	}
 	hello.Differences, hello.Speaks = true, release.Own
+	r.goHome(time.Now())
 	ctx, cancel := context.WithCancel(ctx)
-	res, err := r.do(ctx, http.MethodPost, "session", hello)
+	s := &remoteSession{remote: r, at: r.at(), ctx: ctx, cancel: cancel}
+	s.silence = time.AfterFunc(host.Expect, func() {
+		r.elsewhere(s.at) // it may take connections and answer nothing
+		cancel()
+	})
+	res, err := r.ask(ctx, s.at, http.MethodPost, "session", hello)
 	if err != nil {
+		s.silence.Stop()
 		cancel()
 		return nil, err
 	}
-	s := &remoteSession{remote: r, ctx: ctx, cancel: cancel, body: res.Body, lines: bufio.NewReaderSize(res.Body, 64<<10)}
-	s.silence = time.AfterFunc(host.Expect, cancel)
-	slog.InfoContext(ctx, "connected to the controller", "url", r.at())
+	s.body, s.lines = res.Body, bufio.NewReaderSize(res.Body, 64<<10)
+	s.belong()
+	slog.InfoContext(ctx, "connected to the controller", "url", s.at)
 	return s, nil
+}
+
+// belong has the session end in time if another controller is this host's own.
+func (s *remoteSession) belong() {
+	wait := s.remote.away(s.at, time.Now())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.leave != nil {
+		s.leave.Stop()
+	}
+	if wait > 0 {
+		s.leave = time.AfterFunc(wait, func() { s.left.Store(true); s.cancel() })
+	}
 }
 
 // remoteSession reads a session's lines. It ends when the controller is silent for too long.
 type remoteSession struct {
 	remote  *Remote
+	at      string          // of the controller
 	ctx     context.Context // of the request that the session is
 	cancel  context.CancelFunc
 	body    io.ReadCloser
 	lines   *bufio.Reader
 	silence *time.Timer
+	left    atomic.Bool // to another controller
+
+	mu    sync.Mutex
+	leave *time.Timer // to where the host belongs; nil: it stays; guarded by mu
 }
 
 func (s *remoteSession) Next(ctx context.Context) (*host.Delivery, error) {
 	for {
 		line, err := s.lines.ReadBytes('\n')
+		if err != nil && s.left.Load() {
+			return nil, io.EOF
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -435,9 +498,10 @@ func (s *remoteSession) Next(ctx context.Context) (*host.Delivery, error) {
 			if err := s.remote.learn(m.Controllers); err != nil {
 				slog.WarnContext(ctx, "a new controller may not be found again", "err", err)
 			}
+			s.belong()
 		}
 		if m.Call != nil {
-			go s.remote.answer(s.ctx, *m.Call) // ends with the call, or with the session's context
+			go s.remote.answer(s.ctx, s.at, *m.Call) // ends with the call, or with the session's context
 		}
 		if m.Delivery != nil {
 			return m.Delivery, nil
@@ -447,18 +511,23 @@ func (s *remoteSession) Next(ctx context.Context) (*host.Delivery, error) {
 
 func (s *remoteSession) Close() error {
 	s.silence.Stop()
+	s.mu.Lock()
+	if s.leave != nil {
+		s.leave.Stop()
+	}
+	s.mu.Unlock()
 	s.cancel()
 	return s.body.Close()
 }
 
 // answer connects a call to what it is for.
-func (r *Remote) answer(ctx context.Context, call host.Call) {
-	if err := r.connect(ctx, call); err != nil && ctx.Err() == nil {
+func (r *Remote) answer(ctx context.Context, at string, call host.Call) {
+	if err := r.connect(ctx, cmp.Or(call.At, at), call); err != nil && ctx.Err() == nil {
 		slog.WarnContext(ctx, "a call from the controller failed", "kind", call.Kind, "guest", call.Guest, "err", err)
 	}
 }
 
-func (r *Remote) connect(ctx context.Context, call host.Call) error {
+func (r *Remote) connect(ctx context.Context, at string, call host.Call) error {
 	if r.Consoles == nil {
 		return errors.New("this host's guests have no consoles")
 	}
@@ -477,7 +546,7 @@ func (r *Remote) connect(ctx context.Context, call host.Call) error {
 		ours = conn
 	}
 	defer ours.Close()
-	address := strings.TrimPrefix(r.at(), "https://")
+	address := strings.TrimPrefix(at, "https://")
 	conn, err := (&tls.Dialer{Config: r.tls}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return err

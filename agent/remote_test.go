@@ -55,8 +55,8 @@ func controller(t *testing.T, a *host.Authority, cert tls.Certificate) string {
 		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
 			t.Error(err)
 		}
-		id, der, err := a.Join(r.Context(), req.Token, req.Request, time.Now())
-		answer(w, id, der, err)
+		joined, err := a.Join(r.Context(), req.Token, req.Request, time.Now())
+		answer(w, joined.Host, joined.Certificate, err)
 	})
 	mux.HandleFunc("POST /host/v1/renew", func(w http.ResponseWriter, r *http.Request) {
 		var req host.RenewRequest
@@ -89,7 +89,7 @@ func serverCertificate(t *testing.T, a *host.Authority) tls.Certificate {
 
 func token(t *testing.T, a *host.Authority) string {
 	t.Helper()
-	text, err := a.Token(t.Context(), time.Hour, "")
+	text, err := a.Token(t.Context(), time.Hour, host.ForHosts)
 	if err != nil {
 		t.Fatal(err)
 	}

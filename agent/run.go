@@ -21,7 +21,7 @@ type Link interface {
 
 // A Leaser is a Link that grants the host its lease.
 type Leaser interface {
-	Lease(ctx context.Context) (host.LeaseAnswer, error)
+	Lease(ctx context.Context, q host.LeaseRequest) (host.LeaseAnswer, error)
 }
 
 // A Session gives one delivery after the other. io.EOF or another error ends it: connect again.
@@ -137,7 +137,7 @@ func merge(first, second *host.Delivery) *host.Delivery {
 		again[item.Key] = true
 	}
 	kept := slices.DeleteFunc(first.Items, func(i host.Item) bool { return again[i.Key] })
-	return &host.Delivery{Full: first.Full, Mark: second.Mark, Items: append(kept, second.Items...)}
+	return &host.Delivery{Full: first.Full, Arrival: first.Arrival, Mark: second.Mark, Items: append(kept, second.Items...)}
 }
 
 // reportTo sends the outbox, again and again until the controller has it.

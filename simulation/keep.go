@@ -141,7 +141,7 @@ func (n *node) renew() {
 	}
 	n.renewAt = w.clock.Add(host.RenewEvery)
 	asked := n.lease.Asks()
-	answer, err := w.control.hub.Renew(w.ctx, n.id)
+	answer, err := w.control.hub.Renew(w.ctx, n.id, n.agent.Arrival())
 	if err != nil {
 		w.trace("%s: lease: %v", n.name, err)
 		return

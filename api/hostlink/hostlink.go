@@ -1,28 +1,26 @@
 // Package hostlink is the controller's end of the stream that each host holds: HTTP over
 // mutual TLS. A host joins with a token, then keeps one request open whose answer is a line of JSON
-// for each delivery, and posts what it sees.
+// for each delivery, and posts what it sees. Any controller serves it, from its own copy of the state; what has to be written is
+// passed to the one that leads.
 //
 //	POST /host/v1/join           {"token", "request"} -> {"host", "certificate", "authority"}, no client certificate
 //	POST /host/v1/renew          host.RenewRequest -> host.JoinAnswer with the next certificate
 //	POST /host/v1/session        host.Hello -> lines of Message, for as long as it lasts
 //	POST /host/v1/observations   [host.Observation, …]
-//	POST /host/v1/lease          host.LeaseAnswer: the host's lease, anew
+//	POST /host/v1/lease          host.LeaseRequest -> host.LeaseAnswer: the host's lease, anew
 //	GET  /host/v1/images/{id}    the bytes of an image
 //	GET  /host/v1/calls/{id}     Upgrade: unkai-call; the raw bytes of a call that a Message named
 package hostlink
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -40,10 +38,8 @@ type Server struct {
 	Authority *host.Authority
 	// Image opens an image for a host, if that is to have it. The caller closes it.
 	Image func(ctx context.Context, host, id resource.ID) (io.ReadCloser, error)
-	// Leads reports whether this controller does; hosts that come to another are told where to go. nil: it is the only one.
-	Leads func() bool
-	// Leader is where the controller is that leads, when it is another.
-	Leader func() (link string, ok bool)
+	// Others is the other controllers; nil when there are none.
+	Others Others
 	Now    func() time.Time
 	// Patience is how long a host may take to read what it is sent, or to send a request; host.Expect when 0.
 	Patience time.Duration
@@ -53,9 +49,22 @@ type Server struct {
 	calls calls
 }
 
+// Others is what a controller that is one of several asks of the others.
+type Others interface {
+	// Join, Arrive and Observe are done by the one that leads.
+	Join(ctx context.Context, token string, request []byte) (host.JoinAnswer, error)
+	Arrive(ctx context.Context, id resource.ID, hello host.Hello) error
+	Observe(ctx context.Context, id resource.ID, seen []host.Observation) error
+	// Call has another controller pass a call on to a host that has its session there.
+	Call(ctx context.Context, link string, id resource.ID, call host.Call) error
+	// Link is where hosts reach this one.
+	Link() string
+}
+
 const (
-	beatEvery = 3 * time.Second
-	maxBody   = 32 << 20
+	beatEvery  = 3 * time.Second
+	maxBody    = 32 << 20
+	sureWithin = 5 * time.Second
 )
 
 // TLS is how the hosts' listener speaks: hosts show certificates of the authority, whoever joins has none yet.
@@ -80,13 +89,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) answer(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if s.Leads != nil && !s.Leads() {
-			if link, ok := s.Leader(); ok {
-				w.Header().Set(host.LeaderHeader, link)
-			}
-			http.Error(w, "this controller does not lead", http.StatusMisdirectedRequest)
-			return
-		}
 		err := h(w, r)
 		if err == nil {
 			return
@@ -118,15 +120,7 @@ func (s *Server) answer(h func(http.ResponseWriter, *http.Request) error) http.H
 
 // body reads a request's body, for which whoever sends it has not for ever.
 func (s *Server) body(w http.ResponseWriter, r *http.Request, max int64) ([]byte, error) {
-	out := http.NewResponseController(w)
-	if err := out.SetReadDeadline(time.Now().Add(cmp.Or(s.Patience, host.Expect))); err != nil {
-		return nil, err
-	}
-	body, err := wire.Body(r, max)
-	if err != nil {
-		return nil, err // the deadline stays: nobody waits for the rest either
-	}
-	return body, out.SetReadDeadline(time.Time{})
+	return wire.BodyWithin(w, r, max, cmp.Or(s.Patience, host.Expect))
 }
 
 type hostHandler func(w http.ResponseWriter, r *http.Request, id resource.ID) error
@@ -137,11 +131,43 @@ func (s *Server) known(h hostHandler) func(http.ResponseWriter, *http.Request) e
 		if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
 			return fault.Errorf(fault.Unauthorized, "A host's certificate is needed. Join first.")
 		}
-		id, err := s.Authority.Check(r.TLS.VerifiedChains[0][0], s.Now())
+		cert := r.TLS.VerifiedChains[0][0]
+		id, err := s.Authority.Check(cert, s.Now())
+		if err != nil && s.follows() {
+			if err := s.sure(r.Context()); err != nil {
+				return err
+			}
+			id, err = s.Authority.Check(cert, s.Now()) // it may have joined a moment ago, elsewhere
+		}
 		if err != nil {
 			return err
 		}
 		return h(w, r, id)
+	}
+}
+
+// follows reports whether another controller leads, as far as this one knows.
+func (s *Server) follows() bool { return s.Others != nil && !s.Hub.State.Leads() }
+
+// sure waits until this controller shows whatever any has acknowledged. Who has lost the others must not tell hosts what to do: they
+// find one that has not.
+func (s *Server) sure(ctx context.Context) error {
+	if s.Others == nil {
+		return nil
+	}
+	for end := time.Now().Add(sureWithin); ; {
+		err := s.Hub.State.Confirm(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || time.Now().After(end) {
+			slog.DebugContext(ctx, "a host is turned away", "err", err)
+			return fault.Errorf(fault.Unavailable, "This controller cannot reach most of the others. Ask another.")
+		}
+		select { // an election takes a second or two
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+		}
 	}
 }
 
@@ -157,12 +183,17 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 	if err := host.Compatible(req.Speaks); err != nil { // before the token is used up
 		return err
 	}
-	id, cert, err := s.Authority.Join(identity.Internal(r.Context()), req.Token, req.Request, s.Now())
+	var answer host.JoinAnswer
+	if s.follows() {
+		answer, err = s.Others.Join(r.Context(), req.Token, req.Request)
+	} else {
+		answer, err = s.Authority.Join(identity.Internal(r.Context()), req.Token, req.Request, s.Now())
+	}
 	if err != nil {
 		return err
 	}
-	slog.InfoContext(r.Context(), "a machine joined", "host", id, "from", r.RemoteAddr)
-	return wire.WriteJSON(w, http.StatusOK, host.JoinAnswer{Host: id, Certificate: cert, Authority: s.Authority.PEM()})
+	slog.InfoContext(r.Context(), "a machine joined", "host", answer.Host, "from", r.RemoteAddr)
+	return wire.WriteJSON(w, http.StatusOK, answer)
 }
 
 func (s *Server) renew(w http.ResponseWriter, r *http.Request, id resource.ID) error {
@@ -194,7 +225,18 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 		return err
 	}
 	ctx := identity.Internal(r.Context())
-	if err := s.Authority.Arrive(ctx, id, hello); err != nil {
+	if err := s.sure(ctx); err != nil {
+		return err
+	}
+	switch {
+	case !s.follows():
+		err = s.Authority.Arrive(ctx, id, hello)
+	case !host.Expected(s.Hub.State.Latest(), id, hello):
+		if err = s.Others.Arrive(ctx, id, hello); err == nil {
+			err = s.sure(ctx) // it shows the host
+		}
+	}
+	if err != nil {
 		return err
 	}
 	session := s.Hub.Connect(id)
@@ -205,9 +247,12 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 		session.Renews()
 	}
 	defer session.Close()
-	// Removed before the session could be cut off for it?
+	// Removed, or taken for lost, before the session could be cut off for it?
 	if _, err := s.Authority.Check(r.TLS.VerifiedChains[0][0], s.Now()); err != nil {
 		return err
+	}
+	if h, ok := host.Table().PeekOne(s.Hub.State.Latest(), id); !ok || !h.Up() {
+		return fault.Errorf(fault.Conflict, "The host counts as lost. Connect again.")
 	}
 	calls := s.calls.open(id)
 	defer s.calls.close(id, calls)
@@ -216,13 +261,6 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 
 	out := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	first, err := json.Marshal(host.Message{Controllers: host.Links(s.Hub.State.Latest()), Speaks: release.Own})
-	if err != nil {
-		return err
-	}
-	if _, err := w.Write(append(first, '\n')); err != nil {
-		return err
-	}
 	beat := time.NewTicker(beatEvery)
 	defer beat.Stop()
 	send := func(m host.Message) error {
@@ -238,8 +276,16 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 		}
 		return out.Flush()
 	}
+	told := host.Links(s.Hub.State.Latest()) // where the controllers are
+	err = send(host.Message{Controllers: told, Speaks: release.Own})
 	for {
-		var err error
+		if links := host.Links(s.Hub.State.Latest()); err == nil && !slices.Equal(links, told) {
+			told, err = links, send(host.Message{Controllers: links})
+		}
+		if err != nil {
+			slog.WarnContext(ctx, "a host's session broke", "host", id, "err", err)
+			panic(http.ErrAbortHandler)
+		}
 		select {
 		case <-session.Wake():
 			var d *host.Delivery
@@ -272,7 +318,12 @@ func (s *Server) observations(w http.ResponseWriter, r *http.Request, id resourc
 	if err := json.Unmarshal(body, &seen); err != nil {
 		return fault.Errorf(fault.Invalid, "The report is not valid JSON.")
 	}
-	if err := s.Hub.Observe(identity.Internal(r.Context()), id, seen); err != nil {
+	if s.follows() {
+		err = s.Others.Observe(r.Context(), id, seen)
+	} else {
+		err = s.Hub.Observe(identity.Internal(r.Context()), id, seen)
+	}
+	if err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -280,7 +331,15 @@ func (s *Server) observations(w http.ResponseWriter, r *http.Request, id resourc
 }
 
 func (s *Server) lease(w http.ResponseWriter, r *http.Request, id resource.ID) error {
-	answer, err := s.Hub.Renew(r.Context(), id)
+	body, err := s.body(w, r, 4<<10)
+	if err != nil {
+		return err
+	}
+	var req host.LeaseRequest
+	if err := json.Unmarshal(body, &req); err != nil {
+		return fault.Errorf(fault.Invalid, "The request is not valid JSON.")
+	}
+	answer, err := s.Hub.Renew(r.Context(), id, req.Arrival)
 	if err != nil {
 		return err
 	}
@@ -291,6 +350,9 @@ func (s *Server) image(w http.ResponseWriter, r *http.Request, h resource.ID) er
 	id, err := resource.ParseID(r.PathValue("id"))
 	if err != nil {
 		return fault.Missing("image", r.PathValue("id"))
+	}
+	if err := s.sure(r.Context()); err != nil { // one that was not there a moment ago is not gone
+		return err
 	}
 	in, err := s.Image(identity.Internal(r.Context()), h, id)
 	if err != nil {
@@ -303,127 +365,3 @@ func (s *Server) image(w http.ResponseWriter, r *http.Request, h resource.ID) er
 	}
 	return nil
 }
-
-// calls is how to reach hosts that hold a session.
-type calls struct {
-	mu      sync.Mutex
-	hosts   map[resource.ID]chan host.Call // guarded by mu
-	waiting map[string]*waiting            // guarded by mu
-}
-
-// waiting is a call that a host is to answer.
-type waiting struct {
-	host resource.ID
-	conn chan net.Conn // holds one; sent to by whoever took the call out of the map
-	over bool          // nobody waits any more; guarded by calls.mu
-}
-
-func (c *calls) open(id resource.ID) chan host.Call {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.hosts == nil {
-		c.hosts, c.waiting = map[resource.ID]chan host.Call{}, map[string]*waiting{}
-	}
-	ch := make(chan host.Call)
-	c.hosts[id] = ch
-	return ch
-}
-
-func (c *calls) close(id resource.ID, ch chan host.Call) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.hosts[id] == ch {
-		delete(c.hosts, id)
-	}
-}
-
-// Dial connects to something on a host: it asks the host to connect, and waits. A fault of
-// kind Unavailable if the host is not there.
-func (s *Server) Dial(ctx context.Context, id resource.ID, call host.Call) (net.Conn, error) {
-	gone := fault.Errorf(fault.Unavailable, "The host cannot be reached now.")
-	call.ID = resource.NewID(time.Now(), nil).String() + resource.NewID(time.Now(), nil).Tail()
-	wait := &waiting{host: id, conn: make(chan net.Conn, 1)}
-	s.calls.mu.Lock()
-	ch := s.calls.hosts[id]
-	if ch != nil {
-		s.calls.waiting[call.ID] = wait
-	}
-	s.calls.mu.Unlock()
-	if ch == nil {
-		return nil, gone
-	}
-	defer func() {
-		s.calls.mu.Lock()
-		delete(s.calls.waiting, call.ID)
-		wait.over = true // what arrives from now on is closed where it arrives
-		s.calls.mu.Unlock()
-		select {
-		case late := <-wait.conn:
-			late.Close()
-		default:
-		}
-	}()
-	timeout := time.NewTimer(10 * time.Second)
-	defer timeout.Stop()
-	select {
-	case ch <- call:
-	case <-timeout.C:
-		return nil, gone
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	select {
-	case conn := <-wait.conn:
-		return conn, nil
-	case <-timeout.C:
-		return nil, gone
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-func (s *Server) call(w http.ResponseWriter, r *http.Request, id resource.ID) error {
-	s.calls.mu.Lock()
-	wait := s.calls.waiting[r.PathValue("id")]
-	if wait != nil && wait.host == id {
-		delete(s.calls.waiting, r.PathValue("id"))
-	} else {
-		wait = nil // another host's call stays that host's
-	}
-	s.calls.mu.Unlock()
-	if wait == nil {
-		return fault.Missing("call", r.PathValue("id"))
-	}
-	conn, buffered, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		return fmt.Errorf("take the connection over: %w", err)
-	}
-	if err := errors.Join(
-		conn.SetDeadline(time.Time{}),
-		writeAll(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: unkai-call\r\n\r\n"),
-	); err != nil {
-		conn.Close()
-		return nil // the host went away: whoever waits runs into its time limit
-	}
-	s.calls.mu.Lock()
-	defer s.calls.mu.Unlock()
-	if wait.over {
-		conn.Close()
-		return nil
-	}
-	wait.conn <- buffer{conn, buffered.Reader}
-	return nil
-}
-
-func writeAll(w io.Writer, s string) error {
-	_, err := io.WriteString(w, s)
-	return err
-}
-
-// buffer reads first what the HTTP server had read ahead.
-type buffer struct {
-	net.Conn
-	r *bufio.Reader
-}
-
-func (b buffer) Read(p []byte) (int, error) { return b.r.Read(p) }

@@ -136,7 +136,7 @@ func (r *rig) signed(a *host.Authority, id resource.ID, at time.Time) *peer {
 
 func (r *rig) token(valid time.Duration) string {
 	r.t.Helper()
-	token, err := r.authority.Token(r.Admin, valid, "")
+	token, err := r.authority.Token(r.Admin, valid, host.ForHosts)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -89,8 +89,8 @@ func attemptHere(w http.ResponseWriter, r *http.Request, h http.Handler, void fu
 
 // elsewhere tells of writes that did nothing, or can be made again, and have to be asked of another controller: this one
 // handed the lead over while it was asked.
-func elsewhere(r *http.Request) func(*state.Writes) bool {
-	return func(w *state.Writes) bool { return w.Refused() && (!w.Stored() || keyed(r)) }
+func elsewhere(keyed bool) func(*state.Writes) bool {
+	return func(w *state.Writes) bool { return w.Refused() && (!w.Stored() || keyed) }
 }
 
 // undecided is an answer that counts only if it is not void.
@@ -160,7 +160,7 @@ func (f *Front) pass(w http.ResponseWriter, r *http.Request) {
 	if patience == 0 {
 		patience = 10 * time.Second
 	}
-	again, err := rewind(r)
+	again, err := rewind(w, r)
 	if err != nil {
 		refuse(w, http.StatusBadRequest, "The request's body could not be read.")
 		return
@@ -172,7 +172,7 @@ func (f *Front) pass(w http.ResponseWriter, r *http.Request) {
 				f.Here.ServeHTTP(w, r)
 				return
 			}
-			if attemptHere(w, r, f.Here, elsewhere(r)) {
+			if attemptHere(w, r, f.Here, elsewhere(f.keyed(r))) {
 				return
 			}
 			again()
@@ -207,14 +207,14 @@ func (f *Front) pass(w http.ResponseWriter, r *http.Request) {
 const keptBody = 1 << 20
 
 // rewind makes a request repeatable, and answers what rewinds it; nil if it is too large for that.
-func rewind(r *http.Request) (func(), error) {
+func rewind(w http.ResponseWriter, r *http.Request) (func(), error) {
 	if r.Body == nil || r.Body == http.NoBody {
 		return func() {}, nil
 	}
 	if r.ContentLength < 0 || r.ContentLength > keptBody {
 		return nil, nil
 	}
-	body, err := wire.Body(r, keptBody)
+	body, err := wire.BodyWithin(w, r, keptBody, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +224,10 @@ func rewind(r *http.Request) (func(), error) {
 }
 
 // repeatable requests have one effect however often they are made. EC2's GET may be anything.
-func (f *Front) repeatable(r *http.Request) bool { return f.reads(r) || keyed(r) }
+func (f *Front) repeatable(r *http.Request) bool { return f.reads(r) || f.keyed(r) }
+
+// keyed requests name themselves, so that a second one like it has no other effect. What operators ask has no keys.
+func (f *Front) keyed(r *http.Request) bool { return keyed(r) && !f.Operators }
 
 func keyed(r *http.Request) bool {
 	return r.Header.Get(wire.OnceHeader) != "" && r.Method != http.MethodGet
@@ -235,6 +238,18 @@ func (f *Front) reads(r *http.Request) bool {
 		return f.Reads(r)
 	}
 	return reads(r)
+}
+
+// sentOnce keeps a transport from sending a request again by itself, as it would one that says GET, and EC2's GET may be anything.
+type sentOnce struct{ http.RoundTripper }
+
+func (t sentOnce) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body == nil {
+		// A transport repeats what it could rewind, and does not know how to rewind this. Nothing of it is sent.
+		r = r.Clone(r.Context())
+		r.Body = io.NopCloser(bytes.NewReader(nil))
+	}
+	return t.RoundTripper.RoundTrip(r)
 }
 
 func dialing(err error) bool {
@@ -278,8 +293,12 @@ func (f *Front) attempt(w http.ResponseWriter, r *http.Request, link string) (fa
 			}
 		}
 	}()
+	transport := f.Transport
+	if !f.repeatable(r) {
+		transport = sentOnce{transport}
+	}
 	proxy := &httputil.ReverseProxy{
-		Transport:     f.Transport,
+		Transport:     transport,
 		FlushInterval: -1,
 		ErrorLog:      slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 		Rewrite: func(p *httputil.ProxyRequest) {

@@ -8,6 +8,10 @@
 //	GET  /controller/v1/secrets           the first accounts' passwords and keys, which each controller keeps
 //	GET  /controller/v1/blobs/{id}        an image's bytes
 //	POST /controller/v1/blobs/{id}/fetch  {"from": link}: take them over from there
+//	POST /controller/v1/host-join         host.JoinRequest -> host.JoinAnswer
+//	POST /controller/v1/hosts/{id}/{what} arrive (host.Hello), observe ([host.Observation, …]) or call (host.Call)
+//	POST /controller/v1/heard             which hosts the caller hears, and when it did
+//	GET  /controller/v1/health            Health
 //
 // It decides nothing: who leads is the engine's to say, and what a request does is the dialects'.
 package relay
@@ -49,6 +53,7 @@ type JoinAnswer struct {
 	Authority   []byte            // PEM
 	Members     map[string]string // of the engine: name to address, the caller's among them
 	Secrets     []byte            // the first accounts, as each controller's directory holds them
+	Revoked     []byte            // the authority's list of certificates that are worth nothing any more (DER)
 }
 
 // Headers of a relayed request: who asked, and how, as the first controller saw it.
@@ -59,8 +64,9 @@ const (
 )
 
 const (
-	prefix  = "/controller/v1/"
-	maxBody = 1 << 20
+	prefix    = "/controller/v1/"
+	maxBody   = 1 << 20
+	maxReport = 32 << 20
 )
 
 // A Server answers other controllers.
@@ -70,8 +76,12 @@ type Server struct {
 	Clients   http.Handler // answers clients, when this controller leads
 	Operators http.Handler // and operators
 	Blobs     Store
-	// Join lets a machine's part of the engine in and answers its members, and what else it needs.
-	Join func(ctx context.Context, name, url string) (members map[string]string, secrets []byte, err error)
+	Hub       *host.Hub
+	// Call tells a host, which has its session here, of a call that another controller waits for.
+	Call   func(ctx context.Context, id resource.ID, call host.Call) error
+	Health func() Health
+	// Join lets a machine's part of the engine in and answers all that it needs but its certificate.
+	Join func(ctx context.Context, name, url string) (*JoinAnswer, error)
 	// Secrets are the first accounts'.
 	Secrets func() ([]byte, error)
 	Now     func() time.Time
@@ -93,7 +103,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case path == "join" && r.Method == http.MethodPost:
 		answer(w, r, s.join(w, r))
 	default:
-		if err := known(r); err != nil {
+		if err := s.known(r); err != nil {
 			answer(w, r, err)
 			return
 		}
@@ -107,12 +117,42 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// known lets controllers through, and nobody else that the authority has signed.
-func known(r *http.Request) error {
+// known lets controllers through, and nobody else that the authority has signed, nor one that was dismissed.
+func (s *Server) known(r *http.Request) error {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
 		return fault.Errorf(fault.Unauthorized, "A controller's certificate is needed.")
 	}
-	return host.IsController(r.TLS.VerifiedChains[0][0])
+	cert := r.TLS.VerifiedChains[0][0]
+	if err := host.IsController(cert); err != nil {
+		return err
+	}
+	return host.Revoked(s.State.Latest(), cert)
+}
+
+// statuses are how faults travel between controllers; any other kind is a bad request.
+var statuses = map[fault.Kind]int{
+	fault.Unauthorized: http.StatusUnauthorized,
+	fault.NotFound:     http.StatusNotFound,
+	fault.Unavailable:  http.StatusServiceUnavailable,
+	fault.Conflict:     http.StatusConflict,
+	fault.Exists:       http.StatusUnprocessableEntity,
+}
+
+func kindOf(status int) fault.Kind {
+	for kind, s := range statuses {
+		if s == status {
+			return kind
+		}
+	}
+	if status >= 500 {
+		return fault.Unavailable
+	}
+	return fault.Invalid
+}
+
+func unanswered(ctx context.Context, link string, err error) error {
+	slog.DebugContext(ctx, "another controller did not answer", "at", link, "err", err)
+	return fault.Errorf(fault.Unavailable, "The controller at %s does not answer.", link)
 }
 
 func answer(w http.ResponseWriter, r *http.Request, err error) {
@@ -121,16 +161,9 @@ func answer(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	status, text := http.StatusInternalServerError, "internal error"
 	if f := fault.From(err); f != nil {
-		text = f.Message
-		switch f.Kind {
-		case fault.Unauthorized:
-			status = http.StatusUnauthorized
-		case fault.NotFound:
-			status = http.StatusNotFound
-		case fault.Unavailable:
-			status = http.StatusServiceUnavailable
-		default:
-			status = http.StatusBadRequest
+		status, text = http.StatusBadRequest, f.Message
+		if s, ok := statuses[f.Kind]; ok {
+			status = s
 		}
 	} else if !errors.Is(err, context.Canceled) {
 		slog.ErrorContext(r.Context(), "another controller's request failed", "path", r.URL.Path, "err", err)
@@ -138,8 +171,8 @@ func answer(w http.ResponseWriter, r *http.Request, err error) {
 	http.Error(w, text, status)
 }
 
-func decode(r *http.Request, v any) error {
-	body, err := wire.Body(r, maxBody)
+func decode(w http.ResponseWriter, r *http.Request, v any) error {
+	body, err := wire.BodyWithin(w, r, maxBody, 0)
 	if err != nil {
 		return err
 	}
@@ -151,7 +184,7 @@ func decode(r *http.Request, v any) error {
 
 func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 	var req JoinRequest
-	if err := decode(r, &req); err != nil {
+	if err := decode(w, r, &req); err != nil {
 		return err
 	}
 	if req.Member == "" || req.URL == "" || len(req.Names) == 0 {
@@ -165,25 +198,26 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 		return fault.Errorf(fault.Conflict, "The cloud is at level %d, and the release of the controller that wants to join works at levels %s.", level, req.Speaks.OrFirst())
 	}
 	ctx := identity.Internal(r.Context())
-	cert, err := s.Authority.JoinController(ctx, req.Token, req.Request, s.Now(), req.Names...)
+	cert, err := s.Authority.JoinController(ctx, req.Token, req.Request, s.Now(), req.Member, req.URL, req.Names...)
 	if err != nil {
 		return err
 	}
-	members, secrets, err := s.Join(ctx, req.Member, req.URL)
+	answer, err := s.Join(ctx, req.Member, req.URL)
 	if err != nil {
 		return err
 	}
+	answer.Certificate, answer.Authority = cert, s.Authority.PEM()
 	slog.InfoContext(ctx, "a controller joined", "name", req.Member, "from", r.RemoteAddr)
-	return wire.WriteJSON(w, http.StatusOK, JoinAnswer{Certificate: cert, Authority: s.Authority.PEM(), Members: members, Secrets: secrets})
+	return wire.WriteJSON(w, http.StatusOK, answer)
 }
 
 func (s *Server) others(w http.ResponseWriter, r *http.Request, path string) error {
 	if path == "present" && r.Method == http.MethodPost {
 		var is host.Controller
-		if err := decode(r, &is); err != nil {
+		if err := decode(w, r, &is); err != nil {
 			return err
 		}
-		if err := host.Present(identity.Internal(r.Context()), s.State, is); err != nil {
+		if err := host.Present(identity.Internal(r.Context()), s.State, is, r.TLS.VerifiedChains[0][0]); err != nil {
 			return err
 		}
 		w.WriteHeader(http.StatusNoContent)
@@ -197,6 +231,12 @@ func (s *Server) others(w http.ResponseWriter, r *http.Request, path string) err
 		_, err = w.Write(text)
 		return err
 	}
+	if path == "health" && r.Method == http.MethodGet {
+		return wire.WriteJSON(w, http.StatusOK, s.Health())
+	}
+	if (path == "host-join" || path == "heard" || strings.HasPrefix(path, "hosts/")) && r.Method == http.MethodPost {
+		return s.serveHosts(w, r, path)
+	}
 	name, fetch := strings.CutSuffix(strings.TrimPrefix(path, "blobs/"), "/fetch")
 	id, err := resource.ParseID(name)
 	if err != nil || !strings.HasPrefix(path, "blobs/") {
@@ -205,7 +245,7 @@ func (s *Server) others(w http.ResponseWriter, r *http.Request, path string) err
 	switch {
 	case fetch && r.Method == http.MethodPost:
 		var from struct{ From string }
-		if err := decode(r, &from); err != nil {
+		if err := decode(w, r, &from); err != nil {
 			return err
 		}
 		if err := s.Blobs.Fetch(r.Context(), id, from.From); err != nil {
@@ -259,7 +299,7 @@ func (s *Server) relayed(w http.ResponseWriter, r *http.Request, h http.Handler,
 	for _, name := range []string{hostHeader, protoHeader, sourceHeader} {
 		client.Header.Del(name)
 	}
-	if !attemptHere(w, client, h, elsewhere(client)) {
+	if !attemptHere(w, client, h, elsewhere(via == "relay" && keyed(client))) {
 		http.Error(w, "this controller leads no more", http.StatusMisdirectedRequest)
 	}
 }

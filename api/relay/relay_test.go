@@ -79,8 +79,8 @@ func newPair(t *testing.T) *pair {
 	p.server = &Server{Authority: p.authority, State: p.leads, Now: time.Now, Blobs: noBlobs{}, Clients: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.asked.Add(1)
 		p.clients(w, r)
-	}), Join: func(_ context.Context, name, url string) (map[string]string, []byte, error) {
-		return map[string]string{name: url}, []byte("{}"), nil
+	}), Join: func(_ context.Context, name, url string) (*JoinAnswer, error) {
+		return &JoinAnswer{Members: map[string]string{name: url}, Secrets: []byte("{}")}, nil
 	}}
 	cert, err := p.authority.ControllerCertificate(time.Now(), "127.0.0.1")
 	if err != nil {
@@ -212,12 +212,12 @@ func TestTheLeadIsHandedOverMeanwhile(t *testing.T) {
 					return
 				}
 				for range c.writes {
-					if _, err := p.authority.Token(r.Context(), time.Hour, ""); err != nil {
+					if _, err := p.authority.Token(r.Context(), time.Hour, host.ForHosts); err != nil {
 						t.Error(err)
 					}
 				}
 				p.leads.Retire()
-				if _, err := p.authority.Token(r.Context(), time.Hour, ""); err == nil {
+				if _, err := p.authority.Token(r.Context(), time.Hour, host.ForHosts); err == nil {
 					t.Error("who retired writes")
 				}
 				if err := p.leads.Lead(context.Background()); err != nil { // the other, here
@@ -264,9 +264,9 @@ func TestLostAnswer(t *testing.T) {
 	}
 }
 
-// TestOnlyControllers: a host's certificate is of the same authority, and opens nothing here.
-func TestOnlyControllers(t *testing.T) {
-	p := newPair(t)
+// hostRequest is a key, and a request for a certificate of it.
+func hostRequest(t *testing.T) (*ecdsa.PrivateKey, []byte) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -275,6 +275,13 @@ func TestOnlyControllers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return key, der
+}
+
+// TestOnlyControllers: a host's certificate is of the same authority, and opens nothing here.
+func TestOnlyControllers(t *testing.T) {
+	p := newPair(t)
+	key, der := hostRequest(t)
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
 		t.Fatal(err)

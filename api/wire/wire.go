@@ -4,6 +4,7 @@ package wire
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -145,6 +146,29 @@ func hurry(r *http.Request) (done func()) {
 // Body reads a request's body of at most max bytes. A fault of kind TooLarge past that.
 func Body(r *http.Request, max int64) ([]byte, error) {
 	done := hurry(r)
+	body, err := whole(r, max)
+	if err == nil {
+		done()
+	}
+	return body, err
+}
+
+// BodyWithin is Body for a request that is not below Serve; 30 seconds when within is 0.
+func BodyWithin(w http.ResponseWriter, r *http.Request, max int64, within time.Duration) ([]byte, error) {
+	connection := http.NewResponseController(w)
+	if err := connection.SetReadDeadline(time.Now().Add(cmp.Or(within, bodyWithin))); errors.Is(err, http.ErrNotSupported) {
+		return whole(r, max)
+	} else if err != nil {
+		return nil, err
+	}
+	body, err := whole(r, max)
+	if err != nil {
+		return nil, err // the deadline stays: nobody waits for the rest either
+	}
+	return body, connection.SetReadDeadline(time.Time{})
+}
+
+func whole(r *http.Request, max int64) ([]byte, error) {
 	if r.ContentLength > max {
 		return nil, tooLarge(max)
 	}
@@ -156,7 +180,6 @@ func Body(r *http.Request, max int64) ([]byte, error) {
 		}
 		return nil, fault.Errorf(fault.Invalid, "The request body could not be read to its end.")
 	}
-	done()
 	return body, nil
 }
 

@@ -54,6 +54,9 @@ func (c *cloud) keeper(name string) *alert.Keeper {
 func (c *cloud) facts(ctx context.Context, shown *certificates) alert.Facts {
 	now := c.state.Now()
 	f := alert.Facts{Now: now, Ahead: time.Until(now), Store: c.state.Room(), Certificates: shown.look(ctx)}
+	if c.cluster != nil {
+		f.Silences = c.cluster.silences(ctx)
+	}
 	var disk unix.Statfs_t
 	if err := unix.Statfs(c.dir, &disk); err != nil {
 		slog.WarnContext(ctx, "could not see how full the disk is", "dir", c.dir, "err", err)

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/unkai-cloud/unkai/api/relay"
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
@@ -56,7 +57,7 @@ func (w *manyWriter) Commit() error {
 	done := make(chan error, len(others))
 	for _, link := range others {
 		go func() {
-			done <- k.post(ctx, link, "blobs/"+w.id.String()+"/fetch", map[string]string{"from": k.Link})
+			done <- relay.Post(ctx, k.transport, link, "blobs/"+w.id.String()+"/fetch", map[string]string{"from": k.Link}, nil)
 		}()
 	}
 	var failed []error

@@ -139,7 +139,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 	expirers[image.Table().Kind()] = c.image.Expire
 	c.reaper = &operation.Reaper{State: c.state, Now: c.state.Now, Expirers: expirers}
 	if c.cluster != nil {
-		c.hosts.Leads, c.hosts.Leader = c.state.Leads, c.cluster.leader
+		c.hosts.Others = c.cluster.hosts
 		c.hub.Confirm = c.state.Confirm
 	}
 	close(c.built)
@@ -261,7 +261,7 @@ func (c *cloud) lead(ctx context.Context) {
 		return
 	}
 	if c.cluster != nil { // the one that led before may have died in the middle of it
-		if err := c.furnish(ctx); err != nil && ctx.Err() == nil {
+		if err := errors.Join(c.furnish(ctx), host.Led(identity.Internal(ctx), c.state, c.cluster.Name)); err != nil && ctx.Err() == nil {
 			slog.ErrorContext(ctx, "could not furnish the cloud", "err", err)
 		}
 	}
@@ -277,7 +277,6 @@ func (c *cloud) lead(ctx context.Context) {
 	wg.Go(func() { c.sweep(ctx) })
 	wg.Go(func() { c.countOperations(ctx) })
 	wg.Wait()
-	c.hub.EndAll() // the hosts look for the one that leads now
 }
 
 // sweepImages lets bytes go, on a controller that may not lead, that no image has any more.

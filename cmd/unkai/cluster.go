@@ -63,10 +63,26 @@ const membershipFile = "member.json"
 
 func (m *membership) file(name string) string { return filepath.Join(m.dir, "peer", name) }
 
+// Files of a controller that is one of several.
+const (
+	pairFile      = "pair.pem" // certificate and key, in one file: one without the other is of no use
+	authorityFile = "authority.pem"
+	revokedFile   = "revoked.der" // the authority's list of certificates that are worth nothing any more
+)
+
 // engine is how its share of the engine runs.
 func (m *membership) engine() *etcd.Member {
-	return &etcd.Member{Name: m.Name, Listen: m.listen, URL: m.Peer, CertFile: m.file("cert.pem"), KeyFile: m.file("key.pem"),
-		CAFile: m.file("authority.pem"), Role: host.ControllerRole, Existing: m.Existing}
+	is := &etcd.Member{Name: m.Name, Listen: m.listen, URL: m.Peer, CertFile: m.file(pairFile), KeyFile: m.file(pairFile),
+		CAFile: m.file(authorityFile), Role: host.ControllerRole, Existing: m.Existing}
+	if _, err := os.Stat(m.file(revokedFile)); err == nil { // else it comes with the next start
+		is.CRLFile = m.file(revokedFile)
+	}
+	return is
+}
+
+// certificate is the one that this controller shows.
+func (m *membership) certificate() (tls.Certificate, error) {
+	return tls.LoadX509KeyPair(m.file(pairFile), m.file(pairFile))
 }
 
 // membership makes this controller one of several, or takes that up again; nil if it is alone. hosts is its address for hosts.
@@ -84,7 +100,7 @@ func (o *clusterOptions) membership(ctx context.Context, dir, hosts string) (*me
 			m.Etcd = &o.externalEtcd
 			return m, m.save()
 		}
-		return m, nil
+		return m, m.pairUp()
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -130,6 +146,25 @@ func (o *clusterOptions) membership(ctx context.Context, dir, hosts string) (*me
 		return nil, err
 	}
 	return m, m.save()
+}
+
+// pairUp makes one file of two, as earlier releases kept certificate and key.
+func (m *membership) pairUp() error {
+	if _, err := os.Stat(m.file(pairFile)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	cert, err := os.ReadFile(m.file("cert.pem"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it was ended before it had one
+	}
+	if err != nil {
+		return err
+	}
+	key, err := os.ReadFile(m.file("key.pem"))
+	if err != nil {
+		return err
+	}
+	return writePrivate(m.file(pairFile), append(cert, key...))
 }
 
 func (m *membership) save() error {
@@ -192,7 +227,7 @@ func (m *membership) begin(ctx context.Context, address string) error {
 		if err != nil {
 			return err
 		}
-		return m.certify(a, address)
+		return errors.Join(m.refuse(a, s.Latest()), m.certify(a, address))
 	}()
 	return errors.Join(err, s.Close())
 }
@@ -211,10 +246,22 @@ func (m *membership) certify(a *host.Authority, names ...string) error {
 }
 
 func (m *membership) keep(cert, key, authority []byte) error {
-	return errors.Join(
-		writePrivate(m.file("authority.pem"), authority),
-		writePrivate(m.file("key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
-		writePrivate(m.file("cert.pem"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})))
+	pair := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})
+	pair = append(pair, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})...)
+	return errors.Join(writePrivate(m.file(authorityFile), authority), writePrivate(m.file(pairFile), pair))
+}
+
+// refuse keeps which certificates are worth nothing any more, for the engine's share of this controller.
+func (m *membership) refuse(a *host.Authority, tx *state.Tx) error {
+	was, err := os.ReadFile(m.file(revokedFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	list, err := a.RevocationList(tx, was, time.Now())
+	if err != nil || bytes.Equal(list, was) {
+		return err
+	}
+	return writePrivate(m.file(revokedFile), list)
 }
 
 // join has the controllers at url take this one in. Asked of one that follows, it asks the others.
@@ -258,7 +305,8 @@ func (m *membership) join(ctx context.Context, to, token, address string) error 
 		return fmt.Errorf("join the controllers at %s: %w", to, err)
 	}
 	m.Existing = answer.Members
-	return errors.Join(m.keep(answer.Certificate, private, answer.Authority), writePrivate(filepath.Join(m.dir, secretsFile), answer.Secrets))
+	return errors.Join(writePrivate(m.file(revokedFile), answer.Revoked), m.keep(answer.Certificate, private, answer.Authority),
+		writePrivate(filepath.Join(m.dir, secretsFile), answer.Secrets))
 }
 
 // agentTrust trusts only the controllers of the cloud that a token is from.
@@ -288,10 +336,12 @@ type cluster struct {
 	cloud     *cloud
 	engine    *etcd.Engine
 	transport *http.Transport // to other controllers
+	hosts     *relay.Hosts
+	watch     watch
 }
 
 func newCluster(c *cloud, m *membership, e *etcd.Engine) (*cluster, error) {
-	authority, err := os.ReadFile(m.file("authority.pem"))
+	authority, err := os.ReadFile(m.file(authorityFile))
 	if err != nil {
 		return nil, err
 	}
@@ -301,11 +351,14 @@ func newCluster(c *cloud, m *membership, e *etcd.Engine) (*cluster, error) {
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: pool,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			cert, err := tls.LoadX509KeyPair(m.file("cert.pem"), m.file("key.pem"))
+			cert, err := m.certificate()
 			return &cert, err
 		}}
-	return &cluster{membership: m, cloud: c, engine: e, transport: &http.Transport{TLSClientConfig: config, MaxIdleConnsPerHost: 64,
-		DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext, TLSHandshakeTimeout: 5 * time.Second}}, nil
+	// A connection is given up before the other end does so: then no request meets its end.
+	k := &cluster{membership: m, cloud: c, engine: e, transport: &http.Transport{TLSClientConfig: config, MaxIdleConnsPerHost: 64, IdleConnTimeout: idleAtMost / 2,
+		DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext, TLSHandshakeTimeout: 5 * time.Second}}
+	k.hosts = &relay.Hosts{Transport: k.transport, Leader: k.leader, Own: m.Link}
+	return k, nil
 }
 
 // front is where clients come in.
@@ -321,8 +374,9 @@ func (c *cloud) links() http.Handler {
 	if c.cluster == nil {
 		return c.hosts
 	}
-	others := &relay.Server{Authority: c.authority, State: c.state, Clients: c.handler(), Operators: c.control(clientsAt{}), Blobs: own{c.blobs}, Join: c.cluster.letIn,
-		Secrets: func() ([]byte, error) { return json.MarshalIndent(c.secrets, "", "  ") }, Now: time.Now}
+	others := &relay.Server{Authority: c.authority, State: c.state, Clients: c.handler(), Operators: c.control(clientsAt{}), Blobs: own{c.blobs},
+		Hub: c.hub, Call: c.hosts.Pass, Health: c.cluster.health, Join: c.cluster.letIn, Now: time.Now,
+		Secrets: func() ([]byte, error) { return json.MarshalIndent(c.secrets, "", "  ") }}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/controller/") {
 			others.ServeHTTP(w, r)
@@ -380,11 +434,8 @@ func (k *cluster) present(ctx context.Context, url string) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		known, ok := host.ControllerOf(k.cloud.state.Latest(), is.Member)
-		if !ok || known.Link != is.Link || known.URL != is.URL || known.Version != is.Version || known.Speaks != is.Speaks {
-			if err := k.tell(ctx, is); err != nil && ctx.Err() == nil {
-				slog.WarnContext(ctx, "could not tell the other controllers where this one is", "err", err)
-			}
+		if err := k.tell(ctx, is); err != nil && ctx.Err() == nil {
+			slog.WarnContext(ctx, "could not tell the other controllers where this one is", "err", err)
 		}
 		select {
 		case <-tick.C:
@@ -397,14 +448,18 @@ func (k *cluster) present(ctx context.Context, url string) error {
 func (k *cluster) tell(ctx context.Context, is host.Controller) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
+	shows, err := k.certificate()
+	if err != nil || host.Presented(k.cloud.state.Latest(), &is, shows.Leaf) {
+		return err
+	}
 	if k.cloud.state.Leads() {
-		return host.Present(identity.Internal(ctx), k.cloud.state, is)
+		return host.Present(identity.Internal(ctx), k.cloud.state, is, shows.Leaf)
 	}
 	link, ok := k.leader()
 	if !ok {
 		return errors.New("no controller leads, or where it is is not known yet")
 	}
-	return k.post(ctx, link, "present", is)
+	return relay.Post(ctx, k.transport, link, "present", is, nil)
 }
 
 // dismiss takes another controller out for good. What it has on its disk is of no use to anybody then.
@@ -435,49 +490,28 @@ func (c *cloud) dismiss(ctx context.Context, name string) error {
 	}
 	for _, m := range all {
 		if m.Name == name || m.URL == name {
-			return c.cluster.engine.RemoveMember(ctx, m.ID)
+			return errors.Join(c.cluster.engine.RemoveMember(ctx, m.ID), host.Dismiss(ctx, c.state, m.Name), host.Dismiss(ctx, c.state, m.URL))
 		}
 	}
 	return fault.Missing("controller", name)
 }
 
-func (k *cluster) post(ctx context.Context, link, path string, v any) error {
-	body, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, link+"/controller/v1/"+path, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	res, err := k.transport.RoundTrip(req)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	if res.StatusCode >= 300 {
-		text, _ := io.ReadAll(io.LimitReader(res.Body, 4096)) // only to say more
-		return fmt.Errorf("the controller at %s answers %s: %s", link, res.Status, strings.TrimSpace(string(text)))
-	}
-	return nil
-}
-
 // letIn adds a machine's share of the engine.
-func (k *cluster) letIn(ctx context.Context, name, url string) (map[string]string, []byte, error) {
+func (k *cluster) letIn(ctx context.Context, name, url string) (*relay.JoinAnswer, error) {
 	if k.Etcd != nil {
-		return nil, nil, fault.Errorf(fault.Conflict, "These controllers have their state in an etcd of its own: start the new one with the same --etcd.")
+		return nil, fault.Errorf(fault.Conflict, "These controllers have their state in an etcd of its own: start the new one with the same --etcd.")
 	}
 	if all, err := k.engine.Members(ctx); err != nil {
-		return nil, nil, err
+		return nil, err
 	} else if slices.ContainsFunc(all, func(m etcd.MemberInfo) bool { return m.Name == name }) {
-		return nil, nil, fault.Errorf(fault.Conflict, "There is a controller named %s. Dismiss it first, or give this one another --name.", name)
+		return nil, fault.Errorf(fault.Conflict, "There is a controller named %s. Dismiss it first, or give this one another --name.", name)
 	}
 	all, err := k.engine.AddMember(ctx, url)
 	if errors.Is(err, etcd.ErrMember) {
-		return nil, nil, fault.Errorf(fault.Conflict, "There is a controller at %s. Dismiss it first (unkai controller dismiss).", url)
+		return nil, fault.Errorf(fault.Conflict, "There is a controller at %s. Dismiss it first (unkai controller dismiss).", url)
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	members := map[string]string{}
 	for _, m := range all {
@@ -490,10 +524,15 @@ func (k *cluster) letIn(ctx context.Context, name, url string) (map[string]strin
 		members[m.Name] = m.URL
 	}
 	secrets, err := json.Marshal(k.cloud.secrets)
-	return members, secrets, err
+	if err != nil {
+		return nil, err
+	}
+	revoked, err := k.cloud.authority.RevocationList(k.cloud.state.Latest(), nil, time.Now())
+	return &relay.JoinAnswer{Members: members, Secrets: secrets, Revoked: revoked}, err
 }
 
-// keep gives votes to those that have caught up, and renews this controller's certificate in time.
+// keepWell gives votes to those that have caught up, heeds whose certificates are worth nothing any more, and renews this
+// controller's own in time.
 func (k *cluster) keepWell(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -504,6 +543,9 @@ func (k *cluster) keepWell(ctx context.Context) error {
 			if err := k.engine.Promote(ctx, known); err != nil && ctx.Err() == nil {
 				slog.WarnContext(ctx, "could not give a new controller its vote", "err", err)
 			}
+		}
+		if err := k.refuse(k.cloud.authority, k.cloud.state.Latest()); err != nil {
+			slog.ErrorContext(ctx, "could not keep which certificates are worth nothing any more", "err", err)
 		}
 		if time.Since(looked) > time.Hour {
 			looked = time.Now()
@@ -521,14 +563,11 @@ func (k *cluster) keepWell(ctx context.Context) error {
 
 // renew makes the next certificate in the last third of the present one's life. Each controller can: it knows the authority.
 func (k *cluster) renew(now time.Time) error {
-	cert, err := tls.LoadX509KeyPair(k.file("cert.pem"), k.file("key.pem"))
+	cert, err := k.certificate()
 	if err != nil {
 		return err
 	}
-	leaf, err := x509.ParseCertificate(cert.Certificate[0])
-	if err != nil {
-		return err
-	}
+	leaf := cert.Leaf
 	if leaf.NotAfter.Sub(now) > leaf.NotAfter.Sub(leaf.NotBefore)/3 {
 		return nil
 	}

@@ -81,6 +81,10 @@ type controllerHealth struct {
 	Name, Link, URL, Version string
 	Speaks                   release.Span
 	Leads                    bool
+	Answers                  bool  // to the controller that was asked
+	Behind                   int64 // changes, of the newest that any has
+	Hosts                    int   // that have their sessions with it
+	Joining                  bool  // it was let in, and is not here yet; the name is where it would be
 }
 
 type heldThing struct {
@@ -130,6 +134,9 @@ func (c *cloud) control(at clientsAt) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		h := c.health()
+		if c.cluster != nil {
+			h.Controllers = c.cluster.controllers(r.Context())
+		}
 		h.At, h.Seconds = at, time.Since(began).Seconds()
 		wire.WriteJSON(w, http.StatusOK, h)
 	})
@@ -240,12 +247,6 @@ func (c *cloud) health() health {
 		h.Broken = err.Error()
 	}
 	h.Leads = c.state.Leads()
-	if c.cluster != nil {
-		leader := c.cluster.engine.Leader()
-		for k := range host.Controllers().Peek(tx, "name", state.Range{}) {
-			h.Controllers = append(h.Controllers, controllerHealth{k.Name, k.Link, k.URL, k.Version, k.Speaks, leader != 0 && k.Member == leader})
-		}
-	}
 	for m := range host.Table().Peek(tx, "name", state.Range{}) {
 		h.Hosts = append(h.Hosts, healthOf(tx, m))
 	}
@@ -348,10 +349,20 @@ func (h *health) print(w io.Writer) error {
 		led := false
 		for _, k := range h.Controllers {
 			role := "follows"
-			if k.Leads {
+			switch {
+			case k.Joining:
+				fmt.Fprintf(w, "controller at %s was let in and is not here yet; unkai controller dismiss %s takes it out\n", k.Name, k.Name)
+				continue
+			case k.Leads:
 				role, led = "leads", true
 			}
-			fmt.Fprintf(w, "controller %s %s  %s  %s\n", k.Name, role, k.URL, k.Version)
+			switch {
+			case !k.Answers:
+				role += ", DOES NOT ANSWER"
+			case k.Behind > 0:
+				role += fmt.Sprintf(", %d changes behind", k.Behind)
+			}
+			fmt.Fprintf(w, "controller %s %s, %d hosts  %s  %s\n", k.Name, role, k.Hosts, k.URL, k.Version)
 		}
 		if !led {
 			fmt.Fprintln(w, "NO CONTROLLER LEADS: most of them cannot be reached from here; nothing can be changed, and what is shown may be old")
@@ -403,6 +414,11 @@ func (h *health) print(w io.Writer) error {
 	}
 	if h.Broken != "" {
 		return errors.New("the controller accepts no changes: " + h.Broken)
+	}
+	for _, k := range h.Controllers {
+		if !k.Answers && !k.Joining {
+			return fmt.Errorf("the controller %s does not answer", k.Name)
+		}
 	}
 	if down > 0 {
 		return fmt.Errorf("%d hosts cannot be heard", down)

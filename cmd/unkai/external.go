@@ -63,7 +63,7 @@ func (c *cloud) openElsewhere(ctx context.Context, engine *etcd.Engine, m *membe
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(m.file("cert.pem")); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(m.file(pairFile)); errors.Is(err, fs.ErrNotExist) {
 		if err := m.certify(a, m.name()); err != nil {
 			return err
 		}

@@ -50,13 +50,25 @@ func password() string {
 	return strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
 }
 
-// writePrivate writes a file that only its owner can read, all of it or nothing.
+// writePrivate writes a file that only its owner can read, all of it or nothing, also when the power fails.
 func writePrivate(path string, text []byte) error {
 	temp := path + ".new"
-	if err := os.WriteFile(temp, text, 0o600); err != nil {
+	f, err := os.OpenFile(temp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
 		return err
 	}
-	return os.Rename(temp, path)
+	_, err = f.Write(text)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // writeClients writes what stock clients need: clouds.yaml and openrc for OpenStack's,

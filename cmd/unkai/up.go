@@ -112,6 +112,8 @@ func (u *upCommand) Run(ctx context.Context) error {
 	if c.cluster != nil {
 		start("be known to the other controllers", func(ctx context.Context) error { return c.cluster.present(ctx, url) })
 		start("keep the other controllers", c.cluster.keepWell)
+		start("report the hosts", c.cluster.report)
+		start("let hosts go", c.cluster.release)
 	}
 	start("serve the control socket", func(ctx context.Context) error {
 		return c.serveControl(ctx, control, clientsAt{URL: url, HostsURL: hosts}, seat)

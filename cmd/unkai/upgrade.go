@@ -226,6 +226,9 @@ func (h *health) plan(w io.Writer) error {
 		return -1
 	})
 	for _, k := range controllers {
+		if k.Joining {
+			continue // it begins with what it is started as
+		}
 		note := ""
 		if k.Leads && len(controllers) > 1 {
 			note = "hands the lead over first"

@@ -248,6 +248,15 @@ func TestRules(t *testing.T) {
 			},
 			[]string{"", "raised certificate-ends api", "resolved certificate-ends api raised certificate-ended api", "resolved certificate-ended api"},
 		},
+		"a controller that is away": {
+			[]func(*Facts){
+				func(f *Facts) { f.Silences = []Silence{{"c2", 50 * time.Second}} },
+				func(f *Facts) { f.Silences[0].For = 70 * time.Second },
+				func(f *Facts) { f.Silences[0].For = 10 * time.Second }, // another looks, who has not seen how long
+				func(f *Facts) { f.Silences = nil },
+			},
+			[]string{"", "raised controller-silent c2", "", "resolved controller-silent c2"},
+		},
 		"a clock that was set back": {
 			[]func(*Facts){
 				func(f *Facts) { f.Ahead = 90 * time.Second },
@@ -270,6 +279,34 @@ func TestRules(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestLeadersThatChange(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("t"))
+	var heard []string
+	for n := range 7 {
+		if err := host.Led(r.ctx, r.State, fmt.Sprint("c", n%3+1)); err != nil {
+			t.Fatal(err)
+		}
+		heard = append(heard, r.round(5*time.Minute)...)
+	}
+	if len(heard) != 1 || heard[0] != "t: raised leader-changes" {
+		t.Errorf("heard %q", heard)
+	}
+	if heard = r.round(35 * time.Minute); len(heard) != 0 {
+		t.Errorf("when it is a little better: %q", heard)
+	}
+	if heard = r.round(20 * time.Minute); len(heard) != 1 || heard[0] != "t: resolved leader-changes" {
+		t.Errorf("when it is well: %q", heard)
+	}
+	r.clock = r.clock.Add(48 * time.Hour)
+	if err := host.Led(r.ctx, r.State, "c1"); err != nil {
+		t.Fatal(err)
+	}
+	if n, last := host.Leads(r.State.Latest(), time.Time{}); n != 1 || last != "c1" {
+		t.Errorf("%d are kept, the last of %s", n, last)
 	}
 }
 

@@ -17,6 +17,13 @@ type Facts struct {
 	Store        state.Room
 	Disk         Disk // where the data directory lies
 	Certificates []Certificate
+	Silences     []Silence
+}
+
+// A Silence is for how long a controller has not answered the one that leads.
+type Silence struct {
+	Controller string
+	For        time.Duration
 }
 
 // A Disk says how full a file system is, in bytes.
@@ -48,6 +55,9 @@ const (
 	failingPart                = 4  // …and one in so many
 	failingLooked              = 5000
 	slowPart                   = 2 // operations are slow that take longer than one part in so many of their time limit
+	silentFor                  = time.Minute
+	changingSpan               = time.Hour
+	changingMany, changingFine = 6, 3 // times that another led, in that time
 )
 
 // A looker is one round of all rules. It is pure.
@@ -66,6 +76,7 @@ func look(tx *state.Tx, f Facts) []finding {
 	l.certificates()
 	l.clock()
 	l.operations()
+	l.controllers()
 	return l.found
 }
 
@@ -155,6 +166,20 @@ func (l *looker) clock() {
 	if a := l.facts.Ahead; a >= clockAhead || a >= clockFine && l.holds("clock-ahead", "") {
 		l.find(Warning, "clock-ahead", "", "This machine's clock was set back, or was ahead when changes were stored: the cloud's own is %v ahead of it, and goes a tenth slower until it has caught up.",
 			a.Truncate(time.Minute))
+	}
+}
+
+func (l *looker) controllers() {
+	for _, s := range l.facts.Silences {
+		if s.For >= silentFor || l.holds("controller-silent", s.Controller) {
+			l.find(Critical, "controller-silent", s.Controller, "The controller %s has not answered for %v. If one more is lost nothing can be changed. Mend it, or dismiss it and let another join.",
+				s.Controller, s.For.Truncate(time.Second))
+		}
+	}
+	n, last := host.Leads(l.tx, l.facts.Now.Add(-changingSpan))
+	if n >= changingMany || n >= changingFine && l.holds("leader-changes", "") {
+		l.find(Warning, "leader-changes", "", "The lead has changed %d times within %v; %s leads now. Each time nothing can be changed for a second or two. Look for a slow disk, an overloaded machine, or a network that fails.",
+			n, changingSpan, last)
 	}
 }
 

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -41,11 +42,11 @@ type joinToken struct {
 
 	Hash    []byte `secret:"true"`
 	Expires time.Time
-	Only    string `since:"2,soft"` // ForHosts or ForControllers; "" for either
+	Only    string `since:"2,soft"` // ForHosts or ForControllers; "" for hosts, as the first release made them
 }
 
-// What a join token may be for alone. A controller holds the whole state and the authority's key, so a token that is handed
-// to whoever sets up hosts is better for hosts alone.
+// What a join token is for. A controller holds the whole state and the authority's key: what is handed to whoever sets up hosts
+// must not make one.
 const (
 	ForHosts       = "host"
 	ForControllers = "controller"
@@ -160,11 +161,11 @@ func (a *Authority) ServerCertificate(now time.Time, names ...string) (tls.Certi
 	return tls.Certificate{Certificate: [][]byte{der, a.cert.Raw}, PrivateKey: key}, err
 }
 
-// Token makes a token with which one machine may join within the given time: only as ForHosts or ForControllers says, or "" for
-// either. It carries the authority's fingerprint, so that the machine knows the controller too.
-func (a *Authority) Token(ctx context.Context, valid time.Duration, only string) (string, error) {
-	if only != "" && only != ForHosts && only != ForControllers {
-		return "", fault.Errorf(fault.Invalid, "A token is for a %q, a %q or either, and not for %q.", ForHosts, ForControllers, only)
+// Token makes a token with which one machine may join within the given time, as what purpose says: ForHosts or ForControllers. It
+// carries the authority's fingerprint, so that the machine knows the controller too.
+func (a *Authority) Token(ctx context.Context, valid time.Duration, purpose string) (string, error) {
+	if purpose != ForHosts && purpose != ForControllers {
+		return "", fault.Errorf(fault.Invalid, "A token is for a %q or a %q, and not for %q.", ForHosts, ForControllers, purpose)
 	}
 	secret := make([]byte, 20)
 	rand.Read(secret)
@@ -183,7 +184,7 @@ func (a *Authority) Token(ctx context.Context, valid time.Duration, only string)
 				return err
 			}
 		}
-		return joinTokens.Put(tx, &joinToken{Meta: resource.Meta{ID: tx.NewID()}, Hash: hash[:], Expires: tx.Now().Add(valid), Only: only})
+		return joinTokens.Put(tx, &joinToken{Meta: resource.Meta{ID: tx.NewID()}, Hash: hash[:], Expires: tx.Now().Add(valid), Only: purpose})
 	})
 	print := sha256.Sum256(a.cert.Raw)
 	return text + "." + hex.EncodeToString(print[:16]), err
@@ -198,23 +199,24 @@ func TokenTrusts(token string, certificate []byte) bool {
 
 // Join uses a token up and signs a machine's certificate request (DER). The certificate
 // names the new host's ID.
-func (a *Authority) Join(ctx context.Context, token string, request []byte, now time.Time) (id resource.ID, certificate []byte, err error) {
+func (a *Authority) Join(ctx context.Context, token string, request []byte, now time.Time) (JoinAnswer, error) {
 	csr, err := x509.ParseCertificateRequest(request)
 	if err != nil || csr.CheckSignature() != nil {
-		return id, nil, fault.Errorf(fault.Invalid, "The certificate request is not valid.")
+		return JoinAnswer{}, fault.Errorf(fault.Invalid, "The certificate request is not valid.")
 	}
+	answer := JoinAnswer{Authority: a.PEM()}
 	err = a.State.Update(ctx, func(tx *state.Tx) error {
 		if err := spend(tx, token, ForHosts); err != nil {
 			return err
 		}
-		id = tx.NewID()
-		return newcomers.Put(tx, &newcomer{resource.Meta{ID: id}})
+		answer.Host = tx.NewID()
+		return newcomers.Put(tx, &newcomer{resource.Meta{ID: answer.Host}})
 	})
 	if err != nil {
-		return id, nil, err
+		return JoinAnswer{}, err
 	}
-	certificate, err = a.SignHost(id, csr, now)
-	return id, certificate, err
+	answer.Certificate, err = a.SignHost(answer.Host, csr, now)
+	return answer, err
 }
 
 // spend uses a token up.
@@ -222,8 +224,11 @@ func spend(tx *state.Tx, token, purpose string) error {
 	text, _, _ := strings.Cut(token, ".")
 	hash := sha256.Sum256([]byte(text))
 	t, ok := joinTokens.Lookup(tx, "hash", state.KeyOf(string(hash[:])))
-	if !ok || !t.Expires.After(tx.Now()) || t.Only != "" && t.Only != purpose {
-		return fault.Errorf(fault.Unauthorized, "The join token is not known, was used, or has expired, or it is for something else. Make a new one.")
+	if !ok || !t.Expires.After(tx.Now()) {
+		return fault.Errorf(fault.Unauthorized, "The join token is not known, was used, or has expired. Make a new one.")
+	}
+	if is := cmp.Or(t.Only, ForHosts); is != purpose {
+		return fault.Errorf(fault.Unauthorized, "The join token is for a %s, and does not make a %s. Make one with `unkai controller token --for %s`.", is, purpose, purpose)
 	}
 	return joinTokens.Delete(tx, t.ID)
 }

@@ -48,9 +48,6 @@ func ControllerOf(tx *state.Tx, member uint64) (*Controller, bool) {
 	return nil, false
 }
 
-// LeaderHeader names the controller that leads, in the answer of one that does not.
-const LeaderHeader = "Unkai-Leader"
-
 // Links are where hosts reach the controllers.
 func Links(tx *state.Tx) []string {
 	var links []string
@@ -60,9 +57,9 @@ func Links(tx *state.Tx) []string {
 	return links
 }
 
-// Present records where a controller is. What is no news writes nothing.
-func Present(ctx context.Context, s *state.State, is Controller) error {
-	if was, ok := controllers.Lookup(s.Latest(), "name", state.KeyOf(is.Name)); ok && same(was, &is) {
+// Present records where a controller is, and whose the certificate is that it shows. What is no news writes nothing.
+func Present(ctx context.Context, s *state.State, is Controller, cert *x509.Certificate) error {
+	if Presented(s.Latest(), &is, cert) {
 		return nil
 	}
 	return s.Update(ctx, func(tx *state.Tx) error {
@@ -71,22 +68,29 @@ func Present(ctx context.Context, s *state.State, is Controller) error {
 			c = &Controller{Meta: resource.Meta{ID: tx.NewID(), Name: is.Name}}
 		}
 		c.Member, c.Link, c.URL, c.Version, c.Speaks = is.Member, is.Link, is.URL, is.Version, is.Speaks
-		return controllers.Put(tx, c)
+		if err := controllers.Put(tx, c); err != nil {
+			return err
+		}
+		return remember(tx, cert, is.Name, "")
 	})
 }
 
-func same(a, b *Controller) bool {
-	return a.Member == b.Member && a.Link == b.Link && a.URL == b.URL && a.Version == b.Version && a.Speaks == b.Speaks
+// Presented reports whether all that a controller says of itself is known.
+func Presented(tx *state.Tx, is *Controller, cert *x509.Certificate) bool {
+	c, ok := controllers.Lookup(tx, "name", state.KeyOf(is.Name))
+	return ok && c.Member == is.Member && c.Link == is.Link && c.URL == is.URL && c.Version == is.Version && c.Speaks == is.Speaks && remembered(tx, cert, is.Name)
 }
 
-// Dismiss forgets a controller.
+// Dismiss forgets a controller, whose certificates are worth nothing from then on. It may be one that was let in and never
+// came, which is known by where its share of the engine is.
 func Dismiss(ctx context.Context, s *state.State, name string) error {
 	return s.Update(ctx, func(tx *state.Tx) error {
-		c, ok := controllers.Lookup(tx, "name", state.KeyOf(name))
-		if !ok {
-			return fault.Missing("controller", name)
+		if c, ok := controllers.Lookup(tx, "name", state.KeyOf(name)); ok {
+			if err := controllers.Delete(tx, c.ID); err != nil {
+				return err
+			}
 		}
-		return controllers.Delete(tx, c.ID)
+		return revoke(tx, name)
 	})
 }
 
@@ -127,14 +131,25 @@ func IsController(cert *x509.Certificate) error {
 	return nil
 }
 
-// JoinController uses a token up and signs the certificate request (DER) of a machine that is to be one more controller.
-func (a *Authority) JoinController(ctx context.Context, token string, request []byte, now time.Time, names ...string) ([]byte, error) {
+// JoinController uses a token up and signs the certificate request (DER) of a machine that is to be one more controller, called name,
+// with its share of the engine at url.
+func (a *Authority) JoinController(ctx context.Context, token string, request []byte, now time.Time, name, url string, names ...string) ([]byte, error) {
 	csr, err := x509.ParseCertificateRequest(request)
 	if err != nil || csr.CheckSignature() != nil {
 		return nil, fault.Errorf(fault.Invalid, "The certificate request is not valid.")
 	}
-	if err := a.State.Update(ctx, func(tx *state.Tx) error { return spend(tx, token, ForControllers) }); err != nil {
+	der, err := a.signController(now, csr.PublicKey, names)
+	if err != nil {
 		return nil, err
 	}
-	return a.signController(now, csr.PublicKey, names)
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return der, a.State.Update(ctx, func(tx *state.Tx) error {
+		if err := spend(tx, token, ForControllers); err != nil {
+			return err
+		}
+		return remember(tx, cert, name, url)
+	})
 }

@@ -41,8 +41,10 @@ type Host struct {
 	// Found out by the control plane.
 	Lost   time.Time // since when it cannot be heard; zero while it can
 	Fenced Fenced    `json:",omitzero" since:"2,soft"` // how it is known, since it is lost, that it runs nothing any more
-	Joined time.Time
-	Ahead  Mark // of a state that the host has seen and we have not, while it refuses ours; zero otherwise
+	// How often it came, or came back after it was lost. What a host was told before does not count after that.
+	Arrivals int `json:",omitempty" since:"2,soft"`
+	Joined   time.Time
+	Ahead    Mark // of a state that the host has seen and we have not, while it refuses ours; zero otherwise
 }
 
 // A Capacity is what a host offers in all. Overcommit is the placement's business.
@@ -194,6 +196,18 @@ func ahead(m Mark) error {
 	return fault.Errorf(fault.Conflict, "The host was told of a newer state, at %v. Was a backup restored? `unkai controller restored` says so to the hosts.", m)
 }
 
+// Expected reports whether all that a host says of itself is known already: then it may be sent what it is to make real without
+// asking the controller that leads.
+func Expected(tx *state.Tx, id resource.ID, hello Hello) bool {
+	h, ok := hosts.PeekOne(tx, id)
+	return ok && !MarkOf(tx).Before(hello.Mark) && !news(h, hello)
+}
+
+func news(h *Host, hello Hello) bool {
+	return !h.Up() || h.Capacity != hello.Capacity || h.Address != hello.Address || h.Version != hello.Version || h.Speaks != hello.Speaks ||
+		!slices.Equal(h.Physical, hello.Physical) || h.Watchdog != hello.Watchdog || h.Ahead != (Mark{})
+}
+
 // note writes down what a host says of itself.
 func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 	h, ok := hosts.Find(tx, id)
@@ -215,9 +229,11 @@ func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 		if h.Zone == "" {
 			h.Zone = DefaultZone
 		}
-	} else if h.Up() && h.Capacity == hello.Capacity && h.Address == hello.Address && h.Version == hello.Version && h.Speaks == hello.Speaks &&
-		slices.Equal(h.Physical, hello.Physical) && h.Watchdog == hello.Watchdog && h.Ahead == (Mark{}) {
+	} else if !news(h, hello) {
 		return false, nil
+	}
+	if !ok || !h.Up() {
+		h.Arrivals++
 	}
 	h.Capacity, h.Address, h.Version, h.Speaks, h.Physical = hello.Capacity, hello.Address, hello.Version, hello.Speaks, hello.Physical
 	h.Watchdog = hello.Watchdog

@@ -62,6 +62,8 @@ type Delivery struct {
 	Full  bool
 	Mark  Mark // of the state that it is derived from
 	Items []Item
+	// Of a full one: which of the host's arrivals it was derived after. The lease is asked for with it; see Hub.Renew.
+	Arrival int `json:",omitempty"`
 }
 
 // An Observation is one message from a host: what it saw of one thing.
@@ -83,13 +85,16 @@ type Hub struct {
 
 	watch *state.Watcher
 
-	mu       sync.Mutex
-	sessions map[resource.ID]*Session // guarded by mu
+	mu        sync.Mutex
+	sessions  map[resource.ID]*Session  // guarded by mu
+	heard     map[resource.ID]time.Time // when hosts were last heard here; guarded by mu
+	elsewhere map[string]presence       // of the other controllers; guarded by mu
+	moved     chan struct{}             // holds one element when a session began or ended
 }
 
 // NewHub makes a hub. Call Pump or Run to keep it following the changes.
 func NewHub(s *state.State, sources ...Source) *Hub {
-	return &Hub{State: s, Sources: sources, watch: s.Watch(s.Latest().Revision()), sessions: map[resource.ID]*Session{}}
+	return &Hub{State: s, Sources: sources, watch: s.Watch(s.Latest().Revision()), sessions: map[resource.ID]*Session{}, heard: map[resource.ID]time.Time{}, moved: make(chan struct{}, 1)}
 }
 
 // A Session is the conversation with one connected host.
@@ -115,8 +120,7 @@ type Session struct {
 
 	differences bool // the host can put differences together
 
-	renews bool      // it renews its lease; guarded by the hub's mu
-	heard  time.Time // when it did so last; guarded by the hub's mu
+	renews bool // the host renews its lease; guarded by the hub's mu
 }
 
 // Connect begins a session; an older one of the same host ends.
@@ -126,8 +130,9 @@ func (h *Hub) Connect(host resource.ID) *Session {
 	s.wake <- struct{}{}
 	h.mu.Lock()
 	old := h.sessions[host]
-	h.sessions[host] = s
+	h.sessions[host], h.heard[host] = s, h.now()
 	h.mu.Unlock()
+	h.hasMoved()
 	if old != nil {
 		old.end()
 	}
@@ -149,11 +154,15 @@ func (s *Session) Close() {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
 	if s.hub.sessions[s.host] == s {
+		if !s.renews {
+			s.hub.heard[s.host] = s.hub.now()
+		}
 		delete(s.hub.sessions, s.host)
+		s.hub.hasMoved()
 	}
 }
 
-// endSession ends a host's session, if it has one.
+// endSession ends a host's session, if it has one here.
 func (h *Hub) endSession(id resource.ID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -162,7 +171,7 @@ func (h *Hub) endSession(id resource.ID) {
 	}
 }
 
-// EndAll ends every session: the hosts connect again, where they find the controller that leads.
+// EndAll ends every session: the hosts connect again, to a controller that knows more than this one.
 func (h *Hub) EndAll() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -222,7 +231,7 @@ func (h *Hub) resync() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for id, s := range h.sessions {
-		if !hosts.Has(h.State.Latest(), id) {
+		if away(h.State.Latest(), id) {
 			s.end()
 		}
 		s.mu.Lock()
@@ -237,8 +246,13 @@ func (h *Hub) mark(events []state.Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, e := range events {
-		if s := h.sessions[e.ID]; s != nil && e.Kind == hosts.Kind() && e.After == nil {
-			s.end() // the host was removed
+		if e.Kind == hosts.Kind() && away(tx, e.ID) {
+			if s := h.sessions[e.ID]; s != nil {
+				s.end()
+			}
+			if e.After == nil {
+				delete(h.heard, e.ID)
+			}
 		}
 		if l, ok := e.After.(*Leftover); ok && h.sessions[l.HostID] != nil {
 			h.sessions[l.HostID].mark(Key{l.Kind, l.ThingID}, e.Cause.RequestID)
@@ -258,6 +272,13 @@ func (h *Hub) mark(events []state.Event) {
 			}
 		}
 	}
+}
+
+// away reports whether a host was removed, or counts as lost: its session is over then, whichever controller has it. If it is there
+// it says hello again.
+func away(tx *state.Tx, id resource.ID) bool {
+	h, ok := hosts.PeekOne(tx, id)
+	return !ok || !h.Up()
 }
 
 func (s *Session) mark(key Key, request string) {
@@ -370,6 +391,9 @@ func (h *Hub) after(d time.Duration, f func()) {
 
 func (s *Session) pollFull(tx *state.Tx) (*Delivery, error) {
 	d := &Delivery{Full: true, Mark: MarkOf(tx)}
+	if h, ok := hosts.PeekOne(tx, s.host); ok {
+		d.Arrival = h.Arrivals
+	}
 	clear(s.sent)
 	clear(s.when)
 	clear(s.pieces)

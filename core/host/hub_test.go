@@ -185,18 +185,8 @@ func (c *clock) id() resource.ID { return resource.NewID(c.now, nil) }
 
 func TestSilentHostsAreLostAndFoundAgain(t *testing.T) {
 	h, c, id := rig(t, 0)
-	task := h.Liveness(h.Now)
-	lost := func() bool {
-		t.Helper()
-		if _, err := task.Step(t.Context(), id); err != nil {
-			t.Fatal(err)
-		}
-		m, ok := Find(h.State.Latest(), id)
-		if !ok {
-			t.Fatal("the host is gone")
-		}
-		return !m.Up()
-	}
+	up := liveness(t, h, id)
+	lost := func() bool { return !up() }
 	if lost() {
 		t.Error("lost at once")
 	}
@@ -214,6 +204,164 @@ func TestSilentHostsAreLostAndFoundAgain(t *testing.T) {
 	h.Connect(id)
 	if lost() {
 		t.Error("still lost")
+	}
+}
+
+// TestHostsThatOthersHear: a host that another controller hears is not lost, for as long as that says so.
+func TestHostsThatOthersHear(t *testing.T) {
+	h, c, id := rig(t, 0)
+	up := liveness(t, h, id)
+	there := []Sighting{{Host: id, Session: true}}
+	for range 20 {
+		h.HeardBy("https://two", there)
+		if c.now = c.now.Add(ReportEvery); !up() {
+			t.Fatal("lost, though another controller hears it")
+		}
+	}
+	if got := h.Elsewhere(id); len(got) != 1 || got[0] != "https://two" {
+		t.Errorf("its session is with %v", got)
+	}
+	h.HeardBy("https://two", nil) // its session there has ended
+	up()
+	c.now = c.now.Add(Expect / 2)
+	h.HeardBy("https://three", there)
+	if !up() {
+		t.Error("lost on its way to another controller")
+	}
+	c.now = c.now.Add(presentFor + time.Second) // which says nothing more
+	if !up() || len(h.Elsewhere(id)) != 0 {
+		t.Error("what a silent controller said last counts for ever, or too short")
+	}
+	if c.now = c.now.Add(Expect - presentFor - 2*time.Second); !up() {
+		t.Error("lost too soon")
+	}
+	if c.now = c.now.Add(time.Second); up() {
+		t.Error("not lost with the controller that heard it")
+	}
+	if err := Arrive(t.Context(), h.State, id, Hello{Name: "h"}); err != nil {
+		t.Fatal(err)
+	}
+	s := h.Connect(id)
+	if got := h.Here(); len(got) != 1 || got[0] != (Sighting{Host: id, Session: true}) {
+		t.Errorf("here are %v", got)
+	}
+	<-h.Moved()
+	s.Close()
+	c.now = c.now.Add(time.Second)
+	if got := h.Here(); len(got) != 1 || got[0] != (Sighting{Host: id, Ago: time.Second}) {
+		t.Errorf("of who has gone a moment ago it says %v", got)
+	}
+	<-h.Moved()
+	if c.now = c.now.Add(Expect); len(h.Here()) != 0 {
+		t.Error("who has long gone is here")
+	}
+}
+
+// A host that renews its lease is heard when it does, wherever its session is and wherever it asks. When it was heard counts, not when
+// somebody said so.
+func TestWhoIsSilentEverywhereIsLost(t *testing.T) {
+	for name, where := range map[string]struct{ session, asks bool }{ // with the one that leads?
+		"all with the one that leads":           {true, true},
+		"all with another":                      {false, false},
+		"the session with another, leases here": {false, true},
+		"the session here, leases with another": {true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			leads, c, id := rig(t, 0)
+			follows := NewHub(leads.State)
+			follows.Now = leads.Now
+			up := liveness(t, leads, id)
+			at := func(here bool) *Hub {
+				if here {
+					return leads
+				}
+				return follows
+			}
+			at(where.session).Connect(id).Renews()
+			tick := func() { // a report each second
+				c.now = c.now.Add(time.Second)
+				leads.HeardBy("https://two", follows.Here())
+			}
+			for n := range 100 {
+				if n%4 == 0 {
+					if _, err := at(where.asks).Renew(t.Context(), id, 1); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if tick(); !up() {
+					t.Fatal("it was heard, and is lost")
+				}
+			}
+			if _, err := at(where.asks).Renew(t.Context(), id, 1); err != nil {
+				t.Fatal(err)
+			}
+			for range Expect/time.Second - 1 {
+				if tick(); !up() {
+					t.Fatal("lost too soon")
+				}
+			}
+			if tick(); up() {
+				t.Error("silent everywhere, and not lost")
+			}
+		})
+	}
+}
+
+// Reports of which hosts are heard may overtake each other: what is known stays known.
+func TestReportsOvertakeEachOther(t *testing.T) {
+	h, c, id := rig(t, 0)
+	up := liveness(t, h, id)
+	c.now = c.now.Add(Expect - time.Second)
+	h.HeardBy("https://two", []Sighting{{Host: id, Ago: time.Second}})
+	h.HeardBy("https://two", []Sighting{{Host: id, Ago: 9 * time.Second}}) // it was sent before
+	if c.now = c.now.Add(10 * time.Second); !up() {
+		t.Error("lost, though it was heard 11 seconds ago")
+	}
+}
+
+// liveness looks whether a host counts as lost.
+func liveness(t *testing.T, h *Hub, id resource.ID) (up func() bool) {
+	task := h.Liveness(h.Now)
+	return func() bool {
+		t.Helper()
+		if _, err := task.Step(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		m, ok := Find(h.State.Latest(), id)
+		if !ok {
+			t.Fatal("the host is gone")
+		}
+		return m.Up()
+	}
+}
+
+// TestExpected: only what says nothing new of itself is told what is wanted without the one that leads.
+func TestExpected(t *testing.T) {
+	h, c, id := rig(t, 0)
+	hello := Hello{Name: "h"}
+	tx := h.State.Latest()
+	newer := MarkOf(tx)
+	newer.Revision++
+	for name, test := range map[string]struct {
+		id    resource.ID
+		hello Hello
+		want  bool
+	}{
+		"as it was":           {id, hello, true},
+		"a stranger":          {resource.NewID(c.now, nil), hello, false},
+		"with more memory":    {id, Hello{Name: "h", Capacity: Capacity{MemoryMiB: 1}}, false},
+		"of a newer state":    {id, Hello{Name: "h", Mark: newer}, false},
+		"with another uplink": {id, Hello{Name: "h", Physical: []string{"x"}}, false},
+	} {
+		if got := Expected(tx, test.id, test.hello); got != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if err := Lose(t.Context(), h.State, id); err != nil {
+		t.Fatal(err)
+	}
+	if Expected(h.State.Latest(), id, hello) {
+		t.Error("one that was lost is no news")
 	}
 }
 

@@ -40,7 +40,7 @@ type RenewRequest struct {
 type Message struct {
 	Delivery *Delivery `json:",omitempty"`
 	Call     *Call     `json:",omitempty"`
-	// Where the cloud's controllers are, in a session's first line.
+	// Where the cloud's controllers are, in a session's first line and whenever that changes.
 	Controllers []string `json:",omitempty"`
 	// What this controller's release speaks, in a session's first line.
 	Speaks release.Span `json:",omitzero"`
@@ -51,5 +51,6 @@ type Call struct {
 	ID    string
 	Kind  string // "console-log", "vnc", "serial"
 	Guest resource.ID
-	Max   int // bytes of a log
+	Max   int    // bytes of a log
+	At    string `json:",omitempty"` // where the controller is that waits for it, when it is not the session's
 }

@@ -9,10 +9,10 @@ import (
 	"github.com/unkai-cloud/unkai/base/state"
 )
 
-// Liveness marks hosts as lost that could not be heard for as long as Expect. When a
-// host was last heard is no state: a new controller gives every host that long again.
+// Liveness marks hosts as lost that no controller has heard for as long as Expect. When a
+// host was last heard is no state: a controller that leads anew gives every host that long again.
 func (h *Hub) Liveness(now func() time.Time) reconcile.Task {
-	silent := map[resource.ID]time.Time{} // since when; steps for one host never overlap, but those of two may
+	began := map[resource.ID]time.Time{} // since when we listen; steps for one host never overlap, but those of two may: guarded by h.mu
 	return reconcile.Task{
 		Name: "host-liveness",
 		All:  func(tx *state.Tx) []resource.ID { return hosts.IDs(tx, "name", "") },
@@ -25,30 +25,27 @@ func (h *Hub) Liveness(now func() time.Time) reconcile.Task {
 		Step: func(ctx context.Context, id resource.ID) (reconcile.Next, error) {
 			known, ok := hosts.Find(h.State.Latest(), id)
 			h.mu.Lock()
-			connected := h.audible(id, now())
-			if !ok || connected {
-				delete(silent, id)
+			now := now()
+			switch _, was := began[id]; {
+			case !ok:
+				delete(began, id)
+			case !was || !known.Up():
+				began[id] = now
 			}
-			since, was := silent[id]
-			if ok && !connected && !was {
-				since = now()
-				if s := h.sessions[id]; s != nil {
-					since = s.heard
-				}
-				silent[id] = since
+			since := began[id]
+			if heard := h.heardAt(id, now); heard.After(since) {
+				since = heard
 			}
 			h.mu.Unlock()
 			switch {
 			case !ok:
 				return reconcile.Next{}, nil
-			case connected || !known.Up():
+			case !known.Up():
 				return reconcile.Next{After: Expect / 3}, nil
-			case now().Sub(since) >= Expect:
-				err := Lose(ctx, h.State, id)
-				h.endSession(id) // it says hello again, if it is there
-				return reconcile.Next{After: Expect / 3}, err
+			case now.Sub(since) >= Expect:
+				return reconcile.Next{After: Expect / 3}, Lose(ctx, h.State, id)
 			}
-			return reconcile.Next{After: Expect - now().Sub(since)}, nil
+			return reconcile.Next{After: Expect - now.Sub(since)}, nil
 		},
 	}
 }

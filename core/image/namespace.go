@@ -117,12 +117,12 @@ func (s *Service) Namespace(ctx context.Context, name string) (*Namespace, error
 // CreateNamespace adds one. Its owner is the actor's project if it names none.
 func (s *Service) CreateNamespace(ctx context.Context, n *Namespace) (*Namespace, error) {
 	actor := identity.ActorOf(ctx)
-	err := s.State.Update(ctx, func(tx *state.Tx) error {
+	return state.Do(ctx, s.State, func(tx *state.Tx) (*Namespace, error) {
 		if err := identity.Allow(ctx, "image-namespace.create", resource.Meta{ProjectID: actor.ProjectID}); err != nil {
-			return err
+			return nil, err
 		}
 		if _, taken := namespaces.Lookup(tx, "name", state.KeyOf(n.Name)); taken {
-			return fault.Errorf(fault.Exists, "The metadata definition namespace %s already exists.", n.Name)
+			return nil, fault.Errorf(fault.Exists, "The metadata definition namespace %s already exists.", n.Name)
 		}
 		n.ID = tx.NewID()
 		if n.ProjectID.IsZero() {
@@ -134,43 +134,34 @@ func (s *Service) CreateNamespace(ctx context.Context, n *Namespace) (*Namespace
 			}
 		}
 		if err := n.check(); err != nil {
-			return err
+			return nil, err
 		}
-		return namespaces.Put(tx, n)
+		return n, namespaces.Put(tx, n)
 	})
-	if err != nil {
-		return nil, err
-	}
-	return n, nil
 }
 
 // UpdateNamespace changes one and what it defines. edit runs in the transaction and must be
 // pure; it is given the transaction's time.
 func (s *Service) UpdateNamespace(ctx context.Context, name string, edit func(n *Namespace, now time.Time) error) (*Namespace, error) {
-	var n *Namespace
-	err := s.State.Update(ctx, func(tx *state.Tx) error {
-		var err error
-		if n, err = findNamespace(ctx, tx, name, "image-namespace.update"); err != nil {
-			return err
+	return state.Do(ctx, s.State, func(tx *state.Tx) (*Namespace, error) {
+		n, err := findNamespace(ctx, tx, name, "image-namespace.update")
+		if err != nil {
+			return nil, err
 		}
 		meta := n.Meta
 		if err := edit(n, tx.Now()); err != nil {
-			return err
+			return nil, err
 		}
 		meta.Name, meta.ProjectID = n.Name, n.ProjectID
 		n.Meta = meta
 		if err := n.check(); err != nil {
-			return err
+			return nil, err
 		}
 		if other, taken := namespaces.Lookup(tx, "name", state.KeyOf(n.Name)); taken && other.ID != n.ID {
-			return fault.Errorf(fault.Exists, "The metadata definition namespace %s already exists.", n.Name)
+			return nil, fault.Errorf(fault.Exists, "The metadata definition namespace %s already exists.", n.Name)
 		}
-		return namespaces.Put(tx, n)
+		return n, namespaces.Put(tx, n)
 	})
-	if err != nil {
-		return nil, err
-	}
-	return n, nil
 }
 
 // DeleteNamespace takes one away with all that it defines.

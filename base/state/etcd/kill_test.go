@@ -3,6 +3,7 @@ package etcd_test
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -27,7 +28,33 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
+	if text := os.Getenv(joinVar); text != "" {
+		if err := joinUntilKilled(text); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
 	os.Exit(m.Run())
+}
+
+// joinVar holds the etcd.Options with which a child process of TestJoinIsKilled is a member.
+const joinVar = "UNKAI_STATE_JOIN"
+
+func joinUntilKilled(text string) error {
+	var o etcd.Options
+	if err := json.Unmarshal([]byte(text), &o); err != nil {
+		return err
+	}
+	e, err := etcd.Open(context.Background(), o)
+	if err != nil {
+		return err
+	}
+	s, err := state.OpenFollower(context.Background(), e, state.Options{})
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	return etcd.Serve(context.Background(), e, s, func(ctx context.Context) { <-ctx.Done() })
 }
 
 // A half is one of two objects that every transaction of a writer changes together, and

@@ -24,10 +24,15 @@ type Member struct {
 	URL    string // where the others reach it: "https://10.0.0.1:8703"
 	// Certificate, key and authority (PEM) for mutual TLS with the others. The files are read again for each connection.
 	CertFile, KeyFile, CAFile string
+	// CRLFile lists certificates that are refused though the authority has signed them (DER); none if "". It is read for each
+	// connection.
+	CRLFile string
 	// Role is the common name in the certificates of members. The authority signs others, too: they are refused.
 	Role string
 	// Of the members that there are: name to URL, with this one. Only for a server that is new, and joins them.
 	Existing map[string]string
+
+	from string // the address that its calls to the others come from; any when ""
 }
 
 // Settings of a server that is one of several.
@@ -48,8 +53,8 @@ func (m *Member) apply(c *embed.Config) error {
 	c.Name = m.Name
 	c.AdvertisePeerUrls = []url.URL{*at}
 	c.ListenPeerUrls = []url.URL{{Scheme: "https", Host: m.Listen}}
-	c.PeerTLSInfo = transport.TLSInfo{CertFile: m.CertFile, KeyFile: m.KeyFile, TrustedCAFile: m.CAFile, ClientCertAuth: true,
-		AllowedCNs: []string{m.Role}}
+	c.PeerTLSInfo = transport.TLSInfo{CertFile: m.CertFile, KeyFile: m.KeyFile, TrustedCAFile: m.CAFile, CRLFile: m.CRLFile, ClientCertAuth: true,
+		AllowedCNs: []string{m.Role}, LocalAddr: m.from}
 	c.TickMs, c.ElectionMs = uint(memberTick.Milliseconds()), uint(memberElection.Milliseconds())
 	c.SnapshotCatchUpEntries = memberCatchUp
 	c.InitialCluster = m.Name + "=" + m.URL
@@ -85,6 +90,15 @@ func (e *Engine) Members(ctx context.Context) ([]MemberInfo, error) {
 		all = append(all, MemberInfo{m.ID, m.Name, strings.Join(m.PeerURLs, ","), m.IsLearner})
 	}
 	return all, nil
+}
+
+// Known lists the members as far as this one has heard: it asks nobody.
+func (e *Engine) Known() []MemberInfo {
+	var all []MemberInfo
+	for _, m := range e.server.etcd.Server.Cluster().Members() {
+		all = append(all, MemberInfo{uint64(m.ID), m.Name, strings.Join(m.PeerURLs, ","), m.IsLearner})
+	}
+	return all
 }
 
 // AddMember lets one more member in, which is then to start with the members that this answers, it among them with the name ""
@@ -152,12 +166,23 @@ func (e *Engine) Promote(ctx context.Context, known func(id uint64) bool) error 
 
 // RemoveMember takes a member out for good. It cannot come back with what it has on its disk.
 func (e *Engine) RemoveMember(ctx context.Context, id uint64) error {
-	ctx, cancel := e.within(ctx, askWithin)
+	ctx, cancel := e.within(ctx, addWithin)
 	defer cancel()
-	if _, err := e.client.MemberRemove(ctx, id); err != nil && !errors.Is(err, rpctypes.ErrMemberNotFound) {
-		return fmt.Errorf("remove a member: %w", err)
+	for {
+		_, err := e.client.MemberRemove(ctx, id)
+		switch {
+		case err == nil || errors.Is(err, rpctypes.ErrMemberNotFound):
+			return nil
+		case !errors.Is(err, rpctypes.ErrUnhealthy):
+			return fmt.Errorf("remove a member: %w", err)
+		}
+		// So etcd says until those that remain have been connected for five seconds.
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("remove a member: %w", err)
+		}
 	}
-	return nil
 }
 
 // moveTo changes where the others reach this member, as when it had been alone. It asks nobody where it is: to start again

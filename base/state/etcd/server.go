@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.etcd.io/etcd/server/v3/storage/wal"
 )
 
 // Settings of the server inside the process.
@@ -80,16 +81,19 @@ func lockDir(dir string) (*os.File, error) {
 
 func (s *server) start(ctx context.Context, o Options) error {
 	// A member that died while it was first made may be unable to start, ever. Nothing
-	// was stored in it then, so it is made again.
+	// was stored in it then, so it is made again. But one that joins others and has begun its log may have told them what is in
+	// it, and must not forget that; it starts as if nothing had been.
 	member, unfinished := filepath.Join(o.Dir, "member"), filepath.Join(o.Dir, "unfinished")
-	if _, err := os.Stat(unfinished); err == nil {
+	joins := o.Member != nil && len(o.Member.Existing) > 0
+	_, err := os.Stat(unfinished)
+	marked := err == nil
+	if marked && !(joins && wal.Exist(filepath.Join(member, "wal"))) {
 		if err := os.RemoveAll(member); err != nil {
 			return fmt.Errorf("remove the unfinished member: %w", err)
 		}
 	}
-	_, err := os.Stat(member)
-	isNew := errors.Is(err, fs.ErrNotExist)
-	if isNew {
+	if _, err := os.Stat(member); errors.Is(err, fs.ErrNotExist) && !marked {
+		marked = true
 		if err := writeMark(unfinished); err != nil {
 			return fmt.Errorf("mark the member as unfinished: %w", err)
 		}
@@ -110,7 +114,7 @@ func (s *server) start(ctx context.Context, o Options) error {
 	case <-ctx.Done():
 		return fmt.Errorf("start etcd in %s: %w", o.Dir, ctx.Err())
 	}
-	if isNew {
+	if marked {
 		if err := os.Remove(unfinished); err != nil {
 			return fmt.Errorf("mark the member as finished: %w", err)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -37,6 +38,10 @@ func isHarmless(message string) bool {
 	return strings.Contains(message, "cannot campaign at term")
 }
 
+// publishAgain is how long a new member waits before it makes itself known again. It does that in a loop without a pause while it
+// has much to take in, and would take the processor, and the disk of the log, from that.
+const publishAgain = 100 * time.Millisecond
+
 type slogCore struct {
 	zapcore.LevelEnabler
 	logger *slog.Logger
@@ -60,6 +65,9 @@ func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 		level = slog.LevelDebug
 	case e.Level > zapcore.WarnLevel:
 		level = slog.LevelError
+	}
+	if strings.HasPrefix(e.Message, "failed to publish local member") {
+		time.Sleep(publishAgain)
 	}
 	c.logger.LogAttrs(context.Background(), level, "etcd: "+e.Message, attrsOf(fields)...)
 	return nil

@@ -23,6 +23,7 @@ import (
 // A Cloud is one cloud with hosts, an image, and a project with a network.
 type Cloud struct {
 	T       testing.TB
+	Engine  state.Engine
 	State   *state.State
 	Compute *compute.Service
 	Network *network.Service
@@ -65,7 +66,8 @@ var Capacity = host.Capacity{Driver: "fake", Release: "1.0", VCPUs: 16, MemoryMi
 func New(t testing.TB, hosts int) *Cloud {
 	t.Helper()
 	c := &Cloud{T: t, Clock: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)}
-	st, err := state.Open(context.Background(), state.NewMemory(0), state.Options{Now: func() time.Time {
+	engine := state.NewMemory(0)
+	st, err := state.Open(context.Background(), engine, state.Options{Now: func() time.Time {
 		c.Clock = c.Clock.Add(time.Millisecond)
 		return c.Clock
 	}})
@@ -77,7 +79,7 @@ func New(t testing.TB, hosts int) *Cloud {
 			t.Error(err)
 		}
 	})
-	c.State = st
+	c.Engine, c.State = engine, st
 	c.Compute, c.Network = compute.New(st, compute.Config{}), network.New(st)
 	c.Reaper = &operation.Reaper{State: st, Now: func() time.Time { return c.Clock }, Expirers: c.Compute.Expirers()}
 	c.Ops = &operation.Service{State: st, Cancellers: c.Compute.Cancellers()}
