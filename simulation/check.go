@@ -19,7 +19,9 @@ import (
 // startControl is a new controller process on the same engine.
 func (w *world) startControl() error {
 	for _, n := range w.nodes {
-		n.drop()
+		if n.at == nil {
+			n.drop()
+		}
 	}
 	calm := w.calm
 	w.calm = true // opening is tried until it works; what fails are commits of running controllers

@@ -47,7 +47,7 @@ func (w *world) pass(d time.Duration) error {
 	for until := w.clock.Add(d); w.clock.Before(until); w.clock = w.nextMoment() {
 		w.bark()
 		for range 200 { // else it comes later
-			busy := w.control.work(w)
+			busy := w.work()
 			for _, n := range w.nodes {
 				busy = n.step() || busy
 			}
@@ -110,7 +110,12 @@ func (w *world) node(id resource.ID) *node {
 	return nil
 }
 
-// A grant is a lease on its way to the host.
+// An ask is for a lease, and a grant is one: on its way.
+type ask struct {
+	asked   time.Time
+	arrival int
+}
+
 type grant struct {
 	asked  time.Time
 	answer host.LeaseAnswer
@@ -127,7 +132,7 @@ func (n *node) guard() {
 	}
 }
 
-// renew asks for the lease. Answers may be late, or lost.
+// renew asks for the lease, now and then of another controller than the session's. What is asked and answered may be late, or lost.
 func (n *node) renew() {
 	w := n.w
 	if len(n.grants) > 0 && (w.calm || w.chance(500)) {
@@ -136,12 +141,20 @@ func (n *node) renew() {
 		}
 		n.grants = n.grants[1:]
 	}
-	if !n.agent.Current() || w.clock.Before(n.renewAt) {
+	if n.agent.Current() && !w.clock.Before(n.renewAt) {
+		n.renewAt = w.clock.Add(host.RenewEvery)
+		n.asks = append(n.asks, ask{n.lease.Asks(), n.agent.Arrival()})
+	}
+	if len(n.asks) == 0 || !w.calm && w.chance(300) {
 		return
 	}
-	n.renewAt = w.clock.Add(host.RenewEvery)
-	asked := n.lease.Asks()
-	answer, err := w.control.hub.Renew(w.ctx, n.id, n.agent.Arrival())
+	a := n.asks[0]
+	n.asks = n.asks[1:]
+	hub := n.hub()
+	if k := len(w.followers); k > 0 && w.chance(100) {
+		hub = w.followers[w.rng.IntN(k)].hub
+	}
+	answer, err := hub.Renew(w.ctx, n.id, a.arrival)
 	if err != nil {
 		w.trace("%s: lease: %v", n.name, err)
 		return
@@ -150,7 +163,7 @@ func (n *node) renew() {
 		w.fault("lease lost")
 		return
 	}
-	n.grants = append(n.grants, grant{asked, answer})
+	n.grants = append(n.grants, grant{a.asked, answer})
 }
 
 // fencer switches machines off.

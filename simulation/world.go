@@ -61,13 +61,14 @@ type world struct {
 	print  hash.Hash
 
 	// The controller. nil while it is down.
-	control *control
-	nodes   []*node
-	net     sim.Net
-	client  *client
-	result  Result
-	calm    bool // no more faults
-	alarms  []alarm
+	control   *control
+	followers []*follower
+	nodes     []*node
+	net       sim.Net
+	client    *client
+	result    Result
+	calm      bool // no more faults
+	alarms    []alarm
 }
 
 // alarm is something to be called at a time.
@@ -109,6 +110,9 @@ func newWorld(ctx context.Context, o Options) (*world, error) {
 	w.engine.Fault = w.commitFault
 	w.calm = true
 	if err := w.startControl(); err != nil {
+		return nil, err
+	}
+	if err := w.follow(); err != nil {
 		return nil, err
 	}
 	for n := range o.Hosts {
@@ -189,7 +193,7 @@ func (w *world) step() error {
 	case n < 12:
 		w.client.ask()
 	case n < 30:
-		w.control.work(w)
+		w.work()
 	case n < 90:
 		w.nodes[w.rng.IntN(len(w.nodes))].step()
 	case n < 97:
@@ -213,7 +217,7 @@ func (w *world) mindControl() error {
 // harm lets something go wrong.
 func (w *world) harm() error {
 	node := w.nodes[w.rng.IntN(len(w.nodes))]
-	switch w.rng.IntN(11) {
+	switch w.rng.IntN(13) {
 	case 0:
 		w.fault("agent crashed")
 		node.restart()
@@ -241,6 +245,8 @@ func (w *world) harm() error {
 	case 7:
 		w.kill(node)
 		return w.pass(time.Duration(w.rng.IntN(200)) * time.Second)
+	case 8, 9:
+		return w.disturb()
 	default:
 		w.haunt(node.machine)
 	}
@@ -289,6 +295,7 @@ func (w *world) settle() error {
 	for _, n := range w.nodes {
 		n.cutUntil, n.failUntil, n.slowUntil, n.offUntil = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	}
+	w.heal()
 	if err := w.enableAll(); err != nil {
 		return err
 	}
@@ -296,7 +303,7 @@ func (w *world) settle() error {
 	for w.clock.Sub(from) < bound {
 		busy := true
 		for busy {
-			busy = w.control.work(w)
+			busy = w.work()
 			for _, n := range w.nodes {
 				busy = n.step() || busy
 			}
@@ -342,6 +349,7 @@ type node struct {
 	machine   *sim.Machine
 	store     *memoryStore
 	agent     *agent.Agent
+	at        *follower // the controller that is asked; nil: the one that leads
 	session   *host.Session
 	sent      []host.Delivery // on their way
 	cutUntil  time.Time
@@ -356,6 +364,7 @@ type node struct {
 	dog      *dog
 	guardAt  time.Time
 	renewAt  time.Time
+	asks     []ask     // for the lease, on their way
 	grants   []grant   // on their way
 	dead     bool      // for ever
 	offUntil time.Time // switched off
@@ -387,6 +396,7 @@ func (w *world) newNode(n int) *node {
 // restart is a new agent process on the same machine.
 func (n *node) restart() {
 	n.drop()
+	n.asks, n.grants = nil, nil
 	taps := new(agent.Taps)
 	guests := &agent.Guests{Driver: n.machine.Guests(), Taps: taps, Lease: n.lease}
 	networks := &agent.Networks{Driver: n.machine.Networks(), Taps: taps, Wired: func(server resource.ID) {
@@ -419,7 +429,8 @@ func (n *node) drop() {
 	if n.session != nil {
 		n.session.Close()
 	}
-	n.session, n.sent, n.grants = nil, nil, nil
+	n.session, n.sent = nil, nil
+	n.turn()
 }
 
 // step does one thing on this machine; false if there was nothing to do.
@@ -461,10 +472,15 @@ func (n *node) converse() bool {
 	if n.session == nil {
 		n.agent.Begin()
 		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Renews: true, Watchdog: true, Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Arch: "x86_64"}}
-		if err := host.Arrive(w.ctx, w.control.state, n.id, hello); err != nil {
+		if n.at != nil {
+			n.session = n.at.arrive(n, hello)
+		} else if host.Arrive(w.ctx, w.control.state, n.id, hello) == nil {
+			n.session = w.control.hub.Connect(n.id)
+		}
+		if n.session == nil {
+			n.turn()
 			return false
 		}
-		n.session = w.control.hub.Connect(n.id)
 		n.session.Renews()
 		w.provide(n)
 		w.trace("%s connected", n.name)
@@ -516,6 +532,10 @@ func (n *node) report(reports []host.Observation) {
 	w := n.w
 	if !w.calm && w.chance(20) {
 		w.fault("report lost")
+		n.agent.Unsent(reports)
+		return
+	}
+	if n.at != nil && (w.clock.Before(n.at.mute) || w.clock.Before(n.at.alone)) {
 		n.agent.Unsent(reports)
 		return
 	}
@@ -576,6 +596,15 @@ type control struct {
 	compute    *compute.Service
 	network    *network.Service
 	operations *operation.Service
+}
+
+// work does what the controllers have to do; false if there was nothing.
+func (w *world) work() bool {
+	busy := w.control.work(w)
+	for _, f := range w.followers {
+		busy = f.work() || busy
+	}
+	return busy
 }
 
 // work does what the controller has to do; false if there was nothing.
