@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/johannesboyne/gofakes3"
+	"github.com/johannesboyne/gofakes3/backend/s3mem"
 )
 
 // A session is one user's, in the project of the same name.
@@ -185,7 +189,21 @@ func TestBackupAndRestore(t *testing.T) {
 	if text, err := piped.Output(); err != nil || !bytes.HasPrefix(text, []byte("unkai-backup 1\n")) {
 		t.Errorf("backup to standard output: %v, %.40q", err, text)
 	}
+	bucket := s3mem.New()
+	if err := bucket.CreateBucket("safe"); err != nil {
+		t.Fatal(err)
+	}
+	service := httptest.NewServer(gofakes3.New(bucket).Server())
+	defer service.Close()
+	t.Setenv("AWS_ENDPOINT_URL", service.URL)
+	t.Setenv("AWS_ACCESS_KEY_ID", "somebody")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
+	if out, err := unkai(t, "backup", "--data", dir, "s3://safe/clouds/this").CombinedOutput(); err != nil || !strings.Contains(string(out), "s3://safe/clouds/this is the backup of revision") {
+		t.Errorf("backup to a bucket: %v, %s", err, out)
+	}
 	stop()
+	refused(t, "is there already", "backup", "--data", dir, "s3://safe/clouds/this")
+	refused(t, "no bucket lost", "backup", "--data", dir, "s3://lost/this")
 	refused(t, "is there already", "backup", "--data", dir, file)
 	info, err := os.Stat(file)
 	if err != nil || info.Mode().Perm() != 0o600 {
@@ -200,6 +218,11 @@ func TestBackupAndRestore(t *testing.T) {
 	r.stop(t)
 	refused(t, "is not empty", "restore", "--data", dir, file)
 	refused(t, "is it running?", "backup", "--data", dir, file+"2")
+	refused(t, "is it running?", "backup", "--data", dir, "s3://safe/later")
+	refused(t, "s3://safe/later is not there", "restore", "--data", filepath.Join(t.TempDir(), "none"), "s3://safe/later")
+	if out, err := unkai(t, "restore", "--data", filepath.Join(t.TempDir(), "from a bucket"), "s3://safe/clouds/this").CombinedOutput(); err != nil {
+		t.Errorf("restore from a bucket: %v, %s", err, out)
+	}
 
 	second := filepath.Join(t.TempDir(), "again")
 	if out, err := unkai(t, "restore", "--data", second, file).CombinedOutput(); err != nil || !strings.Contains(string(out), "controller restored") {

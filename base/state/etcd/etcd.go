@@ -105,6 +105,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		e := newEngine(o, s.client(), s)
 		if o.Member != nil {
 			e.running.Go(e.watchReach)
+			e.running.Go(func() { s.catchUp(e.closed, o.Member.URL) })
 		}
 		if o.Member != nil && len(o.Member.Existing) == 0 {
 			err = e.moveTo(ctx, o.Member.URL)

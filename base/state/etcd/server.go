@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -106,6 +107,13 @@ func (s *server) start(ctx context.Context, o Options) error {
 	}
 	if s.etcd, err = embed.StartEtcd(c); err != nil {
 		return fmt.Errorf("start etcd in %s: %w", o.Dir, err)
+	}
+	if o.Member != nil {
+		var helping sync.WaitGroup
+		help, done := context.WithCancel(ctx)
+		helping.Go(func() { s.catchUp(help, o.Member.URL) })
+		defer helping.Wait()
+		defer done()
 	}
 	select {
 	case <-s.etcd.Server.ReadyNotify():

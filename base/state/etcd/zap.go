@@ -23,6 +23,7 @@ var harmless = []string{
 	"simple token is not cryptographically signed", // nobody can connect
 	"failed to lock file",                          // of the log, in use by this very process
 	"retrying of unary invoker failed",             // the caller has the error, too
+	"failed to publish local member",               // it is tried again without a pause; whoever waits says that it did in vain
 	// A new member has no version on disk until its first write-back.
 	"Failed to detect schema version",
 	"failed to update storage version",
