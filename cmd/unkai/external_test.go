@@ -3,7 +3,14 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
+	"math/big"
 	"net"
 	"net/url"
 	"os"
@@ -17,15 +24,28 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 )
 
-// etcdElsewhere is one that other processes reach.
-func etcdElsewhere(t *testing.T) string {
+// etcdElsewhere is one that other processes reach by TLS, if they show a certificate of its authority; and the options that say so.
+func etcdElsewhere(t *testing.T) (endpoint string, options []string) {
 	t.Helper()
+	dir := t.TempDir()
+	authority, key := certified(t, &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil, nil)
+	ca := written(t, dir, "ca", "CERTIFICATE", authority.Raw)
+	pair := func(name string, use x509.ExtKeyUsage) (cert, private string) {
+		signed, own := certified(t, &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{use}}, authority, key)
+		der, err := x509.MarshalPKCS8PrivateKey(own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return written(t, dir, name, "CERTIFICATE", signed.Raw), written(t, dir, name+"-key", "PRIVATE KEY", der)
+	}
 	c := embed.NewConfig()
+	c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = pair("server", x509.ExtKeyUsageServerAuth)
+	c.ClientTLSInfo.TrustedCAFile, c.ClientTLSInfo.ClientCertAuth, c.ClientTLSInfo.SkipClientSANVerify = ca, true, true
 	c.Dir, c.LogLevel, c.MaxTxnOps, c.MaxRequestBytes = t.TempDir(), "error", 1<<16, 128<<20
 	peers, clients := freePort(t), freePort(t)
-	at := func(address string) []url.URL { return []url.URL{{Scheme: "http", Host: address}} }
-	c.ListenPeerUrls, c.AdvertisePeerUrls = at(peers), at(peers)
-	c.ListenClientUrls, c.AdvertiseClientUrls = at(clients), at(clients)
+	at := func(scheme, address string) []url.URL { return []url.URL{{Scheme: scheme, Host: address}} }
+	c.ListenPeerUrls, c.AdvertisePeerUrls = at("http", peers), at("http", peers)
+	c.ListenClientUrls, c.AdvertiseClientUrls = at("https", clients), at("https", clients)
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
 	e, err := embed.StartEtcd(c)
 	if err != nil {
@@ -33,13 +53,46 @@ func etcdElsewhere(t *testing.T) string {
 	}
 	t.Cleanup(e.Close)
 	<-e.Server.ReadyNotify()
-	return "http://" + clients
+	cert, private := pair("client", x509.ExtKeyUsageClientAuth)
+	return "https://" + clients, []string{"--etcd-ca", ca, "--etcd-cert", cert, "--etcd-key", private}
+}
+
+// certified makes a certificate of a new key, signed by an authority or, when that is nil, by itself.
+func certified(t *testing.T, template, by *x509.Certificate, with *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if by == nil {
+		by, with = template, key
+	}
+	template.SerialNumber, template.Subject = big.NewInt(time.Now().UnixNano()), pkix.Name{CommonName: "test"}
+	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	der, err := x509.CreateCertificate(rand.Reader, template, by, key.Public(), with)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert, key
+}
+
+func written(t *testing.T, dir, name, kind string, der []byte) string {
+	t.Helper()
+	path := filepath.Join(dir, name+".pem")
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // onEtcd starts a controller on an etcd elsewhere.
-func onEtcd(t *testing.T, name, dir, endpoint string) *exec.Cmd {
+func onEtcd(t *testing.T, name, dir string, options ...string) *exec.Cmd {
 	t.Helper()
-	c := unkai(t, "controller", "--name", name, "--data", dir, "--etcd", endpoint, "--address", "127.0.0.1", "--listen", "127.0.0.1:0", "--hosts", freePort(t))
+	c := unkai(t, append([]string{"controller", "--name", name, "--data", dir, "--address", "127.0.0.1", "--listen", "127.0.0.1:0", "--hosts", freePort(t)}, options...)...)
 	out, err := c.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -76,11 +129,12 @@ func TestControllersOnAnEtcdElsewhere(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts processes")
 	}
-	endpoint := etcdElsewhere(t)
+	endpoint, keys := etcdElsewhere(t)
+	elsewhere := append([]string{"--etcd", endpoint}, keys...)
 	dirs, cmds := map[string]string{}, map[string]*exec.Cmd{}
 	for _, name := range []string{"one", "two"} {
 		dirs[name] = t.TempDir()
-		cmds[name] = onEtcd(t, name, dirs[name], endpoint)
+		cmds[name] = onEtcd(t, name, dirs[name], elsewhere...)
 	}
 	if !sameFile(t, filepath.Join(dirs["one"], secretsFile), filepath.Join(dirs["two"], secretsFile)) {
 		t.Error("the two have different secrets")
@@ -121,13 +175,25 @@ func TestControllersOnAnEtcdElsewhere(t *testing.T) {
 	if h := statusOf(t, dirs[other]); h.Revision <= before || len(h.Controllers) != 2 {
 		t.Errorf("revision %d after %d, controllers %v", h.Revision, before, h.Controllers)
 	}
-	cmds[first] = onEtcd(t, first, dirs[first], endpoint)
+	cmds[first] = onEtcd(t, first, dirs[first]) // where its state is, and how to get there, it has kept
 	if a, b := statusOf(t, dirs[first]).Revision, statusOf(t, dirs[other]).Revision; a < before || b < before {
 		t.Errorf("revisions %d and %d", a, b)
 	}
 	if out, err := unkai(t, "audit", "--data", dirs[first]).CombinedOutput(); err != nil {
 		t.Errorf("audit: %v\n%s", err, out)
 	}
+	strange := t.TempDir()
+	stranger, _ := certified(t, &x509.Certificate{IsCA: true, BasicConstraintsValid: true}, nil, nil)
+	wrong := written(t, strange, "wrong", "CERTIFICATE", stranger.Raw)
+	for why, options := range map[string][]string{
+		"without a certificate of its own":   {"--etcd", endpoint, "--etcd-ca", keys[1]},
+		"with another authority than etcd's": {"--etcd", endpoint, "--etcd-ca", wrong, "--etcd-cert", keys[3], "--etcd-key", keys[5]},
+	} {
+		began := time.Now()
+		refused(t, "certificate", append([]string{"controller", "--name", "three", "--data", t.TempDir(), "--address", "127.0.0.1", "--listen", "127.0.0.1:0", "--hosts", freePort(t)}, options...)...)
+		t.Logf("%s: it ended after %v", why, time.Since(began))
+	}
+	refused(t, "no such file", "controller", "--data", t.TempDir(), "--etcd", endpoint, "--etcd-ca", "/nowhere", "--etcd-cert", keys[3], "--etcd-key", keys[5], "--name", "three", "--address", "127.0.0.1", "--hosts", "127.0.0.1:9")
 	refused(t, "started alike", "controller", "--data", t.TempDir(), "--etcd", endpoint, "--cluster")
 	refused(t, "begin with an empty one", "controller", "--data", owned(t), "--etcd", endpoint, "--name", "three", "--address", "127.0.0.1", "--hosts", "127.0.0.1:9")
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -121,7 +122,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		MaxCallSendMsgSize: 2 * maxRequestBytes, RejectOldCluster: true, Logger: zapTo(slog.Default()),
 	})
 	if err != nil {
-		return nil, fmt.Errorf("connect to etcd: %w", err)
+		return nil, fmt.Errorf("connect to etcd at %s: %w", strings.Join(o.Endpoints, ", "), o.whyNot(ctx, err))
 	}
 	e := newEngine(o, client, nil)
 	if o.Candidate != 0 {
@@ -129,6 +130,28 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		e.running.Go(e.election.run)
 	}
 	return e, nil
+}
+
+// whyNot finds out why an etcd cannot be connected to: its client only says that it tried for long enough.
+func (o Options) whyNot(ctx context.Context, failed error) error {
+	transport := &http.Transport{TLSClientConfig: o.TLS}
+	defer transport.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	for _, endpoint := range o.Endpoints {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, endpoint+"/version", nil)
+		if err != nil || req.URL.Host == "" {
+			return failed
+		}
+		res, err := transport.RoundTrip(req)
+		if err != nil {
+			return err
+		}
+		if err := res.Body.Close(); err != nil {
+			return err
+		}
+	}
+	return failed
 }
 
 func (o Options) withDefaults() Options {
