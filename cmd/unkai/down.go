@@ -114,7 +114,7 @@ func (r *controllerRun) Run(ctx context.Context) error {
 type controllerToken struct {
 	dataOption
 	Valid time.Duration `default:"1h" help:"For how long it can be used."`
-	For   string        `enum:"host,controller" default:"host" help:"What it lets a machine be: host or controller. Whoever joins as a controller holds the whole state."`
+	For   string        `enum:",host,controller" default:"" help:"What it is for alone: host or controller. Whoever joins as a controller holds the whole state."`
 }
 
 // Run prints the token, alone on the last line.

@@ -1,7 +1,6 @@
 package host
 
 import (
-	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -42,11 +41,11 @@ type joinToken struct {
 
 	Hash    []byte `secret:"true"`
 	Expires time.Time
-	Only    string `since:"2,soft"` // ForHosts or ForControllers; "" for hosts, as the first release made them
+	Only    string `since:"2,soft"` // ForHosts or ForControllers; "" for either
 }
 
-// What a join token is for. A controller holds the whole state and the authority's key: what is handed to whoever sets up hosts
-// must not make one.
+// What a join token may be for alone. A controller holds the whole state and the authority's key, so a token that is handed
+// to whoever sets up hosts is better for hosts alone.
 const (
 	ForHosts       = "host"
 	ForControllers = "controller"
@@ -161,11 +160,11 @@ func (a *Authority) ServerCertificate(now time.Time, names ...string) (tls.Certi
 	return tls.Certificate{Certificate: [][]byte{der, a.cert.Raw}, PrivateKey: key}, err
 }
 
-// Token makes a token with which one machine may join within the given time, as what purpose says: ForHosts or ForControllers. It
-// carries the authority's fingerprint, so that the machine knows the controller too.
-func (a *Authority) Token(ctx context.Context, valid time.Duration, purpose string) (string, error) {
-	if purpose != ForHosts && purpose != ForControllers {
-		return "", fault.Errorf(fault.Invalid, "A token is for a %q or a %q, and not for %q.", ForHosts, ForControllers, purpose)
+// Token makes a token with which one machine may join within the given time: only as ForHosts or ForControllers says, or "" for
+// either. It carries the authority's fingerprint, so that the machine knows the controller too.
+func (a *Authority) Token(ctx context.Context, valid time.Duration, only string) (string, error) {
+	if only != "" && only != ForHosts && only != ForControllers {
+		return "", fault.Errorf(fault.Invalid, "A token is for a %q, a %q or either, and not for %q.", ForHosts, ForControllers, only)
 	}
 	secret := make([]byte, 20)
 	rand.Read(secret)
@@ -184,7 +183,7 @@ func (a *Authority) Token(ctx context.Context, valid time.Duration, purpose stri
 				return err
 			}
 		}
-		return joinTokens.Put(tx, &joinToken{Meta: resource.Meta{ID: tx.NewID()}, Hash: hash[:], Expires: tx.Now().Add(valid), Only: purpose})
+		return joinTokens.Put(tx, &joinToken{Meta: resource.Meta{ID: tx.NewID()}, Hash: hash[:], Expires: tx.Now().Add(valid), Only: only})
 	})
 	print := sha256.Sum256(a.cert.Raw)
 	return text + "." + hex.EncodeToString(print[:16]), err
@@ -227,8 +226,8 @@ func spend(tx *state.Tx, token, purpose string) error {
 	if !ok || !t.Expires.After(tx.Now()) {
 		return fault.Errorf(fault.Unauthorized, "The join token is not known, was used, or has expired. Make a new one.")
 	}
-	if is := cmp.Or(t.Only, ForHosts); is != purpose {
-		return fault.Errorf(fault.Unauthorized, "The join token is for a %s, and does not make a %s. Make one with `unkai controller token --for %s`.", is, purpose, purpose)
+	if t.Only != "" && t.Only != purpose {
+		return fault.Errorf(fault.Unauthorized, "The join token is for a %s, and does not make a %s. Make one with `unkai controller token --for %s`.", t.Only, purpose, purpose)
 	}
 	return joinTokens.Delete(tx, t.ID)
 }
