@@ -1,13 +1,15 @@
 #!/bin/bash
 # Chaos: a lab of three controllers and three hosts, faults and clients drawn from a seed, and a reckoning at the end.
 #
-#   chaos.sh [MINUTES [SEED]]
+#   chaos.sh [MINUTES [SEED…]]
 #
 # It prints the seed; the same seed has the same faults at the same moments and the same clients, though not the same races.
+# Of several seeds each takes so many minutes, in one lab; guests are watched with the first.
 PREFIX=${PREFIX:-ukx}
 . "$(dirname "$0")/lib.sh"
 minutes=${1:-${MINUTES:-15}}
-seed=${2:-${SEED:-$RANDOM}}
+seeds=("${@:2}")
+[ ${#seeds[@]} -gt 0 ] || seeds=("${SEED:-$RANDOM}")
 net=${NET:-10.213.10}
 hosts=3
 
@@ -25,12 +27,12 @@ finish() {
 		"$root/test/lab.sh" table >&2 || true
 	fi
 	"$root/test/lab.sh" down >>"$work/log" 2>&1 || { cat "$work/log" >&2; code=1; }
-	if [ $code = 0 ]; then rm -rf "$work"; else echo "the logs are in $work/logs; again: test/chaos.sh $minutes $seed" >&2; fi
+	if [ $code = 0 ]; then rm -rf "$work"; else echo "the logs are in $work/logs; again: test/chaos.sh $minutes ${seeds[*]}" >&2; fi
 	exit $code
 }
 
 "$root/test/lab.sh" up >"$work/up" || fail "there is no lab"
-step "$(tail -n 1 "$work/up") Seed $seed, $minutes minutes."
+step "$(tail -n 1 "$work/up") Seed ${seeds[*]}, $minutes minutes."
 auth=$(login c1)
 admin=$(ask c2 GET '/identity/v3/projects?name=admin' | jq -r '.projects[0].id')
 ask c2 PUT "/network/v2.0/quotas/$admin" -d '{"quota":{"network":-1,"port":-1}}' -f >/dev/null
@@ -44,8 +46,11 @@ NETWORK=$(ask c1 GET '/network/v2.0/networks?name=private' | jq -r --arg p "$adm
 	ask c1 POST /network/v2.0/subnets -d '{"subnet":{"network_id":"'"$NETWORK"'","ip_version":4,"cidr":"10.99.0.0/22"}}' -f >/dev/null
 }
 export TOKEN=$auth BLANK GUEST_IMAGE NETWORK
-inside out python3 -B "$root/test/chaos" "$LAB" "$(awk "BEGIN { print $minutes * 60 }")" "$seed" "$net" "$prefix" 3 $hosts c3 a3 &
-driver=$!
-wait $driver
-driver=
+for seed in "${seeds[@]}"; do
+	inside out python3 -B "$root/test/chaos" "$LAB" "$(awk "BEGIN { print $minutes * 60 }")" "$seed" "$net" "$prefix" 3 $hosts c3 a3 &
+	driver=$!
+	wait $driver
+	driver=
+	GUEST_IMAGE=
+done
 step "done"

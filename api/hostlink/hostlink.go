@@ -57,6 +57,8 @@ type Others interface {
 	Observe(ctx context.Context, id resource.ID, seen []host.Observation) error
 	// Call has another controller pass a call on to a host that has its session there.
 	Call(ctx context.Context, link string, id resource.ID, call host.Call) error
+	// Told reports whether the one that leads knows which hosts are heard here.
+	Told() bool
 	// Link is where hosts reach this one.
 	Link() string
 }
@@ -231,6 +233,8 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 	switch {
 	case !s.follows():
 		err = s.Authority.Arrive(ctx, id, hello)
+	case !s.Others.Told():
+		err = fault.Errorf(fault.Unavailable, "This controller cannot reach the one that leads. Ask another.")
 	case !host.Expected(s.Hub.State.Latest(), id, hello):
 		if err = s.Others.Arrive(ctx, id, hello); err == nil {
 			err = s.sure(ctx) // it shows the host

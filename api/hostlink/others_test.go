@@ -28,7 +28,9 @@ type direct struct {
 	link  string
 	here  *Server // the one that follows: whom calls are passed to
 	down  atomic.Bool
-	asked atomic.Int64
+	// It was not told which hosts the other hears.
+	unheard atomic.Bool
+	asked   atomic.Int64
 }
 
 var errDown = errors.New("the leader is down")
@@ -65,6 +67,8 @@ func (d *direct) Observe(ctx context.Context, id resource.ID, seen []host.Observ
 func (d *direct) Call(ctx context.Context, _ string, id resource.ID, call host.Call) error {
 	return d.here.Pass(ctx, id, call)
 }
+
+func (d *direct) Told() bool { return !d.unheard.Load() }
 
 func (d *direct) Link() string { return d.link }
 
@@ -201,6 +205,9 @@ func TestLostWithAFollower(t *testing.T) {
 	p.post("session", host.Hello{Name: "node-1", Capacity: cloudtest.Capacity}).must(500)
 	p.post("lease", host.LeaseRequest{Arrival: was}).must(409)
 	d.down.Store(false)
+	d.unheard.Store(true) // it would be taken for lost again
+	p.post("session", host.Hello{Name: "node-1", Capacity: cloudtest.Capacity}).must(http.StatusServiceUnavailable)
+	d.unheard.Store(false)
 	is := p.connect("node-1").delivery().Arrival
 	p.post("lease", host.LeaseRequest{Arrival: was}).must(409)
 	p.connect("node-1").delivery() // which ended that one's session

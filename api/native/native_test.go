@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -62,11 +64,16 @@ func newWorld(t *testing.T, o ...func(*Options)) *world {
 
 func newWorldKeeping(t *testing.T, history state.Options, o ...func(*Options)) *world {
 	t.Helper()
+	return newWorldOn(t, state.NewMemory(0), history, o...)
+}
+
+func newWorldOn(t *testing.T, engine state.Engine, history state.Options, o ...func(*Options)) *world {
+	t.Helper()
 	if history.Now == nil { // each transaction later than the one before: then IDs are in the order of making
 		at := time.Now()
 		history.Now = func() time.Time { at = at.Add(time.Millisecond); return at }
 	}
-	s, err := state.Open(t.Context(), state.NewMemory(0), history)
+	s, err := state.Open(t.Context(), engine, history)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -457,6 +464,32 @@ func TestHealth(t *testing.T) {
 	if h.Facts == nil || h.Facts.Hosts != 1 || h.Facts.OperationsOverdue != 0 {
 		t.Errorf("%+v", h)
 	}
+}
+
+// alone is an engine that cannot reach most of its members.
+type alone struct {
+	*state.Memory
+	is atomic.Bool
+}
+
+func (a *alone) Head(ctx context.Context) (state.Head, error) {
+	if a.is.Load() {
+		return state.Head{}, errors.New("most members cannot be reached")
+	}
+	return a.Memory.Head(ctx)
+}
+
+// A controller that can change nothing, for it is cut off from the others, does not say that it is well.
+func TestHealthOfWhoIsAlone(t *testing.T) {
+	engine := &alone{Memory: state.NewMemory(0)}
+	w := newWorldOn(t, engine, state.Options{})
+	w.get("", "/health").must(t, 200)
+	engine.is.Store(true)
+	if got := strings.TrimSpace(string(w.get("", "/health").must(t, 503).body)); got != `{"status":"read-only"}` {
+		t.Error(got)
+	}
+	engine.is.Store(false)
+	w.get("", "/health").must(t, 200)
 }
 
 func TestUnknown(t *testing.T) {

@@ -159,7 +159,7 @@ type healthFacts struct {
 
 func (s *Server) health(w http.ResponseWriter, r *http.Request) error {
 	status, h := http.StatusOK, health{Status: "ok"}
-	if s.State.Broken() != nil {
+	if s.State.Broken() != nil || s.State.Confirm(r.Context()) != nil { // one of several that follows is well if it can ask the others
 		status, h.Status = http.StatusServiceUnavailable, "read-only"
 	}
 	if a, err := s.actor(r); err == nil && a.Admin() {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/unkai-cloud/unkai/api/wire"
@@ -21,6 +22,8 @@ type Hosts struct {
 	Transport http.RoundTripper
 	Leader    func() (link string, ok bool)
 	Own       string // where others reach this controller
+
+	told atomic.Pointer[time.Time] // when the one that leads last knew which hosts are heard here
 }
 
 // A heard is which hosts a controller hears.
@@ -33,6 +36,8 @@ const (
 	askWithin = 10 * time.Second
 	// How long is waited for a controller to lead: an election takes a second or two.
 	leaderWithin = 5 * time.Second
+	// Well before a host is missed of which the one that leads is not told.
+	toldWithin = 10 * time.Second
 )
 
 // Link is where others reach this controller.
@@ -57,7 +62,20 @@ func (h *Hosts) Observe(ctx context.Context, id resource.ID, seen []host.Observa
 func (h *Hosts) Report(ctx context.Context, here []host.Sighting) error {
 	ctx, cancel := context.WithTimeout(ctx, host.ReportEvery)
 	defer cancel()
-	return h.write(ctx, "heard", heard{h.Own, here}, nil)
+	err := h.write(ctx, "heard", heard{h.Own, here}, nil)
+	if err == nil {
+		h.Known(time.Now())
+	}
+	return err
+}
+
+// Known takes note that the one that leads knows which hosts are heard here, as when it is this one.
+func (h *Hosts) Known(now time.Time) { h.told.Store(&now) }
+
+// Told reports whether the one that leads was told lately which hosts are heard here. It takes those for lost of which it is not.
+func (h *Hosts) Told() bool {
+	last := h.told.Load()
+	return last != nil && time.Since(*last) < toldWithin
 }
 
 // Call has another controller tell a host of a call.

@@ -55,8 +55,14 @@ func TestHostsOfOthers(t *testing.T) {
 	if err := h.Observe(ctx, stranger, []host.Observation{}); !fault.Is(err, fault.NotFound) {
 		t.Errorf("a stranger's report: %v", err)
 	}
+	if h.Told() {
+		t.Error("it is said to be known before it was said")
+	}
 	if err := h.Report(ctx, []host.Sighting{{Host: answer.Host, Session: true}}); err != nil {
 		t.Error(err)
+	}
+	if !h.Told() {
+		t.Error("it was said, and is not said to be known")
 	}
 	if got := p.server.Hub.Elsewhere(answer.Host); len(got) != 1 || got[0] != "https://follower" {
 		t.Errorf("it is heard by %v", got)

@@ -107,15 +107,19 @@ func (k *cluster) controllers(ctx context.Context) []controllerHealth {
 	return all
 }
 
-// report tells the one that leads which hosts are heard here.
+// report tells the one that leads which hosts are heard here. It lets them go when that does not know for too long: it would
+// take them for lost.
 func (k *cluster) report(ctx context.Context) error {
 	tick := time.NewTicker(host.ReportEvery)
 	defer tick.Stop()
 	for {
-		if !k.cloud.state.Leads() {
-			if err := k.hosts.Report(ctx, k.cloud.hub.Here()); err != nil && ctx.Err() == nil {
-				slog.DebugContext(ctx, "could not report which hosts are heard here", "err", err)
+		if k.cloud.state.Leads() {
+			k.hosts.Known(time.Now())
+		} else if err := k.hosts.Report(ctx, k.cloud.hub.Here()); err != nil && ctx.Err() == nil && !k.hosts.Told() {
+			if n := k.cloud.hub.Sessions(); n > 0 {
+				slog.WarnContext(ctx, "this controller cannot reach the one that leads, and lets its hosts go", "hosts", n, "err", err)
 			}
+			k.cloud.hub.EndAll()
 		}
 		select {
 		case <-tick.C:

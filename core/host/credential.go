@@ -25,6 +25,7 @@ type credential struct {
 }
 
 var credentials = state.NewTable("controller-credential",
+	state.Since[credential](2),
 	state.Unique("name", func(c *credential) state.Key { return state.KeyOf(c.Name) }),
 )
 

@@ -130,6 +130,8 @@ type Fence struct {
 	State   *state.State
 	Now     func() time.Time // a clock that nobody sets, as time.Now's
 	Fencers map[string]Fencer
+	// Confirm makes sure that no other controller knows more; nil: there is none.
+	Confirm func(context.Context) error
 	// Awaited reports whether something on the host is to be started elsewhere.
 	Awaited func(tx *state.Tx, host resource.ID) bool
 }
@@ -173,6 +175,15 @@ func (f *Fence) step(ctx context.Context, id resource.ID, watches *stopwatches) 
 		return again, nil
 	}
 	if fencer := f.Fencers[h.Fencing.Driver]; fencer != nil && f.State.Now().Sub(h.Fencing.TriedAt) >= fenceBackoff(h.Fencing.Failures) {
+		// Who was deposed and does not know it must not switch off a host that has come back since.
+		if f.Confirm != nil {
+			if err := f.Confirm(ctx); err != nil {
+				return again, fmt.Errorf("make sure that host %s is lost: %w", h.Name, err)
+			}
+		}
+		if now, ok := hosts.PeekOne(f.State.Latest(), id); !ok || !now.Lost.Equal(h.Lost) {
+			return again, nil
+		}
 		err := off(ctx, fencer, h)
 		return again, f.tried(ctx, h, err)
 	}

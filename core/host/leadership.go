@@ -15,6 +15,7 @@ type leadership struct {
 }
 
 var leaderships = state.NewTable("leadership",
+	state.Since[leadership](2),
 	state.Index("began", func(l *leadership) state.Key { return state.KeyOf(l.CreatedAt) }))
 
 const (
