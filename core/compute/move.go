@@ -67,9 +67,8 @@ func (s *Server) beside() resource.ID {
 
 // Load is how many servers a host has, and what is taken of it: by them, and by those that hold room there for a move.
 func Load(tx *state.Tx, h resource.ID) (count int64, taken state.Amounts) {
-	key := state.KeyOf(h)
-	count, taken = servers.Sum(tx, "load", key)
-	_, more := servers.Sum(tx, "beside", key)
+	count, taken = servers.SumOf(tx, "load", h)
+	_, more := servers.SumOf(tx, "beside", h)
 	for i := range taken {
 		taken[i] += more[i]
 	}
@@ -78,8 +77,8 @@ func Load(tx *state.Tx, h resource.ID) (count int64, taken state.Amounts) {
 
 // concerns counts the servers that a host has, or holds room for.
 func concerns(tx *state.Tx, h resource.ID) int64 {
-	here, _ := servers.Sum(tx, "load", state.KeyOf(h))
-	beside, _ := servers.Sum(tx, "beside", state.KeyOf(h))
+	here, _ := servers.SumOf(tx, "load", h)
+	beside, _ := servers.SumOf(tx, "beside", h)
 	return here + beside
 }
 
