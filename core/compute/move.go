@@ -82,9 +82,11 @@ func concerns(tx *state.Tx, h resource.ID) int64 {
 	return here + beside
 }
 
-// A move is given up when nothing of it has come further for stillness, and after longest in any case.
+// A move is given up when nothing of it has come further for stillness, and after longest in any case. Once the old host has let
+// go, the new one has all of it and need only say so: the guest stands still meanwhile.
 const (
 	stillness = slowly
+	lastWord  = 2 * time.Minute
 	longest   = 24 * time.Hour
 )
 
@@ -243,13 +245,15 @@ func (s *Server) travel(tx *state.Tx, by resource.ID, t Transit) error {
 	if by == m.To {
 		side = &m.There
 	}
-	further := *side != t
+	further, forgot := *side != t, side.Done && !t.Done
 	*side = t
 	switch {
 	case !further:
 		return nil
 	case t.Trouble != "":
 		return s.stay(tx, operation.Failed, t.Trouble)
+	case forgot:
+		return s.stay(tx, operation.Failed, "One of its two hosts lost what it had of the move.")
 	case m.Here.Done && m.There.Done:
 		return s.handOver(tx)
 	}
@@ -262,8 +266,12 @@ func (s *Server) noteWay(tx *state.Tx) error {
 	if err != nil {
 		return err
 	}
+	within := stillness
+	if s.Move.Here.Done {
+		within = lastWord
+	}
 	if left := s.Move.Since.Add(longest).Sub(tx.Now()); left > 0 {
-		if err := operation.Prolong(tx, op, min(left, stillness)); err != nil {
+		if err := operation.Prolong(tx, op, min(left, within)); err != nil {
 			return err
 		}
 	}

@@ -280,6 +280,11 @@ func (c *Cloud) Report(h *Host, id resource.ID, seen compute.Seen) {
 // Expire lets time pass until everything under way is past its deadline, and ends it.
 func (c *Cloud) Expire() {
 	c.Clock = c.Clock.Add(time.Hour)
+	c.Reap()
+}
+
+// Reap ends what is over its deadline.
+func (c *Cloud) Reap() {
 	task := c.Reaper.Task()
 	for _, id := range task.All(c.State.Latest()) {
 		_, err := task.Step(c.Admin, id)
