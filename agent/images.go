@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -70,6 +71,8 @@ func (c *Images) Find(guest resource.ID, refs ...compute.ImageRef) ([]string, er
 	paths := make([]string, len(refs))
 	missing := map[string]compute.ImageRef{}
 	now := time.Now()
+	c.mu.Lock() // so that Sweep sees it used, or we see it gone
+	defer c.mu.Unlock()
 	for i, ref := range refs {
 		paths[i] = c.path(ref)
 		if info, err := os.Stat(paths[i]); err != nil || info.Size() != ref.Bytes {
@@ -78,8 +81,6 @@ func (c *Images) Find(guest resource.ID, refs ...compute.ImageRef) ([]string, er
 		}
 		os.Chtimes(paths[i], now, now) // best effort: only Sweep reads it
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	for path, f := range c.fetches {
 		if _, needed := missing[path]; !needed {
 			c.leave(f, guest)
@@ -294,15 +295,29 @@ func (c *Images) Sweep(keep map[resource.ID]bool, unused time.Duration) error {
 	}
 	for _, e := range entries {
 		text, _, _ := strings.Cut(e.Name(), ".")
-		id, err := resource.ParseID(text)
-		info, err2 := e.Info()
-		if err2 != nil || time.Since(info.ModTime()) < unused || err == nil && keep[id] {
+		if id, err := resource.ParseID(text); err == nil && keep[id] {
 			continue
 		}
-		slog.Info("letting go of a cached image that no guest here uses", "file", e.Name())
-		if err := os.Remove(filepath.Join(c.Dir, e.Name())); err != nil {
+		if err := c.letGo(e.Name(), unused); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// letGo removes a file that was not used for so long: by now, for a guest that came after keep was put together may be made
+// over it this moment.
+func (c *Images) letGo(name string, unused time.Duration) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	path := filepath.Join(c.Dir, name)
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && time.Since(info.ModTime()) < unused {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	slog.Info("letting go of a cached image that no guest here uses", "file", name)
+	return os.Remove(path)
 }

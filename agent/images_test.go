@@ -257,3 +257,36 @@ func TestLeftoversOfTransfersGo(t *testing.T) {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
+
+// An image that a guest has just been given stays, whatever was known of it when the sweep began.
+func TestASweepTakesNothingThatIsInUse(t *testing.T) {
+	l := new(library)
+	ref := l.add(10)
+	old := time.Now().Add(-time.Hour)
+	dir := t.TempDir()
+	for range 3000 {
+		c := &Images{Dir: dir, Get: l.get}
+		os.Remove(c.path(ref))
+		if err := os.WriteFile(c.path(ref), l.data[ref.ID], 0o400); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(c.path(ref), old, old); err != nil {
+			t.Fatal(err)
+		}
+		var paths []string
+		var found, swept error
+		var wg sync.WaitGroup
+		wg.Go(func() { paths, found = c.Find(guestID, ref) })
+		wg.Go(func() { swept = c.Sweep(nil, time.Minute) })
+		wg.Wait()
+		if found != nil || swept != nil {
+			t.Fatal(found, swept)
+		}
+		if paths == nil {
+			continue // it was gone before, and comes again
+		}
+		if _, err := os.Stat(paths[0]); err != nil {
+			t.Fatalf("a guest is made over an image that was swept: %v", err)
+		}
+	}
+}

@@ -2,7 +2,7 @@
 // disk. It starts bin/unkai itself, bounds every load in count and time, and prints each figure
 // beside the one that was asked for.
 //
-//	go run ./bench [-unkai bin/unkai] [-only name,…] [-large 100000] [-guest /var/cache/unkai/guest] [-docs docs]
+//	go run ./bench [-unkai bin/unkai] [-only name,…] [-large 100000] [-guest /var/cache/unkai/guest] [-docs docs] [-hosts 100,5000]
 package main
 
 import (
@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -32,6 +33,7 @@ type bench struct {
 	large int
 	guest string // the directory of the demo guest
 	docs  string // where the table of the part "scale" is written; "" for nowhere
+	sizes []int  // hosts of that part's clouds
 	cloud *cloud
 	lines []measure
 	only  map[string]bool
@@ -53,18 +55,28 @@ var parts = []struct {
 	{"thousand", (*bench).tenThousand},
 	{"large", (*bench).hundredThousand},
 	{"scale", (*bench).scale},
+	{"decisions", (*bench).placement},
 }
 
 func main() {
 	unkai := flag.String("unkai", "bin/unkai", "the binary to measure")
-	only := flag.String("only", "", "parts to run, by commas: start, tokens, images, guests, overlay, networks, creates, details, thousand, large, scale")
+	only := flag.String("only", "", "parts to run, by commas: start, tokens, images, guests, overlay, networks, creates, details, thousand, large, scale, decisions")
 	large := flag.Int("large", 100_000, "servers of the large cloud")
 	guest := flag.String("guest", "/var/cache/unkai/guest", "where the demo guest is (make guest)")
 	docs := flag.String("docs", "", "the directory in which the part scale writes scale.md")
+	sizes := flag.String("hosts", "100,500,1000,2500,5000", "how many hosts each cloud of the part scale has")
 	flag.Parse()
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
 	defer cancel()
 	b := &bench{ctx: ctx, unkai: *unkai, large: *large, guest: *guest, docs: *docs, only: map[string]bool{}}
+	for text := range strings.SplitSeq(*sizes, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			fmt.Fprintf(os.Stderr, "bench: -hosts %s: want numbers, by commas\n", *sizes)
+			os.Exit(2)
+		}
+		b.sizes = append(b.sizes, n)
+	}
 	for name := range strings.SplitSeq(*only, ",") {
 		if name != "" {
 			b.only[name] = true
@@ -79,7 +91,7 @@ func main() {
 func (b *bench) all() error {
 	fmt.Println(machine())
 	for _, p := range parts {
-		if len(b.only) > 0 && !b.only[p.name] {
+		if len(b.only) > 0 && !b.only[p.name] || len(b.only) == 0 && p.name == "decisions" { // scale measures them, too
 			continue
 		}
 		err := p.run(b)

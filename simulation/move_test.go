@@ -32,7 +32,8 @@ var blows = map[string]blow{
 		to.restart()
 		return nil
 	}, reboot: true},
-	"the move is cancelled": {do: func(w *world, _, _ *node) error { return giveUp(w) }},
+	"the new host is replaced by another machine": {do: func(_ *world, _, to *node) error { to.replace(); return nil }, reboot: true},
+	"the move is cancelled":                       {do: func(w *world, _, _ *node) error { return giveUp(w) }},
 	"the move is cancelled while the new host is cut off": {do: func(w *world, _, to *node) error {
 		cut(w, to)
 		return giveUp(w)
@@ -145,7 +146,7 @@ func moveWithBlow(t *testing.T, at int, ask func(*world, resource.ID) error, b b
 	if err := b.do(w, from, to); err != nil {
 		t.Fatalf("after %d steps: %v", at, err)
 	}
-	settled := fmt.Sprintf("after %d steps", at)
+	settled, struck := fmt.Sprintf("after %d steps", at), w.clock
 	for end := w.clock.Add(20 * time.Minute); w.clock.Before(end); w.clock = w.nextMoment() {
 		for busy := true; busy; {
 			busy = w.control.work(w)
@@ -162,6 +163,9 @@ func moveWithBlow(t *testing.T, at int, ask func(*world, resource.ID) error, b b
 	}
 	if err := w.settle(); err != nil {
 		t.Fatalf("%s: %v", settled, err)
+	}
+	if took := w.clock.Sub(struck); took > 5*time.Minute {
+		t.Errorf("%s it was at rest only %v later", settled, took)
 	}
 	s := server()
 	moved = s.HostID == to.id

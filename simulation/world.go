@@ -49,6 +49,7 @@ type Result struct {
 	Refused int    // of these, with a fault
 	Faults  map[string]int
 	Settled time.Duration // simulated time from the last fault to rest
+	For     string        // what was waited for last
 }
 
 // world is one cloud and everything around it.
@@ -308,10 +309,12 @@ func (w *world) settle() error {
 				busy = n.step() || busy
 			}
 		}
-		if w.restless() == "" {
+		waits := w.restless()
+		if waits == "" {
 			w.result.Settled = w.clock.Sub(from)
 			return errors.Join(w.checkSafety(), w.checkReality())
 		}
+		w.result.For = waits
 		w.clock = w.nextMoment()
 		w.bark()
 		if err := w.checkNoneTwice(); err != nil {

@@ -111,6 +111,9 @@ func (Reader) Describe(chan<- *prometheus.Desc) {}
 // Collect asks.
 func (r Reader) Collect(out chan<- prometheus.Metric) {
 	r(func(f *Reading, value float64, labels ...string) {
+		for i := range labels { // one that is no text would cost the whole page
+			labels[i] = strings.ToValidUTF8(labels[i], "\uFFFD")
+		}
 		m, err := prometheus.NewConstMetric(f.desc, f.kind, value, labels...)
 		if err != nil {
 			m = prometheus.NewInvalidMetric(f.desc, err)

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,7 +30,7 @@ func (s *simulateCommand) Run(ctx context.Context) error {
 		return s.whatIf(ctx, s.Hosts, os.Stdout)
 	}
 	var first, last uint64
-	if n, err := fmt.Sscanf(s.Seeds, "%d-%d", &first, &last); err != nil && n < 1 {
+	if n, err := fmt.Sscanf(s.Seeds, "%d-%d", &first, &last); err != nil && n < 1 || n == 2 && last < first {
 		return fmt.Errorf("--seeds %s: want A-B or one number", s.Seeds)
 	} else if n == 1 {
 		last = first
@@ -37,7 +39,7 @@ func (s *simulateCommand) Run(ctx context.Context) error {
 	began := time.Now()
 	var mu sync.Mutex
 	next, bad, asked, refused, faults := first, 0, 0, 0, 0
-	var settled time.Duration
+	var latest []simulation.Result // to settle
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
@@ -57,7 +59,11 @@ func (s *simulateCommand) Run(ctx context.Context) error {
 				mu.Lock()
 				asked += result.Asked
 				refused += result.Refused
-				settled = max(settled, result.Settled)
+				latest = append(latest, result)
+				slices.SortFunc(latest, func(a, b simulation.Result) int {
+					return cmp.Or(cmp.Compare(b.Settled, a.Settled), cmp.Compare(a.Seed, b.Seed))
+				})
+				latest = latest[:min(len(latest), 3)]
 				for _, n := range result.Faults {
 					faults += n
 				}
@@ -73,6 +79,10 @@ func (s *simulateCommand) Run(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	for _, r := range latest {
+		fmt.Printf("seed %d settled %v after its last fault: %s\n", r.Seed, r.Settled.Round(time.Second), r.For)
+	}
+	settled := latest[0].Settled
 	fmt.Printf("simulation: seeds %d-%d, %d failed; %d requests (%d refused), %d faults, settled within %v of the last; %v\n",
 		first, last, bad, asked, refused, faults, settled.Round(time.Second), time.Since(began).Round(time.Second))
 	if bad > 0 {

@@ -267,34 +267,6 @@ func (s *Service) DeleteAggregate(ctx context.Context, number int) error {
 	})
 }
 
-// A ZoneMap tells hosts' zones: that of an aggregate goes before the host's own.
-type ZoneMap struct{ byHost map[resource.ID]string }
-
-// ZonesOf reads the zones as they are.
-func ZonesOf(tx *state.Tx) ZoneMap {
-	var z ZoneMap
-	for a := range aggregates.Peek(tx, "", state.Range{}) {
-		if a.Zone == "" {
-			continue
-		}
-		for _, id := range a.Hosts {
-			if z.byHost == nil {
-				z.byHost = map[resource.ID]string{}
-			}
-			z.byHost[id] = a.Zone
-		}
-	}
-	return z
-}
-
-// Of is a host's zone.
-func (z ZoneMap) Of(h *host.Host) string {
-	if zone, ok := z.byHost[h.ID]; ok {
-		return zone
-	}
-	return h.Zone
-}
-
 // A ZoneView is a zone and what is in it.
 type ZoneView struct {
 	Name  string

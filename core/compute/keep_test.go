@@ -296,6 +296,60 @@ func TestThoseThatMatterMostGoFirst(t *testing.T) {
 	}
 }
 
+// TestOneThatIsSlowHoldsUpNobody: a dead host's servers are no waves, each of which waits for its last. As one is there the next goes, the
+// more important first, and never more at once than the operator allows.
+func TestOneThatIsSlowHoldsUpNobody(t *testing.T) {
+	const guests, atOnce = 120, 5
+	k := newKeeper(t, 2)
+	k.Must(k.Compute.SetQuota(k.Admin, k.User.ProjectID, resource.ID{}, map[string]int{compute.QuotaServers: compute.Unlimited,
+		compute.QuotaCores: compute.Unlimited, compute.QuotaMemory: compute.Unlimited}, true))
+	ids := k.kept(guests)
+	for n, id := range ids {
+		_, err := k.Compute.SetKeep(k.Ctx, id, func(keep *compute.Keep) { keep.Priority = n % 4 })
+		k.Must(err)
+	}
+	k.Settle()
+	_, err := k.hosts.SetKeeping(k.Admin, func(keep *host.Keeping) { keep.AtOnce = atOnce })
+	k.Must(err)
+	spare := k.AddHost("spare", cloudtest.Capacity)
+	spare.Slow = map[resource.ID]bool{ids[3]: true} // one of the first
+	k.Settle()
+	for _, h := range k.Hosts[:2] { // their servers wait in one queue
+		k.Lose(h)
+		_, err = k.hosts.Vouch(k.Admin, h.ID)
+		k.Must(err)
+	}
+	began := k.Clock
+	for there := 0; there < guests-1; {
+		k.pass(0)
+		on, least, most := 0, 3, 0 // how many are under way, and of what priority; the most important that waits
+		there = 0
+		for n, id := range ids {
+			switch s := k.Server(id); {
+			case s.HostID != spare.ID:
+				most = max(most, n%4)
+			case s.Task == compute.Evacuating:
+				on++
+				if !spare.Slow[id] {
+					least = min(least, n%4)
+				}
+			default:
+				there++
+			}
+		}
+		if on > atOnce || least < most {
+			t.Fatalf("%d are under way, of priority %d, while one of %d waits", on, least, most)
+		}
+		k.Clock = k.Clock.Add(time.Second)
+		if k.Clock.Sub(began) > time.Minute { // a wave each time that a step comes again would take four
+			t.Fatalf("after %v %d of %d are there", k.Clock.Sub(began), there, guests)
+		}
+	}
+	if s := k.Server(ids[3]); s.Task != compute.Evacuating {
+		t.Errorf("the slow one is %+v", s)
+	}
+}
+
 func TestOneWhoseHostMayNotKnowWaitsForAWord(t *testing.T) {
 	k := newKeeper(t, 2)
 	k.fenced("exec")

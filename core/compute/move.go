@@ -67,9 +67,8 @@ func (s *Server) beside() resource.ID {
 
 // Load is how many servers a host has, and what is taken of it: by them, and by those that hold room there for a move.
 func Load(tx *state.Tx, h resource.ID) (count int64, taken state.Amounts) {
-	key := state.KeyOf(h)
-	count, taken = servers.Sum(tx, "load", key)
-	_, more := servers.Sum(tx, "beside", key)
+	count, taken = servers.SumOf(tx, "load", h)
+	_, more := servers.SumOf(tx, "beside", h)
 	for i := range taken {
 		taken[i] += more[i]
 	}
@@ -78,14 +77,16 @@ func Load(tx *state.Tx, h resource.ID) (count int64, taken state.Amounts) {
 
 // concerns counts the servers that a host has, or holds room for.
 func concerns(tx *state.Tx, h resource.ID) int64 {
-	here, _ := servers.Sum(tx, "load", state.KeyOf(h))
-	beside, _ := servers.Sum(tx, "beside", state.KeyOf(h))
+	here, _ := servers.SumOf(tx, "load", h)
+	beside, _ := servers.SumOf(tx, "beside", h)
 	return here + beside
 }
 
-// A move is given up when nothing of it has come further for stillness, and after longest in any case.
+// A move is given up when nothing of it has come further for stillness, and after longest in any case. Once the old host has let
+// go, the new one has all of it and need only say so: the guest stands still meanwhile.
 const (
 	stillness = slowly
+	lastWord  = 2 * time.Minute
 	longest   = 24 * time.Hour
 )
 
@@ -244,13 +245,15 @@ func (s *Server) travel(tx *state.Tx, by resource.ID, t Transit) error {
 	if by == m.To {
 		side = &m.There
 	}
-	further := *side != t
+	further, forgot := *side != t, side.Done && !t.Done
 	*side = t
 	switch {
 	case !further:
 		return nil
 	case t.Trouble != "":
 		return s.stay(tx, operation.Failed, t.Trouble)
+	case forgot:
+		return s.stay(tx, operation.Failed, "One of its two hosts lost what it had of the move.")
 	case m.Here.Done && m.There.Done:
 		return s.handOver(tx)
 	}
@@ -263,8 +266,12 @@ func (s *Server) noteWay(tx *state.Tx) error {
 	if err != nil {
 		return err
 	}
+	within := stillness
+	if s.Move.Here.Done {
+		within = lastWord
+	}
 	if left := s.Move.Since.Add(longest).Sub(tx.Now()); left > 0 {
-		if err := operation.Prolong(tx, op, min(left, stillness)); err != nil {
+		if err := operation.Prolong(tx, op, min(left, within)); err != nil {
 			return err
 		}
 	}

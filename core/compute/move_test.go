@@ -248,6 +248,45 @@ func TestLateReportsOfAMove(t *testing.T) {
 	}
 }
 
+// A host that forgot what it had does not get it again: the guest stands still until somebody gives the move up.
+func TestAMoveThatAHostForgotIsGivenUp(t *testing.T) {
+	for name, test := range map[string]struct {
+		told   bool // the new host had said that it has all of it
+		within time.Duration
+	}{
+		"what it had said": {true, time.Second}, "what nobody had heard of": {false, 3 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, id := running(t, 2)
+			from, to := c.HostOf(id), other(c, id)
+			from.Sends, to.Receives = &compute.Transit{}, &compute.Transit{Where: "there"}
+			c.Must(c.Compute.LiveMigrate(c.Admin, id, ""))
+			c.Settle()
+			say := func(by *cloudtest.Host, transit compute.Transit) {
+				transit.Move = 1
+				c.Report(by, id, compute.Seen{Observation: compute.Observation{Power: compute.Paused}, Wish: c.Server(id).Wish, Transit: transit})
+			}
+			if test.told {
+				say(to, compute.Transit{Where: "there", Done: true})
+			} else {
+				say(from, compute.Transit{Done: true})
+			}
+			if c.Server(id).Move == nil {
+				t.Fatal("the move is over")
+			}
+			from.Sends, to.Receives = nil, nil
+			say(to, compute.Transit{Where: "there"})
+			c.Clock = c.Clock.Add(test.within)
+			c.Reap()
+			c.Settle()
+			if srv := c.Server(id); srv.Move != nil || srv.HostID != from.ID || srv.Seen.Power != compute.On || lastOperation(c, id).Outcome != operation.Failed {
+				t.Errorf("it is %+v on %s", srv.Standing(), srv.HostID)
+			}
+			clean(t, c, id)
+		})
+	}
+}
+
 func TestAMoveHasTimeAsLongAsItComesFurther(t *testing.T) {
 	c, id := running(t, 2)
 	from := c.HostOf(id)

@@ -60,12 +60,13 @@ type placing struct {
 	service *Service
 	tx      *state.Tx
 	zones   ZoneMap
-	labeled map[resource.ID]bool // hosts in an aggregate with the labels
-	members map[resource.ID]int  // of the group, by host
+	labeled []map[resource.ID]bool // hosts of each aggregate with the labels
+	members map[resource.ID]int    // of the group, by host
 	asked   []constraint
 	dice    dice
 	used    state.Amounts // of the host that is looked at
-	loaded  bool          // used is known
+	total   state.Amounts // of it
+	loaded  bool          // used and total are known
 	short   shortage      // what the host that is looked at lacks
 }
 
@@ -107,7 +108,9 @@ var constraints = []constraint{
 	{"separates guests by hardware", func(p *placing) bool { return p.isolating },
 		func(_ *placing, h *host.Host) bool { return h.Capacity.Isolating }},
 	{"is in an aggregate for the flavor", func(p *placing) bool { return p.labels != nil },
-		func(p *placing, h *host.Host) bool { return p.labeled[h.ID] }},
+		func(p *placing, h *host.Host) bool {
+			return slices.ContainsFunc(p.labeled, func(in map[resource.ID]bool) bool { return in[h.ID] })
+		}},
 	{"has the traits that the flavor requires", func(p *placing) bool { return p.required != nil }, (*placing).hasRequired},
 	{"is without the traits that the flavor forbids", func(p *placing) bool { return p.forbidden != nil },
 		func(p *placing, h *host.Host) bool { return !p.hasForbidden(h) }},
@@ -147,22 +150,22 @@ var units = [...]string{"processors", "MiB of memory", "GiB of disk"}
 func (p *placing) room(h *host.Host, what int) bool {
 	if !p.loaded {
 		_, p.used = Load(p.tx, h.ID)
+		p.total = p.service.total(h)
 		p.loaded = true
 	}
-	lack := p.used[what] + p.load[what] - p.service.total(h)[what]
+	lack := p.used[what] + p.load[what] - p.total[what]
 	if lack > 0 {
 		p.short = shortage{lack, units[what]}
 	}
 	return lack <= 0
 }
 
-// score judges a host that fits: how much of it is left free, from 0 to 1, then by the group.
+// score judges the host that is looked at, and fits: how much of it is left free, from 0 to 1, then by the group.
 func (p *placing) score(h *host.Host) float64 {
-	total := p.service.total(h)
 	score, counted := 0.0, 0
 	for i := range units {
-		if total[i] > 0 {
-			score += float64(total[i]-p.used[i]-p.load[i]) / float64(total[i])
+		if total := p.total[i]; total > 0 {
+			score += float64(total-p.used[i]-p.load[i]) / float64(total)
 			counted++
 		}
 	}
@@ -192,7 +195,7 @@ const enough = 250
 
 // search makes ready to look at hosts.
 func (s *Service) search(tx *state.Tx, d demand) *placing {
-	p := &placing{demand: d, service: s, tx: tx, zones: ZonesOf(tx)}
+	p := &placing{demand: d, service: s, tx: tx}
 	p.lookAround()
 	for _, c := range constraints {
 		if c.asks == nil || c.asks(p) {
@@ -205,7 +208,12 @@ func (s *Service) search(tx *state.Tx, d demand) *placing {
 // removes is the number, among those that are asked, of the first constraint that removes a host; -1 if it fits.
 func (p *placing) removes(h *host.Host) int {
 	p.loaded, p.short = false, shortage{}
-	return slices.IndexFunc(p.asked, func(c constraint) bool { return !c.keep(p, h) })
+	for n := range p.asked {
+		if !p.asked[n].keep(p, h) {
+			return n
+		}
+	}
+	return -1
 }
 
 // place chooses a host for a demand, and explains it; nil if none fits. It reads no server.
@@ -306,20 +314,10 @@ func (p *placing) lookAround() {
 			}
 		}
 	}
-	if p.labels == nil {
-		return
-	}
-	p.labeled = map[resource.ID]bool{}
-	for a := range aggregates.Peek(p.tx, "", state.Range{}) {
-		fits := true
-		for k, v := range p.labels {
-			fits = fits && a.Metadata[k] == v
-		}
-		if fits {
-			for _, id := range a.Hosts {
-				p.labeled[id] = true
-			}
-		}
+	g := groupingOf(p.tx)
+	p.zones = ZoneMap{g.zones}
+	if p.labels != nil {
+		p.labeled = g.labeled(p.labels)
 	}
 }
 

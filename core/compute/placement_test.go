@@ -318,3 +318,53 @@ func BenchmarkPlace(b *testing.B) {
 		})
 	}
 }
+
+// Several constraints at once, of which few of many hosts meet all.
+func BenchmarkPlaceConstrained(b *testing.B) {
+	for name, d := range map[string]demand{
+		"zone":      {load: state.Amounts{1, 128, 1}, zone: "z1"},
+		"aggregate": {load: state.Amounts{1, 128, 1}, labels: map[string]string{"disk": "ssd"}},
+		"rare": {load: state.Amounts{1, 128, 1}, zone: "z1", arch: "x86_64", labels: map[string]string{"rare": "true"}, required: []string{"CUSTOM_FAST", "COMPUTE_NODE"},
+			group: &Group{Policy: Apart}},
+		"none": {load: state.Amounts{1, 1 << 30, 1}, zone: "z1", required: []string{"CUSTOM_FAST", "COMPUTE_NODE"}},
+	} {
+		b.Run(name, func(b *testing.B) {
+			st := openState(b)
+			ids := addHosts(b, st, 5000, host.Capacity{VCPUs: 64, MemoryMiB: 1 << 18, DiskGiB: 4000, Arch: "x86_64"})
+			s := New(st, Config{})
+			update(b, st, func(tx *state.Tx) error {
+				all := []*Aggregate{{Meta: resource.Meta{Name: "z0"}, Zone: "z0"}, {Meta: resource.Meta{Name: "z1"}, Zone: "z1"},
+					{Meta: resource.Meta{Name: "ssd"}, Metadata: map[string]string{"disk": "ssd"}}, {Meta: resource.Meta{Name: "rare"}, Metadata: map[string]string{"rare": "true"}}}
+				for n, id := range ids {
+					all[n%2].Hosts = append(all[n%2].Hosts, id)
+					if n%3 == 0 {
+						all[2].Hosts = append(all[2].Hosts, id)
+					}
+					if n%1001 == 0 {
+						all[3].Hosts = append(all[3].Hosts, id)
+					}
+					h, _ := host.Find(tx, id)
+					h.Traits = []string{"CUSTOM_FAST"}
+					if err := host.Table().Put(tx, h); err != nil {
+						return err
+					}
+				}
+				for n, a := range all {
+					a.ID, a.Number = tx.NewID(), n
+					if err := aggregates.Put(tx, a); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			update(b, st, func(tx *state.Tx) error {
+				for b.Loop() {
+					if _, why := s.place(tx, d); (why.Chosen == "") != (name == "none") {
+						b.Fatal(why)
+					}
+				}
+				return nil
+			})
+		})
+	}
+}

@@ -65,37 +65,70 @@ func (s *Service) rescueTask() reconcile.Task {
 	}
 }
 
-func (s *Service) rescue(ctx context.Context, id resource.ID) (reconcile.Next, error) {
+func (s *Service) rescue(ctx context.Context, id resource.ID) (next reconcile.Next, err error) {
 	ctx = identity.Internal(ctx)
 	tx := s.State.Latest()
 	if err := s.land(ctx, id); err != nil {
-		return reconcile.Next{}, err
+		return next, err
 	}
 	h, ok := host.Table().PeekOne(tx, id)
 	if !ok || !h.Dead() {
-		return reconcile.Next{}, nil
+		return next, nil
 	}
-	waiting := waitingOn(tx, id)
-	if len(waiting) == 0 {
-		return reconcile.Next{}, nil
+	if len(waitingOn(tx, id)) > 0 {
+		next.After = rescueEvery
 	}
-	again := reconcile.Next{After: rescueEvery}
-	if _, _, storm := host.Storm(tx); storm && h.Fenced.How != host.ByWord {
-		return again, nil
+	if enoughRescued(tx) {
+		return next, nil
 	}
-	free := host.KeepingOf(tx).AtOnce - underWay(tx, Evacuating)
-	for _, srv := range turn(waiting, s.State.Now()) {
-		if free <= 0 {
-			return again, nil
-		}
-		switch left, err := s.rescueOne(ctx, srv.ID, id); {
-		case err != nil:
-			return again, err
-		case left:
-			free--
+	// All dead hosts' servers wait in one queue, whichever host's step begins them: as one that is under way is there, the
+	// first of all that wait goes.
+	for _, srv := range s.queue(tx, id) {
+		if err := s.rescueOne(ctx, srv.ID, srv.HostID); errors.Is(err, errEnough) {
+			break
+		} else if err != nil {
+			return next, err
 		}
 	}
-	return again, nil
+	return next, nil
+}
+
+// enoughRescued reports whether no more may be on their way from dead hosts for now.
+func enoughRescued(tx *state.Tx) bool { return underWay(tx, Evacuating) >= host.KeepingOf(tx).AtOnce }
+
+// queue lists the servers of dead hosts that are to be started elsewhere now, in that order: those for which nobody has looked for
+// another host yet, and of one host those, in turn, for which none was found.
+func (s *Service) queue(tx *state.Tx, id resource.ID) (queue []*Server) {
+	_, _, storm := host.Storm(tx)
+	for h := range host.Table().Peek(tx, "", state.Range{}) {
+		if !h.Dead() || storm && h.Fenced.How != host.ByWord {
+			continue
+		}
+		fresh, stranded := splitStranded(waitingOn(tx, h.ID))
+		queue = append(queue, fresh...)
+		if h.ID == id {
+			queue = append(queue, turn(stranded, s.State.Now())...)
+		}
+	}
+	slices.SortFunc(queue, before)
+	return queue[:min(len(queue), 2*rescueLooks)]
+}
+
+// splitStranded parts those for which no other host was found from those for which nobody has looked.
+func splitStranded(waiting []*Server) (fresh, stranded []*Server) {
+	for _, srv := range waiting {
+		if srv.Stranded == nil {
+			fresh = append(fresh, srv)
+		} else {
+			stranded = append(stranded, srv)
+		}
+	}
+	return fresh, stranded
+}
+
+// before is the order in which servers are started elsewhere.
+func before(a, b *Server) int {
+	return cmp.Or(b.Keep.Priority-a.Keep.Priority, bytes.Compare(a.ID[:], b.ID[:]))
 }
 
 // turn chooses those that one step looks at: of very many the first, and others with each step, so that
@@ -119,9 +152,7 @@ func waitingOn(tx *state.Tx, h resource.ID) []*Server {
 			all = append(all, srv)
 		}
 	}
-	slices.SortFunc(all, func(a, b *Server) int {
-		return cmp.Or(b.Keep.Priority-a.Keep.Priority, bytes.Compare(a.ID[:], b.ID[:]))
-	})
+	slices.SortFunc(all, before)
 	return all
 }
 
@@ -136,16 +167,22 @@ func underWay(tx *state.Tx, task Task) int {
 	return n
 }
 
-// errStays ends a transaction that would have changed nothing.
-var errStays = errors.New("the server stays where it is")
+// These end a transaction that would have changed nothing.
+var (
+	errStays  = errors.New("the server stays where it is")
+	errEnough = errors.New("enough servers are on their way from dead hosts")
+)
 
-// rescueOne gives one server to another host. If there is none, it says so in the server, and nothing else changes.
-func (s *Service) rescueOne(ctx context.Context, id, from resource.ID) (left bool, err error) {
-	err = s.State.Update(ctx, func(tx *state.Tx) error {
+// rescueOne gives one server to another host, or says in it that there is none. If enough are on their way nothing changes.
+func (s *Service) rescueOne(ctx context.Context, id, from resource.ID) error {
+	err := s.State.Update(ctx, func(tx *state.Tx) error {
 		srv, ok := servers.Find(tx, id)
 		h, known := host.Table().PeekOne(tx, from)
 		if !ok || !known || srv.HostID != from || !h.Dead() || !srv.awaits() {
 			return errStays
+		}
+		if enoughRescued(tx) {
+			return errEnough
 		}
 		if h.Fenced.How != host.ByWord && !srv.sworn() {
 			return fault.Errorf(fault.Conflict, "Its host may not have learned that it runs the server under its lease alone, and would start it again when it is switched on.")
@@ -161,14 +198,12 @@ func (s *Service) rescueOne(ctx context.Context, id, from resource.ID) (left boo
 		return servers.Put(tx, srv)
 	})
 	switch {
-	case err == nil:
-		return true, nil
 	case errors.Is(err, errStays):
-		return false, nil
+		return nil
 	case fault.From(err) == nil:
-		return false, err
+		return err
 	}
-	return false, s.strand(ctx, id, from, fault.From(err).Message)
+	return s.strand(ctx, id, from, fault.From(err).Message)
 }
 
 // strand says why a server waits. What is no news writes nothing.

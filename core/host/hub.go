@@ -22,7 +22,7 @@ type Source struct {
 	Kind string // "guest", "segment", …
 	// All lists what the host is to have.
 	All func(tx *state.Tx, host resource.ID) []resource.ID
-	// Want is what the host is to make real of one thing, as JSON will carry it; false when
+	// Want is what the host is to make real of one thing, as JSON will carry it, or is already if it is a RawMessage; false when
 	// the thing is none of the host's. A nil and true: the host is to take it away, if it has
 	// it at all, and to report that it is gone.
 	Want func(tx *state.Tx, host, id resource.ID) (any, bool)
@@ -36,8 +36,12 @@ type Source struct {
 	Observe func(tx *state.Tx, host, id resource.ID, seen json.RawMessage) error
 }
 
-// A Ref names one thing on one host. A zero Host means every host.
-type Ref struct{ Host, ID resource.ID }
+// A Ref names one thing on one host. A zero Host means every host, or, where the source has a pace, with
+// Having every host that has the thing already: that is for what is no reason to have it.
+type Ref struct {
+	Host, ID resource.ID
+	Having   bool
+}
 
 // A Key names a thing within one host.
 type Key struct {
@@ -86,15 +90,18 @@ type Hub struct {
 	watch *state.Watcher
 
 	mu        sync.Mutex
-	sessions  map[resource.ID]*Session  // guarded by mu
-	heard     map[resource.ID]time.Time // when hosts were last heard here; guarded by mu
-	elsewhere map[string]presence       // of the other controllers; guarded by mu
-	moved     chan struct{}             // holds one element when a session began or ended
+	sessions  map[resource.ID]*Session      // guarded by mu
+	holders   map[Key]map[*Session]struct{} // of things with a pace, whose host has them or is about to look; guarded by mu
+	fresh     map[*Session]struct{}         // may have anything: they are told everything next; guarded by mu
+	heard     map[resource.ID]time.Time     // when hosts were last heard here; guarded by mu
+	elsewhere map[string]presence           // of the other controllers; guarded by mu
+	moved     chan struct{}                 // holds one element when a session began or ended
 }
 
 // NewHub makes a hub. Call Pump or Run to keep it following the changes.
 func NewHub(s *state.State, sources ...Source) *Hub {
-	return &Hub{State: s, Sources: sources, watch: s.Watch(s.Latest().Revision()), sessions: map[resource.ID]*Session{}, heard: map[resource.ID]time.Time{}, moved: make(chan struct{}, 1)}
+	return &Hub{State: s, Sources: sources, watch: s.Watch(s.Latest().Revision()), sessions: map[resource.ID]*Session{}, holders: map[Key]map[*Session]struct{}{},
+		fresh: map[*Session]struct{}{}, heard: map[resource.ID]time.Time{}, moved: make(chan struct{}, 1)}
 }
 
 // A Session is the conversation with one connected host.
@@ -118,6 +125,9 @@ type Session struct {
 	when   map[Key]time.Time
 	pieces map[Key][]piece // of long bodies
 
+	holds  map[Key]struct{} // where it is among the hub's holders; guarded by the hub's mu
+	closed bool             // guarded by the hub's mu
+
 	differences bool // the host can put differences together
 
 	renews bool // the host renews its lease; guarded by the hub's mu
@@ -126,11 +136,13 @@ type Session struct {
 // Connect begins a session; an older one of the same host ends.
 func (h *Hub) Connect(host resource.ID) *Session {
 	s := &Session{hub: h, host: host, full: true, marked: map[Key]bool{}, later: map[Key]bool{}, asked: map[Key]string{}, wake: make(chan struct{}, 1),
-		over: make(chan struct{}), sent: map[Key]digest{}, when: map[Key]time.Time{}, pieces: map[Key][]piece{}}
+		over: make(chan struct{}), sent: map[Key]digest{}, when: map[Key]time.Time{}, pieces: map[Key][]piece{},
+		holds: map[Key]struct{}{}}
 	s.wake <- struct{}{}
 	h.mu.Lock()
 	old := h.sessions[host]
 	h.sessions[host], h.heard[host] = s, h.now()
+	h.fresh[s] = struct{}{}
 	h.mu.Unlock()
 	h.hasMoved()
 	if old != nil {
@@ -159,6 +171,11 @@ func (s *Session) Close() {
 		}
 		delete(s.hub.sessions, s.host)
 		s.hub.hasMoved()
+	}
+	s.closed = true
+	delete(s.hub.fresh, s)
+	for key := range s.holds {
+		s.hub.release(s, key)
 	}
 }
 
@@ -234,6 +251,7 @@ func (h *Hub) resync() {
 		if away(h.State.Latest(), id) {
 			s.end()
 		}
+		h.fresh[s] = struct{}{}
 		s.mu.Lock()
 		s.full = true
 		s.mu.Unlock()
@@ -259,16 +277,7 @@ func (h *Hub) mark(events []state.Event) {
 		}
 		for _, source := range h.Sources {
 			for _, ref := range source.Touched(tx, e) {
-				key := Key{source.Kind, ref.ID}
-				if !ref.Host.IsZero() {
-					if s := h.sessions[ref.Host]; s != nil {
-						s.mark(key, e.Cause.RequestID)
-					}
-					continue
-				}
-				for _, s := range h.sessions {
-					s.mark(key, e.Cause.RequestID)
-				}
+				h.refer(&source, ref, e.Cause.RequestID)
 			}
 		}
 	}
@@ -283,6 +292,10 @@ func away(tx *state.Tx, id resource.ID) bool {
 
 func (s *Session) mark(key Key, request string) {
 	s.mu.Lock()
+	if s.later[key] { // it is marked when its time has come
+		s.mu.Unlock()
+		return
+	}
 	if request != "" {
 		s.asked[key] = request
 	}
@@ -314,10 +327,11 @@ func (s *Session) Poll() (*Delivery, error) {
 	}
 	clear(s.marked)
 	s.mu.Unlock()
-	tx := s.hub.State.Latest()
 	if full {
-		return s.pollFull(tx)
+		return s.pollFull(s.hub.State.Latest())
 	}
+	s.expect(dirty)
+	tx := s.hub.State.Latest() // after that: what changes from now on marks it
 	d := Delivery{Mark: MarkOf(tx)}
 	// By kind in the sources' order, so that a host gets the network before the guest on it.
 	for _, source := range s.hub.Sources {
@@ -331,6 +345,9 @@ func (s *Session) Poll() (*Delivery, error) {
 			}
 			was, known := s.sent[key]
 			// An order to take something away is repeated: the host may have carried out one like it, and be given the thing again since.
+			if body == nil && source.Every > 0 {
+				s.renounce(key)
+			}
 			if body == nil && !known || known && body != nil && was == digestOf(body) && !bytes.Equal(body, takeAway) {
 				continue
 			}
@@ -413,6 +430,7 @@ func (s *Session) pollFull(tx *state.Tx) (*Delivery, error) {
 			}
 		}
 	}
+	s.settleIn()
 	return d, nil
 }
 
@@ -444,6 +462,9 @@ func (source *Source) body(tx *state.Tx, host, id resource.ID) ([]byte, error) {
 	}
 	if want == nil {
 		return takeAway, nil
+	}
+	if text, spelled := want.(json.RawMessage); spelled {
+		return text, nil
 	}
 	body, err := json.Marshal(want)
 	if err != nil {

@@ -141,9 +141,12 @@ func TestPace(t *testing.T) {
 	th := thing{Meta: resource.Meta{ID: resource.NewID(c.now, nil)}, HostID: id, Size: 1}
 	put(t, h, th)
 	expect(t, s, "1")
-	for th.Size = 2; th.Size < 9; th.Size++ {
+	th.Size = 2
+	put(t, h, th)
+	expect(t, s, "nothing")
+	for th.Size = 3; th.Size < 9; th.Size++ { // what is put off wakes nobody
 		put(t, h, th)
-		expect(t, s, "nothing")
+		expect(t, s, "asleep")
 	}
 	if len(c.later) != 1 {
 		t.Fatalf("%d alarms were set", len(c.later))

@@ -73,12 +73,24 @@ var driverTraits = map[string][]string{
 		"COMPUTE_NET_VIF_MODEL_VIRTIO", "COMPUTE_STORAGE_BUS_VIRTIO"},
 }
 
+var (
+	nodeTraits     = []string{"COMPUTE_NODE"}
+	disabledTraits = []string{"COMPUTE_STATUS_DISABLED"} // nothing new is placed on it
+)
+
+// reported are the traits that follow from what the host reports and how it stands, by where they are from.
+func (h *Host) reported() [4][]string {
+	all := [4][]string{nodeTraits, archTraits[h.Capacity.Arch], driverTraits[h.Capacity.Driver]}
+	if !h.Up() || h.Disabled || h.Maintenance {
+		all[3] = disabledTraits
+	}
+	return all
+}
+
 // ReportedTraits are those that follow from what the host reports and how it stands.
 func (h *Host) ReportedTraits() []string {
-	all := slices.Concat([]string{"COMPUTE_NODE"}, archTraits[h.Capacity.Arch], driverTraits[h.Capacity.Driver])
-	if !h.Up() || h.Disabled || h.Maintenance {
-		all = append(all, "COMPUTE_STATUS_DISABLED") // nothing new is placed on it
-	}
+	from := h.reported()
+	all := slices.Concat(from[:]...)
 	slices.Sort(all)
 	return all
 }
@@ -92,7 +104,15 @@ func (h *Host) AllTraits() []string {
 
 // HasTrait reports whether the host has a trait.
 func (h *Host) HasTrait(name string) bool {
-	return slices.Contains(h.Traits, name) || slices.Contains(h.ReportedTraits(), name)
+	if slices.Contains(h.Traits, name) {
+		return true
+	}
+	for _, from := range h.reported() {
+		if slices.Contains(from, name) {
+			return true
+		}
+	}
+	return false
 }
 
 // ListTraits shows the names of all traits, in order, to an operator; if associated, of those that some host has.

@@ -3,6 +3,7 @@ package network_test
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -49,11 +50,18 @@ func BenchmarkFilter(b *testing.B) {
 // told all along what to make of it.
 func BenchmarkHosts(b *testing.B) {
 	for b.Loop() {
-		plugIn(b, 1000, 10_000)
+		plugIn(b, 1000, 10_000, false)
 	}
 }
 
-func plugIn(b *testing.B, hosts, ports int) {
+// BenchmarkNeighbors does so with 2,000 in 500 hosts, each of which has to know where all the others are.
+func BenchmarkNeighbors(b *testing.B) {
+	for b.Loop() {
+		plugIn(b, 500, 2000, true)
+	}
+}
+
+func plugIn(b *testing.B, hosts, ports int, reached bool) {
 	c := open(b)
 	n := c.network(c.ours, c.our)
 	c.subnet(c.ours, n, "10.0.0.0/16")
@@ -66,7 +74,11 @@ func plugIn(b *testing.B, hosts, ports int) {
 	var told, wg = new(atomic.Int64), new(sync.WaitGroup)
 	for i := range hosts {
 		id := resource.NewID(time.Now(), nil)
-		if err := host.Arrive(ctx, c.st, id, host.Hello{Name: fmt.Sprint("h", i)}); err != nil {
+		hello := host.Hello{Name: fmt.Sprint("h", i)}
+		if reached {
+			hello.Address = netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
+		}
+		if err := host.Arrive(ctx, c.st, id, hello); err != nil {
 			b.Fatal(err)
 		}
 		ids = append(ids, id)

@@ -11,8 +11,8 @@ import (
 	"github.com/unkai-cloud/unkai/base/state"
 )
 
-// A crowd knows the addresses of the members of security groups. It is derived from the ports like
-// everything that hosts are told, but carried along with the changes: a rule about ten thousand
+// A crowd knows the addresses of the members of security groups, and who is in networks: see roll. It is derived
+// from the ports like everything that hosts are told, but carried along with the changes: a rule about ten thousand
 // members would else be derived from all of them, for each host, whenever one comes or goes.
 type crowd struct {
 	state *state.State
@@ -20,6 +20,7 @@ type crowd struct {
 	mu    sync.Mutex
 	watch *state.Watcher             // guarded by mu
 	known map[resource.ID]*following // the groups that were asked for; guarded by mu
+	rolls map[resource.ID]*roll      // of the networks that were asked for; guarded by mu
 }
 
 // following is the addresses of one group's members.
@@ -69,10 +70,11 @@ func (c *crowd) follow() {
 					delete(c.known, e.ID)
 				}
 			}
+			c.call(e)
 		}
 	}
 	c.watch = c.state.Watch(c.state.Latest().Revision())
-	c.known = map[resource.ID]*following{}
+	c.known, c.rolls = map[resource.ID]*following{}, map[resource.ID]*roll{}
 }
 
 func (c *crowd) take(e state.Event) {

@@ -16,9 +16,18 @@ import (
 
 // SegmentFor is a network as a host is to make it real; false when nothing of it is there.
 func SegmentFor(tx *state.Tx, networkID, hostID resource.ID) (Segment, bool) {
+	s, n, ok := segment(tx, networkID, hostID)
+	if ok && n.Kind == Overlay {
+		s.Neighbors = neighbors(tx, networkID, hostID)
+	}
+	return s, ok
+}
+
+// segment is all of it but its neighbors.
+func segment(tx *state.Tx, networkID, hostID resource.ID) (Segment, *Network, bool) {
 	n, ok := networks.PeekOne(tx, networkID)
 	if !ok || !present(tx, networkID, hostID) {
-		return Segment{}, false
+		return Segment{}, nil, false
 	}
 	s := Segment{ID: n.ID, ProjectID: n.ProjectID, MTU: n.MTU, Physical: n.Physical}
 	if n.Kind == Overlay {
@@ -29,10 +38,7 @@ func SegmentFor(tx *state.Tx, networkID, hostID resource.ID) (Segment, bool) {
 	for sub := range subnets.Peek(tx, "network", state.Range{Prefix: state.KeyOf(networkID)}) {
 		s.Subnets = append(s.Subnets, segmentSubnet(tx, n, sub))
 	}
-	if n.Kind == Overlay {
-		s.Neighbors = neighbors(tx, networkID, hostID)
-	}
-	return s, true
+	return s, n, true
 }
 
 // present reports whether a host has something plugged into a network: a port, or a leg of a router that
@@ -66,15 +72,31 @@ func segmentSubnet(tx *state.Tx, n *Network, s *Subnet) SegmentSubnet {
 func neighbors(tx *state.Tx, networkID, hostID resource.ID) []Neighbor {
 	var found []Neighbor
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
-		if h.ID == hostID || !h.Address.IsValid() {
-			continue // what is here it knows as attachments
-		}
-		for p := range ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(networkID, h.ID)}) {
-			if p.Owner != OwnerRouter {
-				found = append(found, neighbor(p, h.Address))
-			}
+		if h.ID != hostID { // what is here it knows as attachments
+			found = append(found, neighborsAt(tx, networkID, h.ID)...)
 		}
 	}
+	return append(found, neighborLegs(tx, networkID, hostID)...)
+}
+
+// neighborsAt are the ports of a network on a host, for others.
+func neighborsAt(tx *state.Tx, networkID, hostID resource.ID) []Neighbor {
+	h, ok := host.Table().PeekOne(tx, hostID)
+	if !ok || !h.Address.IsValid() {
+		return nil
+	}
+	var found []Neighbor
+	for p := range ports.Peek(tx, "network-host", state.Range{Prefix: state.KeyOf(networkID, hostID)}) {
+		if p.Owner != OwnerRouter {
+			found = append(found, neighbor(p, h.Address))
+		}
+	}
+	return found
+}
+
+// neighborLegs are the legs of the routers in a network, as a host sees them.
+func neighborLegs(tx *state.Tx, networkID, hostID resource.ID) []Neighbor {
+	var found []Neighbor
 	for leg := range legs(tx, networkID) {
 		if r, ok := routerOf(tx, leg); ok {
 			found = append(found, legNeighbors(tx, r, leg, hostID)...)

@@ -97,13 +97,18 @@ func (m *monkey) derive() map[item][]byte {
 					m.Fatal(err)
 				}
 				all[item{h, id, s.Kind}] = body
-				if s.Kind != "filter" {
+				// What is carried along with the changes is what would be derived from all ports.
+				var whole any
+				switch s.Kind {
+				case "filter":
+					whole, _ = network.FilterFor(tx, id)
+				case "segment":
+					whole, _ = network.SegmentFor(tx, id, h)
+				default:
 					continue
 				}
-				// What is carried along with the changes is what would be derived from all ports.
-				whole, _ := network.FilterFor(tx, id)
 				if again, err := json.Marshal(whole); err != nil || !bytes.Equal(again, body) {
-					m.Fatalf("group %s: %s, but from all its ports %s", id, body, again)
+					m.Fatalf("%s %s: %s, but from all its ports %s", s.Kind, id, body, again)
 				}
 			}
 		}
@@ -124,8 +129,9 @@ func (m *monkey) named(t *testing.T, step string, watch *state.Watcher, before, 
 		for _, e := range events {
 			for _, ref := range s.Touched(tx, e) {
 				for _, h := range m.hosts {
-					if ref.Host == h || ref.Host.IsZero() {
-						touched[item{h, ref.ID, s.Kind}] = true
+					i := item{h, ref.ID, s.Kind}
+					if has := before[i] != nil; ref.Host == h || ref.Host.IsZero() && (has || !ref.Having) {
+						touched[i] = true
 					}
 				}
 			}

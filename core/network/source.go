@@ -15,7 +15,7 @@ import (
 func (s *Service) Sources() []host.Source {
 	return []host.Source{
 		{Kind: "segment", All: segmentsOn, Touched: touchedSegments, Every: crowdPace,
-			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) { return wanted(SegmentFor(tx, id, h)) }},
+			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) { return s.segmentText(tx, id, h) }},
 		{Kind: "filter", All: filtersOn, Touched: touchedFilters, Every: crowdPace,
 			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) {
 				if !filteredOn(tx, id, h) {
@@ -33,6 +33,15 @@ func (s *Service) Sources() []host.Source {
 // crowdPace is how often at most a host is told anew who else is in a network or a group: each port
 // that comes or goes there touches every host that has part in it.
 const crowdPace = 500 * time.Millisecond
+
+// segmentText is SegmentFor, spelled.
+func (s *Service) segmentText(tx *state.Tx, networkID, hostID resource.ID) (any, bool) {
+	text, ok, err := s.crowd.segmentText(tx, networkID, hostID)
+	if err != nil { // nothing that is kept cannot be spelled
+		return wanted(SegmentFor(tx, networkID, hostID))
+	}
+	return text, ok
+}
 
 func wanted[T any](want T, ok bool) (any, bool) { return want, ok }
 
@@ -110,6 +119,15 @@ func (r *refs) on(h resource.ID, ids ...resource.ID) {
 
 func (r *refs) everywhere(ids ...resource.ID) { r.on(resource.ID{}, ids...) }
 
+// having names segments and filters on the hosts that have them already: of what gives them to no other.
+func (r *refs) having(ids ...resource.ID) {
+	for _, id := range ids {
+		if ref := (host.Ref{ID: id, Having: true}); !id.IsZero() && !slices.Contains(*r, ref) {
+			*r = append(*r, ref)
+		}
+	}
+}
+
 // sides are an event's object before and after, as a type; nil where it is not of it, or not there.
 func sides[T any](e state.Event) (was, now *T) {
 	was, _ = any(e.Before).(*T)
@@ -151,7 +169,7 @@ func touchedSegments(tx *state.Tx, e state.Event) []host.Ref {
 		// Where its ports are reached may have changed, and what it is connected with.
 		was, now := sides[host.Host](e)
 		if was == nil || now == nil || was.Address != now.Address {
-			r.everywhere(segmentsOn(tx, e.ID)...)
+			r.having(segmentsOn(tx, e.ID)...)
 		}
 		if was == nil || now == nil || !slices.Equal(was.Physical, now.Physical) {
 			for _, id := range routersOn(tx, e.ID) {
@@ -189,7 +207,7 @@ func touchedByPort(tx *state.Tx, r *refs, e state.Event) {
 			touchedAt(tx, r, p, p.HostID)
 			// Other hosts hear of it only if it can be reached from there.
 			if h, ok := host.Table().PeekOne(tx, p.HostID); ok && h.Address.IsValid() {
-				r.everywhere(p.NetworkID)
+				r.having(p.NetworkID)
 			}
 		}
 	}
@@ -223,14 +241,14 @@ func touchedFilters(tx *state.Tx, e state.Event) []host.Ref {
 	var r refs
 	switch e.Kind {
 	case groups.Kind():
-		r.everywhere(e.ID)
+		r.having(e.ID)
 	case rules.Kind():
 		for _, rule := range both[Rule](e) {
-			r.everywhere(rule.GroupID)
+			r.having(rule.GroupID)
 		}
 	case addressGroups.Kind():
 		for rule := range rules.Peek(tx, "remote-set", state.Range{Prefix: state.KeyOf(e.ID)}) {
-			r.everywhere(rule.GroupID)
+			r.having(rule.GroupID)
 		}
 	case ports.Kind():
 		was, now := sides[Port](e)
@@ -257,7 +275,7 @@ func sameMembership(was, now *Port) bool {
 func touchedRemotes(tx *state.Tx, r *refs, p *Port) {
 	for _, id := range p.Groups {
 		for rule := range rules.Peek(tx, "remote-group", state.Range{Prefix: state.KeyOf(id)}) {
-			r.everywhere(rule.GroupID)
+			r.having(rule.GroupID)
 		}
 	}
 }

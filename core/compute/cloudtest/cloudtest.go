@@ -46,10 +46,11 @@ type Cloud struct {
 type Host struct {
 	ID      resource.ID
 	Name    string
-	Silent  bool   // it hears nothing and says nothing
-	Mute    bool   // it does what it is told, and its reports wait until it is not
-	Trouble string // what it says of every guest, instead of doing anything
-	Lazy    bool   // it takes in what is wanted and does nothing about it
+	Silent  bool                 // it hears nothing and says nothing
+	Mute    bool                 // it does what it is told, and its reports wait until it is not
+	Trouble string               // what it says of every guest, instead of doing anything
+	Lazy    bool                 // it takes in what is wanted and does nothing about it
+	Slow    map[resource.ID]bool // guests of which it does so
 
 	Guests map[resource.ID]compute.Guest
 	Seen   map[resource.ID]compute.Observation
@@ -195,7 +196,7 @@ func (c *Cloud) work(h *Host) bool {
 	}
 	for _, item := range d.Items {
 		named[item.ID] = true
-		if h.Lazy {
+		if h.Lazy || h.Slow[item.ID] {
 			continue
 		}
 		if item.Body == nil {
@@ -279,6 +280,11 @@ func (c *Cloud) Report(h *Host, id resource.ID, seen compute.Seen) {
 // Expire lets time pass until everything under way is past its deadline, and ends it.
 func (c *Cloud) Expire() {
 	c.Clock = c.Clock.Add(time.Hour)
+	c.Reap()
+}
+
+// Reap ends what is over its deadline.
+func (c *Cloud) Reap() {
 	task := c.Reaper.Task()
 	for _, id := range task.All(c.State.Latest()) {
 		_, err := task.Step(c.Admin, id)
