@@ -12,7 +12,7 @@ GO      := go
 MINUTES ?= 15
 SEED    ?=
 
-.PHONY: build up down test check unit sim cloud apart alive cluster lab lab-down chaos chaos-short move upgrade-test smoke tempest bench guest packages
+.PHONY: build up down test check unit sim cloud apart alive cluster lab lab-down chaos chaos-short move upgrade-test smoke tempest tempest-lab bench guest packages
 
 build: bin/unkai
 
@@ -62,6 +62,10 @@ smoke: build
 
 tempest: build
 	@test/tempest.sh all
+
+# The part of it that moves and resizes real guests, in a lab.
+tempest-lab: build
+	@test/tempest.sh lab
 
 # Controller and agent apart, on real QEMU.
 apart: build

@@ -98,6 +98,9 @@ func (w *world) restless() string {
 		if n.session == nil && !n.dead {
 			return n.name + " has no session"
 		}
+		if h, ok := host.Find(tx, n.id); ok && n.session != nil && !h.Mute.IsZero() {
+			return n.name + " is mute in a session"
+		}
 	}
 	if what := w.unkept(tx); what != "" {
 		return what

@@ -48,14 +48,24 @@ stop() {
 	pid=
 }
 
-finish() {
-	local code=$?
+# ending takes away what the script made. A script that makes more than start does has one of its own.
+ending() {
 	stop
-	[ -n "${simulated:-}" ] || "$unkai" down --data "$data" --prefix "$prefix" --pool "$pool" --purge >>"$work/log" 2>&1 || true
-	if [ $code = 0 ]; then rm -rf "$work"; else echo "kept: $work" >&2; fi
+	[ -n "${simulated:-}" ] || "$unkai" down --data "$data" --prefix "$prefix" --pool "$pool" --purge
+}
+finish() {
+	local code=$? log
+	trap - EXIT
+	set +e
+	ending >>"$work/log" 2>&1
+	if [ $code = 0 ]; then rm -rf "$work"; else
+		for log in "$work"/*.log; do [ ! -e "$log" ] || { echo "--- $log"; grep -v etcd: "$log" | tail -n 12; } >&2; done
+		echo "kept: $work" >&2
+	fi
 	exit $code
 }
 trap finish EXIT
+trap 'exit 143' TERM INT
 
 # os NAME ARGUMENT… is the openstack client as the user NAME of clouds.yaml.
 os() { local who=$1; shift; OS_CLIENT_CONFIG_FILE=$data/clouds.yaml OS_CLOUD=$who openstack "$@"; }

@@ -258,6 +258,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 	if h, ok := host.Table().PeekOne(s.Hub.State.Latest(), id); !ok || !h.Up() {
 		return fault.Errorf(fault.Conflict, "The host counts as lost. Connect again.")
 	}
+	defer s.listen(ctx, r, id)()
 	calls := s.calls.open(id)
 	defer s.calls.close(id, calls)
 	slog.InfoContext(ctx, "a host connected", "host", id, "name", hello.Name)

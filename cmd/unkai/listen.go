@@ -104,7 +104,7 @@ const idleAtMost = 2 * time.Minute
 
 // serve answers on a listener until ctx ends, then lets requests under way finish for a moment.
 func serve(ctx context.Context, l net.Listener, h http.Handler) error {
-	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleAtMost, MaxHeaderBytes: 64 << 10,
+	s := &http.Server{Handler: h, ConnContext: hostlink.KeepConn, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleAtMost, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug)}
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()

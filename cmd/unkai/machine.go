@@ -27,7 +27,7 @@ import (
 // machineOptions say how this machine is used as a host.
 type machineOptions struct {
 	Prefix          string `default:"unkai" help:"Begins the names of everything made in the kernel, so that two clouds on one machine do not meet. At most six letters."`
-	Pool            string `default:"172.24.4.0/24" help:"The external network on this machine: floating addresses come from it, and the machine itself has its first address."`
+	Pool            string `default:"172.24.4.0/24" help:"The external network on this machine: floating addresses come from it, and the machine itself has its first address as long as nothing leads away from its bridge, PREFIX-public."`
 	Name            string `help:"The host's name; the machine's own when empty."`
 	AllowLooseJails bool   `help:"Run guests even where they can have no file system or no user of their own (see unkai doctor). Whoever breaks out of one then reads the host's files."`
 	Zone            string `help:"The availability zone that a new host is in."`
