@@ -44,28 +44,30 @@ if [ "$which" = lab ]; then
 	"$root/guest/build.sh" "$guest" >/dev/null 2>&1 || fail "there is no guest's image"
 	"$root/test/lab.sh" up >>"$work/log" 2>&1 || fail "the lab is not ready"
 	data=$work/lab/c1 url=$(in_lab sh -c 'echo $UNKAI_URL')
-	os() { shift; in_lab openstack "$@"; }
-	image=$(os unkai image show guest -f value -c id)
-	kernel=$(os unkai image create --public --disk-format aki --container-format aki --file "$guest/vmlinuz" kernel -f value -c id)
-	ramdisk=$(os unkai image create --public --disk-format ari --container-format ari --file "$guest/initramfs.cpio.gz" ramdisk -f value -c id)
-	# Two ways for a guest to boot, as there are two images: without a boot loader, which is quicker, and by itself.
-	other=$(os unkai image create --public --disk-format qcow2 --container-format bare --file "$guest/disk.qcow2" guest-alt -f value -c id)
-	os unkai image set "$image" --property kernel_id="$kernel" --property ramdisk_id="$ramdisk" --property os_command_line="$(jq -r .cmdline "$guest/manifest.json")"
+	# Two ways for a guest to boot, as there are two images.
+	dir=$LAB tag=$prefix net=$NET pool=$POOL
+	. "$root/test/hosts.sh"
+	auth=$(login c1)
+	image=$(quick c1) || fail "no image"
+	other=$(ask c1 GET '/image/v2/images?name=guest' | jq -r '.images[0].id')
+	external=$(ask c1 GET '/network/v2.0/networks?router:external=true' | jq -r '.networks[0].id')
+	extensions=$(ask c1 GET /network/v2.0/extensions | jq -r '[.extensions[].alias] | join(",")')
 else
 	start --sim 2
 	in_lab() { "$@"; }
 	image=$(os unkai image show tiny -f value -c id)
 	other=$(os unkai image show tiny-alt -f value -c id)
+	external=$(os unkai network show public -f value -c id)
+	extensions=$(os unkai extension list --network -f value -c Alias | paste -sd,)
 fi
 ok "the cloud is ready at $url"
 
 (cd "$work" && tempest init --workspace-path "$work/workspaces" "$work/tempest") >"$work/init" 2>&1 || fail "tempest init: $(cat "$work/init")"
 password=$(. "$data/openrc" && echo "$OS_PASSWORD")
-extensions=$(os unkai extension list --network -f value -c Alias | paste -sd,)
 # What stands in two files holds as the second says.
 cat "$root/test/tempest/tempest.conf" "$more" |
 	sed -e "s|@WORK@|$work|;s|@AUTH_URL@|$url/identity/v3|;s|@PASSWORD@|$password|;s|@EXTENSIONS@|$extensions|" \
-		-e "s|@IMAGE@|$image|;s|@IMAGE_ALT@|$other|;s|@EXTERNAL@|$(os unkai network show public -f value -c id)|" >"$work/tempest/etc/tempest.conf"
+		-e "s|@IMAGE@|$image|;s|@IMAGE_ALT@|$other|;s|@EXTERNAL@|$external|" >"$work/tempest/etc/tempest.conf"
 
 cd "$work/tempest"
 tempest run --list-tests --regex "$tests" >"$work/tests"

@@ -70,8 +70,8 @@ const (
 )
 
 // TLS is how the hosts' listener speaks: hosts show certificates of the authority, whoever joins has none yet.
-func TLS(a *host.Authority, cert tls.Certificate) *tls.Config {
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},
+func TLS(a *host.Authority, show func(*tls.ClientHelloInfo) (*tls.Certificate, error)) *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: show,
 		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: a.Pool(), NextProtos: []string{"http/1.1"}}
 }
 

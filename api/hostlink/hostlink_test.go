@@ -61,13 +61,15 @@ func newRig(t *testing.T, change ...func(*rig)) *rig {
 	for _, c := range change {
 		c(r)
 	}
-	cert, err := r.authority.ServerCertificate(time.Now(), "127.0.0.1")
+	serving := &host.Serving{Authority: r.authority, Names: func() []string { return []string{"127.0.0.1"} }, Now: time.Now}
+	r.web = httptest.NewUnstartedServer(r.server)
+	r.web.Config.ErrorLog = log.New(io.Discard, "", 0)
+	r.web.TLS = TLS(r.authority, serving.Certificate)
+	cert, err := serving.Certificate(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.web = httptest.NewUnstartedServer(r.server)
-	r.web.Config.ErrorLog = log.New(io.Discard, "", 0)
-	r.web.TLS = TLS(r.authority, cert)
+	r.web.TLS.Certificates = []tls.Certificate{*cert} // or else the test's server shows its own
 	r.web.StartTLS()
 	ctx, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

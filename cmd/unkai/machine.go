@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -57,6 +58,19 @@ type machine struct {
 	link    atomic.Pointer[agent.Remote] // to the controllers; nil before the work has begun
 	options machineOptions
 	dir     string
+}
+
+// tellPassword passes on the password that a guest has told. Nobody keeps it here: while no controller hears us, the guest is to try again.
+func (m *machine) tellPassword(ctx context.Context, guest resource.ID, text string) error {
+	link := m.link.Load()
+	if link == nil {
+		return errors.New("the work has not begun")
+	}
+	seen, err := json.Marshal(text)
+	if err != nil {
+		return err
+	}
+	return link.Observe(ctx, []host.Observation{{Key: host.Key{Kind: compute.PasswordKind, ID: guest}, Seen: seen}})
 }
 
 // smbios is what guests' cloud-init looks for to know what cloud it is in.
@@ -119,6 +133,7 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 		return nil, err
 	}
 	answers := metadata.New(func(port resource.ID) (compute.Guest, bool) { return m.agent.GuestOf(port) })
+	answers.Tell = m.tellPassword
 	if m.network, err = openNetwork(o, answers.For); err != nil {
 		return nil, fmt.Errorf("open the network driver: %w", err)
 	}
