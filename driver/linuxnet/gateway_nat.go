@@ -81,7 +81,9 @@ func (g *gateway) leavesTranslated() func(from, to netip.Addr) bool {
 	for _, inner := range g.want.Interfaces {
 		inside = append(inside, inner.Addresses...)
 	}
-	within := func(a netip.Addr) bool { return slices.ContainsFunc(inside, func(p netip.Prefix) bool { return p.Contains(a) }) }
+	within := func(a netip.Addr) bool {
+		return slices.ContainsFunc(inside, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
 	floating := g.leavingHere()
 	home := g.want.Exit == nil && g.want.External != nil && g.want.External.SNAT
 	return func(from, to netip.Addr) bool { return (home || floating[from]) && within(from) && !within(to) }
