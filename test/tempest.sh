@@ -40,7 +40,7 @@ esac
 in_lab() { "$root/test/lab.sh" enter "$@"; }
 if [ "$which" = lab ]; then
 	export LAB=$work/lab PREFIX=$prefix HOSTS=2 UNKAI=$unkai GUEST=$guest POOL=${POOL:-172.31.252.0/24} NET=${NET:-10.213.12}
-	ending() { "$root/test/lab.sh" down; }
+	ending() { cp "$LAB"/*.log "$work/"; "$root/test/lab.sh" down; }
 	"$root/guest/build.sh" "$guest" >/dev/null 2>&1 || fail "there is no guest's image"
 	"$root/test/lab.sh" up >>"$work/log" 2>&1 || fail "the lab is not ready"
 	data=$work/lab/c1 url=$(in_lab sh -c 'echo $UNKAI_URL')
