@@ -40,11 +40,14 @@ func (s *Server) listen(ctx context.Context, r *http.Request, id resource.ID) (e
 				continue
 			}
 			if err := host.Mute(ctx, s.Hub.State, id, !mute); err != nil {
-				if ctx.Err() == nil {
-					slog.WarnContext(ctx, "whether a host answers was not written down", "host", id, "mute", !mute, "err", err)
+				if ctx.Err() != nil {
+					return
 				}
+				slog.WarnContext(ctx, "whether a host answers was not written down", "host", id, "mute", !mute, "err", err)
+				tick.Reset(host.MuteAfter)
 				continue
 			}
+			tick.Reset(lookEvery)
 			mute = !mute
 			slog.InfoContext(ctx, "a host's machine fell mute, or answers again", "host", id, "mute", mute)
 		}
