@@ -39,7 +39,7 @@ func (s *Server) listen(ctx context.Context, r *http.Request, id resource.ID) (e
 			if l.mute() == mute {
 				continue
 			}
-			if err := host.Mute(ctx, s.Hub.State, id, !mute); err != nil {
+			if err := s.observe(ctx, id, host.MuteReport(id, !mute)); err != nil {
 				if ctx.Err() != nil {
 					return
 				}

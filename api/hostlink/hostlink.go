@@ -323,16 +323,19 @@ func (s *Server) observations(w http.ResponseWriter, r *http.Request, id resourc
 	if err := json.Unmarshal(body, &seen); err != nil {
 		return fault.Errorf(fault.Invalid, "The report is not valid JSON.")
 	}
-	if s.follows() {
-		err = s.Others.Observe(r.Context(), id, seen)
-	} else {
-		err = s.Hub.Observe(identity.Internal(r.Context()), id, seen)
-	}
-	if err != nil {
+	if err := s.observe(r.Context(), id, seen); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+// observe has a host's reports taken in where that can be done.
+func (s *Server) observe(ctx context.Context, id resource.ID, seen []host.Observation) error {
+	if s.follows() {
+		return s.Others.Observe(ctx, id, seen)
+	}
+	return s.Hub.Observe(identity.Internal(ctx), id, seen)
 }
 
 func (s *Server) lease(w http.ResponseWriter, r *http.Request, id resource.ID) error {

@@ -1,7 +1,8 @@
 package host
 
 import (
-	"context"
+	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -16,16 +17,44 @@ import (
 // MuteAfter is how long a machine may owe an answer. It is asked every second, so that one question or answer may get lost.
 const MuteAfter = 2500 * time.Millisecond
 
-// Mute takes in that the machine of a connected host has fallen mute, or that it answers again.
-func Mute(ctx context.Context, s *state.State, id resource.ID, mute bool) error {
-	return s.Update(state.WithCause(ctx, state.Cause{Via: "host"}), func(tx *state.Tx) error {
-		h, ok := hosts.Find(tx, id)
-		if !ok || !h.Up() || mute == !h.Mute.IsZero() {
-			return nil
-		}
-		if h.Mute = (time.Time{}); mute {
-			h.Mute = tx.Now()
-		}
-		return hosts.Put(tx, h)
-	})
+// MuteKind is the kind of the report that a host has fallen mute (true), or answers again. The controller that has its session makes
+// it, in the host's name: it goes the way of the host's own reports to the controller that leads.
+const MuteKind = "host-mute"
+
+// MuteReport reports it.
+func MuteReport(id resource.ID, mute bool) []Observation {
+	seen := json.RawMessage("false")
+	if mute {
+		seen = json.RawMessage("true")
+	}
+	return []Observation{{Key: Key{MuteKind, id}, Seen: seen}}
+}
+
+// Muteness takes such reports in.
+func Muteness() Source {
+	return Source{
+		Kind:    MuteKind,
+		All:     func(*state.Tx, resource.ID) []resource.ID { return nil },
+		Want:    func(*state.Tx, resource.ID, resource.ID) (any, bool) { return nil, false },
+		Touched: func(*state.Tx, state.Event) []Ref { return nil },
+		Observe: func(tx *state.Tx, host, _ resource.ID, seen json.RawMessage) error {
+			var mute bool
+			if err := json.Unmarshal(seen, &mute); err != nil {
+				return fmt.Errorf("decode whether host %s is mute: %w", host, err)
+			}
+			return Mute(tx, host, mute)
+		},
+	}
+}
+
+// Mute records that a host has fallen mute, or that it answers again. One that is lost is no longer asked.
+func Mute(tx *state.Tx, id resource.ID, mute bool) error {
+	h, ok := hosts.Find(tx, id)
+	if !ok || !h.Up() || mute == !h.Mute.IsZero() {
+		return nil
+	}
+	if h.Mute = (time.Time{}); mute {
+		h.Mute = tx.Now()
+	}
+	return hosts.Put(tx, h)
 }

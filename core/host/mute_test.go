@@ -3,6 +3,8 @@ package host
 import (
 	"testing"
 	"time"
+
+	"github.com/unkai-cloud/unkai/base/state"
 )
 
 func TestAMuteHostIsNotLostAndSpeaksAgain(t *testing.T) {
@@ -17,7 +19,7 @@ func TestAMuteHostIsNotLostAndSpeaksAgain(t *testing.T) {
 	}
 	fall := func(mute bool) {
 		t.Helper()
-		if err := Mute(t.Context(), h.State, id, mute); err != nil {
+		if err := h.State.Update(t.Context(), func(tx *state.Tx) error { return Mute(tx, id, mute) }); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -267,7 +267,7 @@ func TestARouterLeavesAHomeThatFallsMuteOrIsEmptied(t *testing.T) {
 	a.server(a.first, 2)
 	mute := func(n int, is bool) {
 		t.Helper()
-		if err := host.Mute(context.Background(), a.st, a.hosts[n], is); err != nil {
+		if err := a.st.Update(context.Background(), func(tx *state.Tx) error { return host.Mute(tx, a.hosts[n], is) }); err != nil {
 			t.Fatal(err)
 		}
 		a.settle()
