@@ -12,7 +12,7 @@ GO      := go
 MINUTES ?= 15
 SEED    ?=
 
-.PHONY: build up down test check unit sim cloud apart alive cluster lab lab-down chaos chaos-short move upgrade-test smoke tempest bench guest packages
+.PHONY: build up down test check unit sim cloud apart alive cluster lab lab-down chaos chaos-short move outside upgrade-test upgrade-short smoke tempest tempest-lab bench guest packages
 
 build: bin/unkai
 
@@ -37,7 +37,7 @@ down: build
 # What a contributor runs before every commit that matters, and .ci/run runs too.
 test:
 	@scripts/packages.sh test
-	@$(MAKE) --no-print-directory build check unit sim guest apart alive cluster chaos-short move cloud smoke
+	@$(MAKE) --no-print-directory build check unit sim guest apart alive cluster chaos-short move outside upgrade-short cloud smoke
 
 check:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -62,6 +62,10 @@ smoke: build
 
 tempest: build
 	@test/tempest.sh all
+
+# The part of it that moves and resizes real guests, in a lab.
+tempest-lab: build
+	@test/tempest.sh lab
 
 # Controller and agent apart, on real QEMU.
 apart: build
@@ -97,6 +101,14 @@ move: build
 # The previous release and this one, there and back under load; three controllers likewise.
 upgrade-test: build
 	test/upgrade.sh
+
+# The previous release and this one alone.
+upgrade-short: build
+	@test/upgrade.sh short
+
+# Networks of a region on real packets: IPv6 between hosts, and SNAT whose host is cut off.
+outside: build
+	@test/outside.sh
 
 bench: build
 	$(GO) run ./bench

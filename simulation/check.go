@@ -35,7 +35,7 @@ func (w *world) startControl() error {
 	}
 	c := &control{state: st, compute: compute.New(st, compute.Config{}), network: network.New(st)}
 	c.operations = &operation.Service{State: st, Cancellers: c.compute.Cancellers()}
-	c.hub = host.NewHub(st, append(c.network.Sources(), c.compute.Source())...)
+	c.hub = host.NewHub(st, append(c.network.Sources(), c.compute.Source(), host.Muteness())...)
 	c.hub.Now, c.hub.After = w.now, w.after
 	reaper := &operation.Reaper{State: st, Now: w.now, Expirers: c.compute.Expirers()}
 	fence := &host.Fence{State: st, Now: w.now, Awaited: compute.Awaited, Fencers: map[string]host.Fencer{"sim": fencer{w}}}
@@ -97,6 +97,9 @@ func (w *world) restless() string {
 	for _, n := range w.nodes {
 		if n.session == nil && !n.dead {
 			return n.name + " has no session"
+		}
+		if h, ok := host.Find(tx, n.id); ok && n.session != nil && !h.Mute.IsZero() {
+			return n.name + " is mute in a session"
 		}
 	}
 	if what := w.unkept(tx); what != "" {

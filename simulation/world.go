@@ -228,6 +228,11 @@ func (w *world) harm() error {
 	case 2:
 		w.fault("link cut")
 		node.cutUntil = w.clock.Add(time.Duration(1+w.rng.IntN(60)) * time.Second)
+		if node.session != nil && w.rng.IntN(2) == 0 { // its kernel owes an answer before the session is over
+			if err := w.control.hub.Observe(w.ctx, node.id, host.MuteReport(node.id, true)); err != nil {
+				w.trace("%s: mute: %v", node.name, err)
+			}
+		}
 		node.drop()
 	case 3:
 		w.fault("driver failing")

@@ -34,16 +34,13 @@ on() { [ "$("$unkai" host list --data "$cdata" --json | jq -r '.[] | select(.Nam
 runs() { [ -n "$(pids "$1" "$2")" ]; }
 active() { api "$url/compute/v2.1/servers/$1" | jq -e '.server.status == "ACTIVE" and ."server"."OS-EXT-SRV-ATTR:host" == "host-'"$2"'" and .server."OS-EXT-STS:task_state" == null'; }
 
-finish() {
-	local code=$?
+ending() {
 	for n in a b; do
-		[ -z "${apid[$n]:-}" ] || { kill "${apid[$n]}" && wait "${apid[$n]}"; } 2>/dev/null || true
-		[ ! -d "$work/$n" ] || (inside $n "$unkai" down --data "$work/$n" --prefix "$prefix$n" --pool "$pool" --purge) >>"$work/log" 2>&1 || true
+		[ -z "${apid[$n]:-}" ] || { kill "${apid[$n]}" && wait "${apid[$n]}"; }
+		[ ! -d "$work/$n" ] || (inside $n "$unkai" down --data "$work/$n" --prefix "$prefix$n" --pool "$pool" --purge)
 	done
-	[ -z "$cpid" ] || { kill "$cpid" && wait "$cpid"; } 2>/dev/null || true
-	for ns in "$net" "$net-c" "$net-a" "$net-b"; do ip netns del "$ns" 2>/dev/null || true; done
-	if [ $code = 0 ]; then rm -rf "$work"; else tail -n 30 "$work/log" >&2 || true; echo "kept: $work" >&2; fi
-	exit $code
+	[ -z "$cpid" ] || { kill "$cpid" && wait "$cpid"; }
+	for ns in "$net" "$net-c" "$net-a" "$net-b"; do ip netns del "$ns"; done
 }
 
 ip netns add "$net"
@@ -68,9 +65,7 @@ url=$(sed -n 's/^ready //p' "$work/c.out")
 for n in a b; do agent $n --token "$("$unkai" controller token --data "$cdata")"; done
 for n in a b; do until_ok 30 on $n Up true || fail "host-$n is not up"; done
 
-auth=$(inside c curl -sS -D - -o /dev/null -H 'Content-Type: application/json' "$url/identity/v3/auth/tokens" -d '{"auth":{"identity":{"methods":["password"],
-	"password":{"user":{"name":"admin","domain":{"id":"default"},"password":"'"$(jq -r .Admin "$cdata/secrets.json")"'"}}},
-	"scope":{"project":{"name":"admin","domain":{"id":"default"}}}}}' | tr -d '\r' | sed -n 's/^[Xx]-[Ss]ubject-[Tt]oken: //p')
+auth=$(admin_token "$cdata/secrets.json" "$url" inside c curl)
 image=$(api "$url/image/v2/images" -d '{"name":"blank","disk_format":"raw","container_format":"bare"}' | jq -r .id)
 head -c 1048576 /dev/zero | (inside c curl -sS -f -T - -H "X-Auth-Token: $auth" -H 'Content-Type: application/octet-stream' "$url/image/v2/images/$image/file")
 network=$(api "$url/network/v2.0/networks?name=private" | jq -r '.networks[0].id')

@@ -39,7 +39,6 @@ status() { "$unkai" status --data "$cdata" --json; }
 up() { status | jq -e '.Hosts | length == 1 and .[0].Up'; }
 api() { (inside $here curl -sS -f -H "X-Auth-Token: $auth" -H 'Content-Type: application/json' "$@"); }
 state() { [ "$(api "$url/compute/v2.1/servers/$1" | jq -r .server.status)" = "$2" ]; }
-qemu() { pgrep -f "^[^ ]*qemu-system.*$1" | head -n 1; }
 
 # end PID SIGNAL ends one half.
 end() { kill "-$2" "$1"; wait "$1" 2>/dev/null || true; }
@@ -53,15 +52,12 @@ refused() {
 	grep -q "$why" "$work/refused" || { cat "$work/refused" >&2; fail "it does not say: $why"; }
 }
 
-finish() {
-	local code=$?
-	[ -z "$apid" ] || end "$apid" TERM 2>/dev/null || true
-	[ -z "$cpid" ] || end "$cpid" TERM 2>/dev/null || true
-	(inside $there "$unkai" down --data "$adata" --prefix "$prefix" --pool "$pool" --purge) >>"$work/log" 2>&1 || true
-	ip netns del $here 2>/dev/null || true
-	ip netns del $there 2>/dev/null || true
-	if [ $code = 0 ]; then rm -rf "$work"; else tail -n 20 "$work/a.log" >&2 || true; echo "kept: $work" >&2; fi
-	exit $code
+ending() {
+	[ -z "$apid" ] || end "$apid" TERM
+	[ -z "$cpid" ] || end "$cpid" TERM
+	(inside $there "$unkai" down --data "$adata" --prefix "$prefix" --pool "$pool" --purge)
+	ip netns del $here
+	ip netns del $there
 }
 
 ip netns add $here
@@ -91,9 +87,7 @@ status | jq -e '.At.HostsURL == "'$hosts'" and .Hosts[0].Name == "host-a" and .H
 ok "a machine joins once with a one-time token; a used, an expired and a stranger's token are refused"
 
 # --- a server
-auth=$(inside $here curl -sS -D - -o /dev/null -H 'Content-Type: application/json' "$url/identity/v3/auth/tokens" -d '{"auth":{"identity":{"methods":["password"],
-	"password":{"user":{"name":"admin","domain":{"id":"default"},"password":"'"$(jq -r .Admin "$cdata/secrets.json")"'"}}},
-	"scope":{"project":{"name":"admin","domain":{"id":"default"}}}}}' | tr -d '\r' | sed -n 's/^[Xx]-[Ss]ubject-[Tt]oken: //p')
+auth=$(admin_token "$cdata/secrets.json" "$url" inside $here curl)
 [ -n "$auth" ] || fail "no token"
 image=$(api "$url/image/v2/images" -d '{"name":"blank","disk_format":"raw","container_format":"bare"}' | jq -r .id)
 head -c 1048576 /dev/zero | (inside $here curl -sS -f -T - -H "X-Auth-Token: $auth" -H 'Content-Type: application/octet-stream' "$url/image/v2/images/$image/file")

@@ -2,7 +2,8 @@
 # its own, and what runs on it has its own directory. Source it with these set: tag (begins the namespaces' names), net (the
 # first three bytes of every address), dir (where all of it is kept), prefix (of what agents make in the kernel; five letters
 # at most), pool, unkai. Machines are called c1, c2, … (controllers, at .1, .2, …), a1, a2, … (hosts, at .11, .12, …),
-# and out, where clients are.
+# and out, where clients are. A second switch is the network outside: hosts and out are in it, so that floating addresses are
+# reached from out, and guests reach out.
 
 ns() { echo "$tag-$1"; }
 inside() { local in=$1; shift; exec nsenter --net="/run/netns/$(ns "$in")" "$@"; }
@@ -15,20 +16,42 @@ at() {
 }
 url() { echo "http://$(at "$1"):8700"; }
 
+# outside is the address of out in the network outside: it is that network's gateway.
+outside() { echo "${pool%.*}.1"; }
+
 # wire makes machines.
 wire() {
 	ip netns add "$(ns sw)"
-	ip -n "$(ns sw)" link add name sw type bridge
-	ip -n "$(ns sw)" link set sw up
 	local m
+	for m in sw world; do
+		ip -n "$(ns sw)" link add name $m type bridge mcast_snooping 0
+		ip -n "$(ns sw)" link set $m up
+	done
 	for m in "$@"; do
 		ip netns add "$(ns "$m")"
-		ip link add up0 netns "$(ns "$m")" type veth peer name "$m" netns "$(ns sw)"
-		ip -n "$(ns sw)" link set "$m" master sw up
-		ip -n "$(ns "$m")" addr add "$(at "$m")/24" dev up0
-		ip -n "$(ns "$m")" link set up0 up
 		ip -n "$(ns "$m")" link set lo up
+		plug "$m" sw up0 "$m"
+		ip -n "$(ns "$m")" addr add "$(at "$m")/24" dev up0
+		case $m in
+		a*)
+			# The operator's part: the bridge that an agent looks for has a member that leads out.
+			ip -n "$(ns "$m")" link add name "$prefix${m#a}-public" type bridge mcast_snooping 0
+			ip -n "$(ns "$m")" link set "$prefix${m#a}-public" up
+			plug "$m" world wan "w$m"
+			ip -n "$(ns "$m")" link set wan master "$prefix${m#a}-public"
+			;;
+		out)
+			plug out world wan wout
+			ip -n "$(ns out)" addr add "$(outside)/24" dev wan
+			;;
+		esac
 	done
+}
+# plug MACHINE SWITCH DEVICE PORT connects a machine's device to a port of a switch.
+plug() {
+	ip link add "$3" netns "$(ns "$1")" type veth peer name "$4" netns "$(ns sw)"
+	ip -n "$(ns sw)" link set "$4" master "$2" up
+	ip -n "$(ns "$1")" link set "$3" up
 }
 unwire() {
 	local n
@@ -103,10 +126,18 @@ ask() {
 	local m=$1 method=$2 path=$3; shift 3
 	(inside out curl -sS --max-time 30 -X "$method" -H "X-Auth-Token: $auth" -H 'Content-Type: application/json' "$(url "$m")$path" "$@")
 }
-# image makes a public image of a file, through one controller.
+# image makes a public image of a file, through one controller; more properties may follow, as JSON: ,"name":"value".
 image() {
-	local m=$1 name=$2 file=$3 format=$4 id
-	id=$(ask "$m" POST /image/v2/images -d '{"name":"'"$name"'","disk_format":"'"$format"'","container_format":"bare","visibility":"public"}' | jq -r .id)
+	local m=$1 name=$2 file=$3 format=$4 more=${5:-} id container=bare
+	case $format in aki | ari) container=$format ;; esac
+	id=$(ask "$m" POST /image/v2/images -d '{"name":"'"$name"'","disk_format":"'"$format"'","container_format":"'$container'","visibility":"public"'"$more"'}' | jq -r .id)
 	(inside out curl -sS -f --max-time 120 -T "$file" -H "X-Auth-Token: $auth" -H 'Content-Type: application/octet-stream' "$(url "$m")/image/v2/images/$id/file") || return
 	echo "$id"
+}
+# quick makes an image of the guest that boots without a boot loader, which is quicker.
+quick() {
+	local kernel ramdisk
+	kernel=$(image "$1" kernel "$guest/vmlinuz" aki) || return
+	ramdisk=$(image "$1" ramdisk "$guest/initramfs.cpio.gz" ari) || return
+	image "$1" quick "$guest/disk.qcow2" qcow2 ',"kernel_id":"'"$kernel"'","ramdisk_id":"'"$ramdisk"'","os_command_line":"'"$(jq -r .cmdline "$guest/manifest.json")"'"'
 }

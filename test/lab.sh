@@ -96,7 +96,7 @@ table() {
 	cat <<END
 $0 enter openstack server list
 $0 enter                      a shell with clients' settings: openstack, aws --endpoint-url \$UNKAI_URL/ec2, curl
-$0 on a1 ssh cirros@ADDRESS   a guest's floating address is reached from the host that it is on
+$0 enter ssh cirros@ADDRESS   a guest's floating address
 $0 kill c1; $0 start c1       a machine's end and its return
 $0 down                       takes all of it away
 Each machine's directory and log are in $dir.

@@ -48,14 +48,24 @@ stop() {
 	pid=
 }
 
-finish() {
-	local code=$?
+# ending takes away what the script made. A script that makes more than start does has one of its own.
+ending() {
 	stop
-	[ -n "${simulated:-}" ] || "$unkai" down --data "$data" --prefix "$prefix" --pool "$pool" --purge >>"$work/log" 2>&1 || true
-	if [ $code = 0 ]; then rm -rf "$work"; else echo "kept: $work" >&2; fi
+	[ -n "${simulated:-}" ] || "$unkai" down --data "$data" --prefix "$prefix" --pool "$pool" --purge
+}
+finish() {
+	local code=$? log
+	trap - EXIT
+	set +e
+	ending >>"$work/log" 2>&1
+	if [ $code = 0 ]; then rm -rf "$work"; else
+		for log in "$work"/*.log; do [ ! -e "$log" ] || { echo "--- $log"; grep -v etcd: "$log" | tail -n 12 | cut -c1-500; } >&2; done
+		echo "kept: $work" >&2
+	fi
 	exit $code
 }
 trap finish EXIT
+trap 'exit 143' TERM INT
 
 # os NAME ARGUMENT… is the openstack client as the user NAME of clouds.yaml.
 os() { local who=$1; shift; OS_CLIENT_CONFIG_FILE=$data/clouds.yaml OS_CLOUD=$who openstack "$@"; }
@@ -80,3 +90,14 @@ sshto() {
 	ssh -n -i "$work/key" -o BatchMode=yes -o ConnectTimeout=5 -o ServerAliveInterval=3 -o ServerAliveCountMax=3 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
 		-o LogLevel=ERROR "cirros@$address" "$@"
 }
+
+# admin_token SECRETS URL CURL… prints a token of the administrator whose password is in a file, asked for by a command that is curl.
+admin_token() {
+	local password=$1 url=$2 body
+	shift 2
+	body='{"auth":{"identity":{"methods":["password"],"password":{"user":{"name":"admin","domain":{"id":"default"},"password":"'"$(jq -r .Admin "$password")"'"}}},
+	"scope":{"project":{"name":"admin","domain":{"id":"default"}}}}}'
+	("$@" -sS -D - -o /dev/null -H 'Content-Type: application/json' "$url/identity/v3/auth/tokens" -d "$body") | tr -d '\r' | sed -n 's/^[Xx]-[Ss]ubject-[Tt]oken: //p'
+}
+# qemu TEXT prints the process of a guest whose command line has the text.
+qemu() { pgrep -f "^[^ ]*qemu-system.*$1" | head -n 1; }

@@ -31,14 +31,11 @@ agent() {
 	until_ok 40 grep -q ^ready "$work/a$n.out" || { tail "$work/a$n.log" >&2; fail "the agent of host-$name is not ready"; }
 }
 
-finish() {
-	local code=$?
-	for n in "${!pids[@]}"; do kill -TERM "${pids[$n]}" 2>/dev/null || true; done
-	wait 2>/dev/null || true
-	for n in a b; do (inside $([ $n = a ] && echo 2 || echo 3) "$unkai" down --data "$(hostdir $n)" --prefix "$prefix$n" --pool "$pool" --purge) >>"$work/log" 2>&1 || true; done
-	for n in 1 2 3 4 0; do ip netns del "$(ns $n)" 2>/dev/null || true; done
-	if [ $code = 0 ]; then rm -rf "$work"; else for l in "$work"/*.log; do tail -n 12 "$l" >&2; done; echo "kept: $work" >&2; fi
-	exit $code
+ending() {
+	for n in "${!pids[@]}"; do kill -TERM "${pids[$n]}"; done
+	wait
+	for n in a b; do (inside $([ $n = a ] && echo 2 || echo 3) "$unkai" down --data "$(hostdir $n)" --prefix "$prefix$n" --pool "$pool" --purge); done
+	for n in 1 2 3 4 0; do ip netns del "$(ns $n)"; done
 }
 
 "$root/guest/build.sh" "$guest" >/dev/null
@@ -67,9 +64,7 @@ until_ok 40 grep -q ^ready "$work/c.out" || { tail "$work/c.log" >&2; fail "the 
 for n in 2 3; do agent $n $([ $n = 2 ] && echo a || echo b) --token "$("$unkai" controller token --data "$work/controller" | tail -n 1)"; done
 ok "a controller and two hosts"
 
-auth=$( (inside 1 curl -sS -D - -o /dev/null -H 'Content-Type: application/json' "$base/identity/v3/auth/tokens" -d '{"auth":{"identity":{"methods":["password"],
-	"password":{"user":{"name":"admin","domain":{"id":"default"},"password":"'"$(jq -r .Admin "$work/controller/secrets.json")"'"}}},"scope":{"project":{"name":"admin","domain":{"id":"default"}}}}}') |
-	tr -d '\r' | sed -n 's/^[Xx]-[Ss]ubject-[Tt]oken: //p')
+auth=$(admin_token "$work/controller/secrets.json" "$base" inside 1 curl)
 [ -n "$auth" ] || fail "no token"
 image() { # NAME FORMAT FILE [MORE]
 	local id

@@ -2,6 +2,7 @@
 # Upgrades under load: the previous release and this one, a controller and a host with a guest, in both mixtures, there and back
 # and there again; then three controllers and a host of this release and the next. No idempotent request is lost, the guest does not notice, and
 # what must not go on together refuses to. The previous release is built from the commit in test/previous-release.
+#   test/upgrade.sh [short]     short: the first part, with the binary that is built already
 PREFIX=${PREFIX:-ukg}
 . "$(dirname "$0")/lib.sh"
 
@@ -9,6 +10,8 @@ net=10.213.9
 ns() { echo "up-$$-$1"; }
 declare -A pids
 only=${ONLY:-1 2}
+short=${1:-}
+[ "$short" != short ] || only=1
 
 inside() { local in=$1; shift; exec nsenter --net="/run/netns/$(ns "$in")" "$@"; }
 url() { echo "http://$net.$1:8700"; }
@@ -37,11 +40,8 @@ ask() { local n=$1 method=$2 path=$3; shift 3; (inside 4 curl -sS --max-time 30 
 status() { "$work/unkai-this" status --data "$work/$1" --json; }
 up() { status "$1" | jq -e '.Hosts | length == 1 and .[0].Up'; }
 state() { [ "$(ask "$1" GET /compute/v2.1/servers/"$2" | jq -r .server.status)" = "$3" ]; }
-qemu() { pgrep -f "^[^ ]*qemu-system.*$1" | head -n 1; }
 login() {
-	auth=$( (inside 4 curl -sS -D - -o /dev/null -H 'Content-Type: application/json' "$(url "$1")/identity/v3/auth/tokens" -d '{"auth":{"identity":{"methods":["password"],
-	"password":{"user":{"name":"admin","domain":{"id":"default"},"password":"'"$(jq -r .Admin "$work/$2/secrets.json")"'"}}},"scope":{"project":{"name":"admin","domain":{"id":"default"}}}}}') |
-		tr -d '\r' | sed -n 's/^[Xx]-[Ss]ubject-[Tt]oken: //p')
+	auth=$(admin_token "$work/$2/secrets.json" "$(url "$1")" inside 4 curl)
 	[ -n "$auth" ] || fail "no token"
 	admin=$(ask "$1" GET '/identity/v3/projects?name=admin' | jq -r '.projects[0].id')
 	ask "$1" PUT "/network/v2.0/quotas/$admin" -d '{"quota":{"network":-1,"port":-1}}' -f >/dev/null || fail "the quota cannot be lifted"
@@ -70,21 +70,17 @@ loaded() {
 	step "  $(jq -r '"made \(.made | tostring), tried again \(.tried_again | tostring), the longest silence \(.longest_silence_s) s, the slowest answer \(.slowest_s) s"' "$work/$1")"
 }
 
-finish() {
-	local code=$?
-	kill "${loading:-}" 2>/dev/null || true
+ending() {
+	kill "${loading:-}"
 	# Whoever works on a directory says so in its lock; it may be another process than the one that was started.
 	for d in c p1 p2 p3 agent; do
-		[ ! -s "$work/$d/lock" ] || kill -TERM "$(cat "$work/$d/lock")" 2>/dev/null || true
+		[ ! -s "$work/$d/lock" ] || kill -TERM "$(cat "$work/$d/lock")"
 	done
-	wait 2>/dev/null || true
-	(inside 4 "$work/unkai-this" down --data "$work/agent" --prefix "$prefix" --pool "$pool" --purge) >>"$work/log" 2>&1 || true
-	for n in 1 2 3 4 0; do ip netns del "$(ns $n)" 2>/dev/null || true; done
-	if [ $code = 0 ]; then rm -rf "$work"; else { for l in "$work"/*.log; do echo "--- $l"; grep -v etcd: "$l" | tail -n 8 >&2; done; } || true; echo "kept: $work" >&2; fi
-	exit $code
+	wait
+	(inside 4 "$work/unkai-this" down --data "$work/agent" --prefix "$prefix" --pool "$pool" --purge)
+	for n in 1 2 3 4 0; do ip netns del "$(ns $n)"; done
 }
 
-trap 'exit 143' TERM INT
 ip netns add "$(ns 0)"
 ip -n "$(ns 0)" link add name sw type bridge
 ip -n "$(ns 0)" link set sw up
@@ -97,8 +93,10 @@ for n in 1 2 3 4; do
 	ip -n "$(ns $n)" link set lo up
 done
 skipped=0
-built this "$root"
-built next "$root" "-X github.com/unkai-cloud/unkai/base/release.stamp=3"
+if [ -n "$short" ]; then cp "$unkai" "$work/unkai-this"; else
+	built this "$root"
+	built next "$root" "-X github.com/unkai-cloud/unkai/base/release.stamp=3"
+fi
 
 blank() {
 	blank=$(ask 1 POST /image/v2/images -d '{"name":"blank","disk_format":"raw","container_format":"bare"}' | jq -r .id)
@@ -124,7 +122,7 @@ else
 		mv "$work/unkai-previous" "$kept"
 	fi
 	cp "$kept" "$work/unkai-previous"
-	ok "built: $("$work/unkai-previous" version), $("$work/unkai-this" version) and $("$work/unkai-next" version)"
+	ok "built: $("$work/unkai-previous" version) and $("$work/unkai-this" version)"
 
 	install c previous
 	install agent previous

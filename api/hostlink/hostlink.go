@@ -70,8 +70,8 @@ const (
 )
 
 // TLS is how the hosts' listener speaks: hosts show certificates of the authority, whoever joins has none yet.
-func TLS(a *host.Authority, cert tls.Certificate) *tls.Config {
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},
+func TLS(a *host.Authority, show func(*tls.ClientHelloInfo) (*tls.Certificate, error)) *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: show,
 		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: a.Pool(), NextProtos: []string{"http/1.1"}}
 }
 
@@ -258,6 +258,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 	if h, ok := host.Table().PeekOne(s.Hub.State.Latest(), id); !ok || !h.Up() {
 		return fault.Errorf(fault.Conflict, "The host counts as lost. Connect again.")
 	}
+	defer s.listen(ctx, r, id)()
 	calls := s.calls.open(id)
 	defer s.calls.close(id, calls)
 	slog.InfoContext(ctx, "a host connected", "host", id, "name", hello.Name)
@@ -322,16 +323,19 @@ func (s *Server) observations(w http.ResponseWriter, r *http.Request, id resourc
 	if err := json.Unmarshal(body, &seen); err != nil {
 		return fault.Errorf(fault.Invalid, "The report is not valid JSON.")
 	}
-	if s.follows() {
-		err = s.Others.Observe(r.Context(), id, seen)
-	} else {
-		err = s.Hub.Observe(identity.Internal(r.Context()), id, seen)
-	}
-	if err != nil {
+	if err := s.observe(r.Context(), id, seen); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+// observe has a host's reports taken in where that can be done.
+func (s *Server) observe(ctx context.Context, id resource.ID, seen []host.Observation) error {
+	if s.follows() {
+		return s.Others.Observe(ctx, id, seen)
+	}
+	return s.Hub.Observe(identity.Internal(ctx), id, seen)
 }
 
 func (s *Server) lease(w http.ResponseWriter, r *http.Request, id resource.ID) error {

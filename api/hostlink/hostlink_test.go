@@ -61,13 +61,9 @@ func newRig(t *testing.T, change ...func(*rig)) *rig {
 	for _, c := range change {
 		c(r)
 	}
-	cert, err := r.authority.ServerCertificate(time.Now(), "127.0.0.1")
-	if err != nil {
-		t.Fatal(err)
-	}
 	r.web = httptest.NewUnstartedServer(r.server)
 	r.web.Config.ErrorLog = log.New(io.Discard, "", 0)
-	r.web.TLS = TLS(r.authority, cert)
+	r.web.TLS = testTLS(t, r.authority)
 	r.web.StartTLS()
 	ctx, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -79,6 +75,19 @@ func newRig(t *testing.T, change ...func(*rig)) *rig {
 		r.web.Close()
 	})
 	return r
+}
+
+// testTLS is TLS for a test's server, which shows a certificate of its own if it is not given one.
+func testTLS(t *testing.T, a *host.Authority) *tls.Config {
+	t.Helper()
+	serving := &host.Serving{Authority: a, Names: func() []string { return []string{"127.0.0.1"} }, Now: time.Now}
+	cert, err := serving.Certificate(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := TLS(a, serving.Certificate)
+	config.Certificates = []tls.Certificate{*cert}
+	return config
 }
 
 type failing struct{}

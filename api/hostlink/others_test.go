@@ -105,12 +105,8 @@ func newFollower(t *testing.T, r *rig) (*rig, *direct, *lost) {
 	f := &rig{Cloud: &cloudtest.Cloud{State: follows}, t: t, authority: authority}
 	d.here = &Server{Hub: host.NewHub(follows, r.server.Hub.Sources...), Authority: authority, Patience: 5 * time.Second, Now: time.Now, Others: d, Image: r.server.Image}
 	f.server = d.here
-	cert, err := authority.ServerCertificate(time.Now(), "127.0.0.1")
-	if err != nil {
-		t.Fatal(err)
-	}
 	f.web = httptest.NewUnstartedServer(f.server)
-	f.web.TLS = TLS(authority, cert)
+	f.web.TLS = testTLS(t, authority)
 	f.web.StartTLS()
 	hub := make(chan struct{})
 	go func() { defer close(hub); f.server.Hub.Run(ctx) }()

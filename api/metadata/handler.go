@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -22,7 +23,9 @@ import (
 type Server struct {
 	// Guest is the guest that a port belongs to.
 	Guest func(port resource.ID) (compute.Guest, bool)
-	Now   func() time.Time
+	// Tell passes a guest's password on to where its owner finds it; nil: it cannot.
+	Tell func(ctx context.Context, guest resource.ID, text string) error
+	Now  func() time.Time
 
 	secret [32]byte // of session tokens; they end with the process, and guests then ask for another
 }
@@ -51,6 +54,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, g *compute.Guest)
 	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
 	if len(path) == 3 && path[1] == "api" && path[2] == "token" && slices.Contains(ec2Versions, path[0]) {
 		s.token(w, r, g)
+		return
+	}
+	if isPassword(path) {
+		s.password(w, r, g)
 		return
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -83,7 +90,11 @@ func openstack(w http.ResponseWriter, g *compute.Guest, path []string) {
 		}
 	case path[0] != "latest" && !slices.Contains(versions, path[0]):
 	case len(path) == 1:
-		list(w, documents(g, path[0]))
+		names := documents(g, path[0])
+		if isPassword([]string{"openstack", path[0], "password"}) {
+			names = append(names, "password")
+		}
+		list(w, names)
 		return
 	case len(path) == 2:
 		if text, ok := document(g, path[0], path[1], randomSeed()); ok {

@@ -1,7 +1,9 @@
 package metadata
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -311,4 +313,54 @@ func FuzzPaths(f *testing.F) {
 			t.Errorf("%s %q was answered", method, path)
 		}
 	})
+}
+
+func TestAGuestTellsItsPasswordOnce(t *testing.T) {
+	g := rich()
+	var told []string
+	s := New(func(resource.ID) (compute.Guest, bool) { return g, true })
+	down := false
+	s.Tell = func(_ context.Context, id resource.ID, text string) error {
+		if down {
+			return errors.New("no controller hears us")
+		}
+		told = append(told, id.String()+" "+text)
+		return nil
+	}
+	post := func(path, body string) int {
+		w := httptest.NewRecorder()
+		s.For(portID).ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, strings.NewReader(body)))
+		return w.Code
+	}
+	const path = "/openstack/2013-10-17/password"
+	if w := ask(s.For(portID), http.MethodGet, path); w.Code != http.StatusOK || w.Body.Len() > 0 {
+		t.Errorf("before: %d %q", w.Code, w.Body)
+	}
+	for name, c := range map[string]struct {
+		path, body string
+		want       int
+	}{
+		"too long":             {path, strings.Repeat("x", compute.MaxPassword+1), http.StatusBadRequest},
+		"to a version without": {"/openstack/2012-08-10/password", "x", http.StatusMethodNotAllowed},
+		"to another document":  {"/openstack/latest/meta_data.json", "x", http.StatusMethodNotAllowed},
+	} {
+		if code := post(c.path, c.body); code != c.want {
+			t.Errorf("%s: %d, want %d", name, code, c.want)
+		}
+	}
+	down = true
+	if code := post(path, "secret"); code != http.StatusServiceUnavailable {
+		t.Errorf("with no controller: %d", code)
+	}
+	down = false
+	if code := post(path, "secret"); code != http.StatusOK || !slices.Equal(told, []string{guestID.String() + " secret"}) {
+		t.Errorf("%d, %q", code, told)
+	}
+	g.Metadata.Told = "secret"
+	if code := post(path, "another"); code != http.StatusConflict || len(told) != 1 {
+		t.Errorf("a second time: %d, %q", code, told)
+	}
+	if w := ask(s.For(portID), http.MethodGet, path); w.Body.String() != "secret" {
+		t.Errorf("after: %q", w.Body)
+	}
 }

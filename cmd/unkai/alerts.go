@@ -95,7 +95,7 @@ func (c *certificates) look(ctx context.Context) []alert.Certificate {
 			return c.seen // again in the next round
 		}
 		seen = append(seen, alert.Certificate{Name: address, Ends: ends,
-			Mend: "The built-in authority makes a new one when the controller starts; one from --tls-cert has to be replaced, and the controller started anew."})
+			Mend: "One from --tls-cert has to be replaced, and the controller started anew; the built-in authority makes a new one in time."})
 	}
 	if block, _ := pem.Decode(c.authority); block != nil {
 		if cert, err := x509.ParseCertificate(block.Bytes); err != nil {

@@ -48,22 +48,30 @@ func (o *listenOptions) listener(a *host.Authority, listen func(address string) 
 	if err != nil {
 		return nil, false, err
 	}
-	var cert tls.Certificate
+	config := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
 	switch {
 	case o.TLSCert != "" || o.TLSKey != "":
-		cert, err = tls.LoadX509KeyPair(o.TLSCert, o.TLSKey)
+		config.Certificates = make([]tls.Certificate, 1)
+		config.Certificates[0], err = tls.LoadX509KeyPair(o.TLSCert, o.TLSKey)
 	case local:
 		return l, false, nil
 	case o.Insecure:
 		slog.Warn("serving plain HTTP beyond loopback, as told: passwords cross the network unprotected")
 		return l, false, nil
 	default:
-		cert, err = a.ServerCertificate(time.Now(), serverNames(o.Listen)...)
+		config.GetCertificate, err = serving(a, o.Listen)
 	}
 	if err != nil {
 		return nil, false, errors.Join(fmt.Errorf("the certificate for --listen: %w", err), l.Close())
 	}
-	return tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}), true, nil
+	return tls.NewListener(l, config), true, nil
+}
+
+// serving makes the built-in authority's certificates for a listener at an address, the first of them now.
+func serving(a *host.Authority, address string, also ...string) (func(*tls.ClientHelloInfo) (*tls.Certificate, error), error) {
+	s := &host.Serving{Authority: a, Now: time.Now, Names: func() []string { return append(serverNames(address), also...) }}
+	_, err := s.Certificate(nil)
+	return s.Certificate, err
 }
 
 // serverNames are those under which a controller may be reached: the name it listens on, and
@@ -87,11 +95,11 @@ func serverNames(address string) []string {
 
 // hostTLS is how the listener for hosts at an address speaks.
 func hostTLS(a *host.Authority, address string, also ...string) (*tls.Config, error) {
-	cert, err := a.ServerCertificate(time.Now(), append(serverNames(address), also...)...)
+	show, err := serving(a, address, also...)
 	if err != nil {
 		return nil, fmt.Errorf("make the controller's certificate: %w", err)
 	}
-	return hostlink.TLS(a, cert), nil
+	return hostlink.TLS(a, show), nil
 }
 
 // serveTLS is serve behind TLS.
@@ -104,7 +112,7 @@ const idleAtMost = 2 * time.Minute
 
 // serve answers on a listener until ctx ends, then lets requests under way finish for a moment.
 func serve(ctx context.Context, l net.Listener, h http.Handler) error {
-	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleAtMost, MaxHeaderBytes: 64 << 10,
+	s := &http.Server{Handler: h, ConnContext: hostlink.KeepConn, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleAtMost, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug)}
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()

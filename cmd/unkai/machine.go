@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,7 +28,7 @@ import (
 // machineOptions say how this machine is used as a host.
 type machineOptions struct {
 	Prefix          string `default:"unkai" help:"Begins the names of everything made in the kernel, so that two clouds on one machine do not meet. At most six letters."`
-	Pool            string `default:"172.24.4.0/24" help:"The external network on this machine: floating addresses come from it, and the machine itself has its first address."`
+	Pool            string `default:"172.24.4.0/24" help:"The external network on this machine: floating addresses come from it, and the machine itself has its first address as long as nothing leads away from its bridge, PREFIX-public."`
 	Name            string `help:"The host's name; the machine's own when empty."`
 	AllowLooseJails bool   `help:"Run guests even where they can have no file system or no user of their own (see unkai doctor). Whoever breaks out of one then reads the host's files."`
 	Zone            string `help:"The availability zone that a new host is in."`
@@ -57,6 +58,19 @@ type machine struct {
 	link    atomic.Pointer[agent.Remote] // to the controllers; nil before the work has begun
 	options machineOptions
 	dir     string
+}
+
+// tellPassword passes on the password that a guest has told. Nobody keeps it here: while no controller hears us, the guest is to try again.
+func (m *machine) tellPassword(ctx context.Context, guest resource.ID, text string) error {
+	link := m.link.Load()
+	if link == nil {
+		return errors.New("the work has not begun")
+	}
+	seen, err := json.Marshal(text)
+	if err != nil {
+		return err
+	}
+	return link.Observe(ctx, []host.Observation{{Key: host.Key{Kind: compute.PasswordKind, ID: guest}, Seen: seen}})
 }
 
 // smbios is what guests' cloud-init looks for to know what cloud it is in.
@@ -119,6 +133,7 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 		return nil, err
 	}
 	answers := metadata.New(func(port resource.ID) (compute.Guest, bool) { return m.agent.GuestOf(port) })
+	answers.Tell = m.tellPassword
 	if m.network, err = openNetwork(o, answers.For); err != nil {
 		return nil, fmt.Errorf("open the network driver: %w", err)
 	}

@@ -208,6 +208,9 @@ func (a *auditor) hosts() {
 		if h.Up() && h.Fenced != (host.Fenced{}) {
 			a.find("host", h.ID, "can be heard, and is known to be dead")
 		}
+		if !h.Up() && !h.Mute.IsZero() {
+			a.find("host", h.ID, "is lost, and mute in a session that it cannot have")
+		}
 		if h.Maintenance && !h.Disabled || h.Maintenance != (h.Drain != nil) {
 			a.find("host", h.ID, "is in maintenance and takes new servers, or nobody empties it")
 		}

@@ -116,6 +116,7 @@ type Metadata struct {
 	UserData       []byte
 	Files          []File // "personality": put on the config drive
 	AdminPassword  string // asked for at creation; "" for none
+	Told           string `json:",omitempty"` // the password that the guest has told, encrypted by it
 	Devices        []Device
 	Links          []Link
 	SecurityGroups []string // names

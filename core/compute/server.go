@@ -66,7 +66,8 @@ type Server struct {
 	Crash       Crash       `json:",omitzero" since:"2,soft"`
 
 	// Reported by the host.
-	Seen Seen
+	Seen     Seen
+	Password *Password `json:",omitempty" since:"2,soft"` // told by the guest
 }
 
 // A Boot is what a server's root disk is made from: its image as it was then.

@@ -71,7 +71,7 @@ func (s *Service) guest(tx *state.Tx, srv *Server, on resource.ID, shape *Shape)
 	g.Metadata = Metadata{
 		Hostname: srv.Hostname, Zone: srv.Zone, Type: shape.Name, ImageID: srv.Boot.ImageID(), LaunchIndex: srv.LaunchIndex,
 		ReservationID: srv.ReservationID, CreatedAt: srv.CreatedAt, Tags: srv.Metadata, UserData: srv.UserData,
-		Files: srv.Files, AdminPassword: srv.AdminPassword,
+		Files: srv.Files, AdminPassword: srv.AdminPassword, Told: srv.told(),
 	}
 	if h, ok := host.Table().PeekOne(tx, on); ok && g.Metadata.Zone == "" {
 		g.Metadata.Zone = ZonesOf(tx).Of(h)

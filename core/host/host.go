@@ -40,6 +40,7 @@ type Host struct {
 
 	// Found out by the control plane.
 	Lost   time.Time // since when it cannot be heard; zero while it can
+	Mute   time.Time `json:",omitzero" since:"2,soft"` // since when its machine answers nothing at all, in the midst of a session; never with Lost
 	Fenced Fenced    `json:",omitzero" since:"2,soft"` // how it is known, since it is lost, that it runs nothing any more
 	// How often it came, or came back after it was lost. What a host was told before does not count after that.
 	Arrivals int `json:",omitempty" since:"2,soft"`
@@ -205,7 +206,7 @@ func Expected(tx *state.Tx, id resource.ID, hello Hello) bool {
 
 func news(h *Host, hello Hello) bool {
 	return !h.Up() || h.Capacity != hello.Capacity || h.Address != hello.Address || h.Version != hello.Version || h.Speaks != hello.Speaks ||
-		!slices.Equal(h.Physical, hello.Physical) || h.Watchdog != hello.Watchdog || h.Ahead != (Mark{})
+		!slices.Equal(h.Physical, hello.Physical) || h.Watchdog != hello.Watchdog || h.Ahead != (Mark{}) || !h.Mute.IsZero()
 }
 
 // note writes down what a host says of itself.
@@ -237,7 +238,7 @@ func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 	}
 	h.Capacity, h.Address, h.Version, h.Speaks, h.Physical = hello.Capacity, hello.Address, hello.Version, hello.Speaks, hello.Physical
 	h.Watchdog = hello.Watchdog
-	h.Lost, h.Fenced, h.Ahead = time.Time{}, Fenced{}, Mark{}
+	h.Lost, h.Mute, h.Fenced, h.Ahead = time.Time{}, time.Time{}, Fenced{}, Mark{}
 	return false, hosts.Put(tx, h)
 }
 
@@ -249,7 +250,7 @@ func Lose(ctx context.Context, s *state.State, id resource.ID) error {
 		if !ok || !h.Up() {
 			return nil
 		}
-		h.Lost, h.Fenced = tx.Now(), Fenced{}
+		h.Lost, h.Mute, h.Fenced = tx.Now(), time.Time{}, Fenced{}
 		h.Fencing.Trouble, h.Fencing.Failures, h.Fencing.TriedAt = "", 0, time.Time{}
 		return hosts.Put(tx, h)
 	})

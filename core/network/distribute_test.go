@@ -262,6 +262,40 @@ func TestARouterWhoseHomeIsLostGetsAnother(t *testing.T) {
 	}
 }
 
+func TestARouterLeavesAHomeThatFallsMuteOrIsEmptied(t *testing.T) {
+	a := openAcross(t, 3, 3)
+	a.server(a.first, 2)
+	mute := func(n int, is bool) {
+		t.Helper()
+		if err := a.st.Update(context.Background(), func(tx *state.Tx) error { return host.Mute(tx, a.hosts[n], is) }); err != nil {
+			t.Fatal(err)
+		}
+		a.settle()
+	}
+	mute(0, true)
+	if a.home() != 1 {
+		t.Errorf("home is %d", a.home())
+	}
+	if h, _ := host.Find(a.st.Latest(), a.hosts[0]); !h.Up() {
+		t.Error("a mute host counts as lost")
+	}
+	mute(0, false)
+	if a.home() != 1 {
+		t.Errorf("the router went back to %d for no reason", a.home())
+	}
+	if err := a.st.Update(t.Context(), func(tx *state.Tx) error {
+		h, _ := host.Find(tx, a.hosts[1])
+		h.Maintenance, h.Disabled = true, true
+		return host.Table().Put(tx, h)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	a.settle()
+	if home := a.home(); home == 1 {
+		t.Error("home is a host that is being emptied")
+	}
+}
+
 func TestANetworksPacketsFitItsTunnels(t *testing.T) {
 	a := openAcross(t, 1, 1)
 	if a.first.MTU != 1450 {

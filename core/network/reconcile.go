@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -17,8 +18,8 @@ func (s *Service) Tasks() []reconcile.Task {
 	return []reconcile.Task{s.homes(), s.ends()}
 }
 
-// homes finds a home for each router that has none, or whose home is gone or cannot be heard. What went out
-// by that home begins anew: the next one takes over the address, and knows nothing of the connections.
+// homes finds a home for each router that has none, or whose home is gone, cannot be heard, has fallen mute or is being emptied. What
+// went out by that home begins anew: the next one takes over the address, and knows nothing of the connections.
 func (s *Service) homes() reconcile.Task {
 	return reconcile.Task{
 		Name: "router-home",
@@ -30,7 +31,7 @@ func (s *Service) homes() reconcile.Task {
 			if e.Kind != "host" {
 				return nil
 			}
-			if was, now := sides[host.Host](e); was == nil || now == nil || was.Up() != now.Up() {
+			if was, now := sides[host.Host](e); was == nil || now == nil || goodHome(was) != goodHome(now) {
 				return []resource.ID{e.ID} // a host came or went: the step for it sees to all routers
 			}
 			return nil
@@ -38,14 +39,15 @@ func (s *Service) homes() reconcile.Task {
 		Step: func(ctx context.Context, id resource.ID) (reconcile.Next, error) {
 			tx := s.State.Latest()
 			if routers.Has(tx, id) {
-				return reconcile.Next{}, s.house(ctx, id)
+				return reconcile.Next{}, s.house(ctx, []resource.ID{id})
 			}
 			waiting := strays(tx)
 			if _, there := host.Find(tx, id); !there {
 				waiting = append(waiting, routers.IDs(tx, "host", state.KeyOf(id))...)
 			}
-			for _, router := range waiting {
-				if err := s.house(ctx, router); err != nil {
+			// Many at once, for all of their guests wait; not all at once, for so do others who write.
+			for some := range slices.Chunk(waiting, 100) {
+				if err := s.house(ctx, some); err != nil {
 					return reconcile.Next{}, err
 				}
 			}
@@ -54,32 +56,40 @@ func (s *Service) homes() reconcile.Task {
 	}
 }
 
-// strays are the routers that have no home, or one that cannot be heard.
+// strays are the routers that have no home, or one that is none any more.
 func strays(tx *state.Tx) []resource.ID {
 	ids := routers.IDs(tx, "homeless", "")
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
-		if !h.Up() {
+		if !goodHome(h) {
 			ids = append(ids, routers.IDs(tx, "host", state.KeyOf(h.ID))...)
 		}
 	}
 	return ids
 }
 
-// house settles one router.
-func (s *Service) house(ctx context.Context, id resource.ID) error {
+// goodHome reports whether nothing of the host itself speaks against a router that has its home there.
+func goodHome(h *host.Host) bool { return h.Up() && h.Mute.IsZero() && !h.Maintenance }
+
+// house settles routers.
+func (s *Service) house(ctx context.Context, ids []resource.ID) error {
 	return s.State.Update(ctx, func(tx *state.Tx) error {
-		r, ok := routers.Find(tx, id)
-		if !ok {
-			return nil
+		for _, id := range ids {
+			r, ok := routers.Find(tx, id)
+			if !ok {
+				continue
+			}
+			was := r.HostID
+			if settle(tx, r); r.HostID == was {
+				continue
+			}
+			if err := routers.Put(tx, r); err != nil {
+				return err
+			}
+			if err := followHome(tx, r); err != nil {
+				return err
+			}
 		}
-		was := r.HostID
-		if settle(tx, r); r.HostID == was {
-			return nil
-		}
-		if err := routers.Put(tx, r); err != nil {
-			return err
-		}
-		return followHome(tx, r)
+		return nil
 	})
 }
 

@@ -599,9 +599,8 @@ func (s *Service) RemoveRoutes(ctx context.Context, routerID resource.ID, routes
 }
 
 // settle gives a router a home: where its own address outside is, under which all go out that have no
-// floating one. It stays where it is as long as no other host is better: one that can be heard is better
-// than one that is lost, and of those one that is connected with the network outside. Among equals it
-// comes to the one in its zones that is home to the fewest.
+// floating one. It stays where it is as long as no other host is better. Among equals it comes to the one in its
+// zones that is home to the fewest.
 func settle(tx *state.Tx, r *Router) {
 	best, least := resource.ID{}, int64(0)
 	most := suits(tx, r, r.HostID)
@@ -627,10 +626,14 @@ func suits(tx *state.Tx, r *Router, hostID resource.ID) int {
 		return 0
 	case !h.Up():
 		return 1
-	case r.Gateway != nil && !connected(tx, hostID, r.Gateway.NetworkID):
+	case !h.Mute.IsZero():
 		return 2
-	default:
+	case r.Gateway != nil && !connected(tx, hostID, r.Gateway.NetworkID):
 		return 3
+	case h.Maintenance: // it may be switched off, and what went out through it would then wait
+		return 4
+	default:
+		return 5
 	}
 }
 

@@ -42,12 +42,14 @@ func (g *gateway) mappings() map[mapping]bool {
 }
 
 // cutConnections ends what runs over a mapping that is no more: an address that
-// was given back must not lead to its former owner. The first look is at all.
+// was given back must not lead to its former owner. It also has what went out by the router's home
+// so far begin here, if it goes out from here now: what the kernel knows is not translated any more. The first look is at all.
 func (g *gateway) cutConnections(ns *namespace) error {
 	now := g.mappings()
 	if g.mapped != nil && maps.Equal(g.mapped, now) {
 		return nil
 	}
+	leaves := g.leavesTranslated()
 	err := ns.cut(unix.AF_INET, func(flow *netlink.ConntrackFlow) bool {
 		from, to := addrOf(flow.Forward.SrcIP), addrOf(flow.Forward.DstIP)
 		led, seen := addrOf(flow.Reverse.SrcIP), addrOf(flow.Reverse.DstIP)
@@ -60,14 +62,31 @@ func (g *gateway) cutConnections(ns *namespace) error {
 				return true
 			}
 		}
+		if from == seen {
+			return to == led && leaves(from, to)
+		}
 		// Its source was changed.
-		return from != seen && !now[mapping{external: seen}] && !now[mapping{seen, network.PortForward{Fixed: from}}]
+		return !now[mapping{external: seen}] && !now[mapping{seen, network.PortForward{Fixed: from}}]
 	})
 	if err != nil {
 		return err
 	}
 	g.mapped = now
 	return nil
+}
+
+// leavesTranslated reports whether what goes from one address to another leaves the router's networks here, under another source.
+func (g *gateway) leavesTranslated() func(from, to netip.Addr) bool {
+	var inside []netip.Prefix
+	for _, inner := range g.want.Interfaces {
+		inside = append(inside, inner.Addresses...)
+	}
+	within := func(a netip.Addr) bool {
+		return slices.ContainsFunc(inside, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	floating := g.leavingHere()
+	home := g.want.Exit == nil && g.want.External != nil && g.want.External.SNAT
+	return func(from, to netip.Addr) bool { return (home || floating[from]) && within(from) && !within(to) }
 }
 
 // renderGateway writes a router's rules for nft(8). Protocols stand as numbers, here and elsewhere (ICMP is 1 and, in

@@ -382,6 +382,24 @@ func TestSNATFailsOver(t *testing.T) {
 		}
 	}
 
+	// What is open when the home is lost: at a guest's own host it passed untranslated so far, on its way to the home.
+	open := map[int]net.Conn{}
+	for i, g := range guests {
+		open[i] = g.connect(at(outsideGateway, 80))
+		if open[i] == nil || lineFrom(open[i]) != own {
+			t.Fatalf("no connection from host %d", i)
+		}
+		defer open[i].Close()
+	}
+	goesOn := func(i int) bool {
+		open[i].SetDeadline(time.Now().Add(10 * time.Second))
+		_, err := open[i].Write([]byte("x"))
+		if err == nil {
+			_, err = io.ReadFull(open[i], make([]byte, 1))
+		}
+		return err == nil
+	}
+
 	// The home is cut off, from the other hosts and from the world.
 	home := slices.IndexFunc(c.hosts, func(h *clusterHost) bool { return h.id == router().HostID })
 	lost := c.hosts[home]
@@ -414,6 +432,9 @@ func TestSNATFailsOver(t *testing.T) {
 	}
 	for i, g := range guests {
 		if i != home {
+			if !goesOn(i) {
+				t.Errorf("what was open from host %d does not go on", i)
+			}
 			c.expect(fmt.Sprint("from host ", i, " by the new home"), g.namespace, at(outsideGateway, 80), own)
 			c.expect(fmt.Sprint("from host ", i, " over IPv6 by the new home"), g.namespace, at(outsideGatewayV6, 80), of(ports[i], true))
 		}

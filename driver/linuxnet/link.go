@@ -2,6 +2,7 @@ package linuxnet
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -79,6 +80,17 @@ func setAddresses(ns *namespace, link netlink.Link, want []netip.Prefix) (added 
 		added = append(added, prefix)
 	}
 	return added, nil
+}
+
+// dropAddresses takes addresses from a device, if it has them.
+func dropAddresses(ns *namespace, link netlink.Link, unwanted []netip.Prefix) error {
+	for _, prefix := range unwanted {
+		err := ns.AddrDel(link, &netlink.Addr{IPNet: ipNet(prefix)})
+		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("remove address %s from %s: %w", prefix, link.Attrs().Name, err)
+		}
+	}
+	return nil
 }
 
 // routeProtocol marks routes as ours: what else is there belongs to the kernel.

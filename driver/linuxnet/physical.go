@@ -21,7 +21,8 @@ type Physical struct {
 	// only if it was made here. "" is the prefix, a dash and the network's name.
 	Bridge string
 	// HostAddresses are this machine's own in the network, e.g. the gateway of
-	// the pool that floating addresses are from.
+	// the pool that floating addresses are from. It has them while the network is
+	// within the machine: one that leads away has a gateway of its own, and other hosts.
 	HostAddresses []netip.Prefix
 	// Masquerade lets the network reach what this machine can reach, under
 	// this machine's address.
@@ -100,7 +101,14 @@ func (d *Driver) ensurePhysical(ctx context.Context, want *network.Segment) (net
 	if err := setUp(d.host, bridge); err != nil {
 		return nil, err
 	}
-	if d.ours(bridge) { // an operator's own bridge keeps its addresses
+	switch {
+	case d.leadsAway(bridge, links):
+		if bridge.Attrs().Alias == d.hostAlias() { // from before a member was plugged in; the others are the operator's
+			if err := dropAddresses(d.host, bridge, physical.HostAddresses); err != nil {
+				return nil, err
+			}
+		}
+	case d.ours(bridge): // an operator's own bridge keeps its addresses
 		if _, err := setAddresses(d.host, bridge, physical.HostAddresses); err != nil {
 			return nil, err
 		}
@@ -130,18 +138,21 @@ func (d *Driver) Connected() ([]string, error) {
 	}
 	var names []string
 	for _, physical := range slices.Sorted(maps.Keys(d.options.Physical)) {
-		bridge := links[d.physicalBridge(physical)]
-		if bridge == nil {
-			continue
-		}
-		for _, link := range links {
-			if link.Attrs().MasterIndex == bridge.Attrs().Index && !d.ours(link) {
-				names = append(names, physical)
-				break
-			}
+		if bridge := links[d.physicalBridge(physical)]; bridge != nil && d.leadsAway(bridge, links) {
+			names = append(names, physical)
 		}
 	}
 	return names, nil
+}
+
+// leadsAway reports whether the operator plugged something into a bridge.
+func (d *Driver) leadsAway(bridge netlink.Link, links map[string]netlink.Link) bool {
+	for _, link := range links {
+		if link.Attrs().MasterIndex == bridge.Attrs().Index && !d.ours(link) {
+			return true
+		}
+	}
+	return false
 }
 
 func (d *Driver) physicalBridge(physical string) string {

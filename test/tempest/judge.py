@@ -21,7 +21,8 @@ def bare(test):
 
 
 def service(test):
-    return test.split(".")[2]
+    words = test.split(".")
+    return words[2] if words[1] == "api" else words[1]
 
 
 def results(asked, rows):
@@ -62,7 +63,7 @@ def main(tests, results_file, failing=None, update=None):
 
     failed = {test for test, status in found.items() if status == "failed"}
     new = sorted(failed - set(known))
-    gone = sorted(test for test in known if test not in failed and service(test) in {service(t) for t in asked})
+    gone = sorted(test for test in known if test not in failed and test in asked)
     if new:
         print("\nfailed:", *new, sep="\n  ")
     if gone and update:

@@ -396,13 +396,17 @@ func (s *server) externalEvents(w http.ResponseWriter, r *http.Request) error {
 	return answer(w, status, map[string]any{"events": views})
 }
 
-// showPassword answers what a guest has told of the password that it made, encrypted for its key: nothing, for guests have
-// no way to tell yet.
+// showPassword answers what a guest has told of the password that it made, encrypted for its key.
 func (s *server) showPassword(w http.ResponseWriter, r *http.Request) error {
-	if _, err := s.one(r); err != nil {
+	srv, err := s.one(r)
+	if err != nil {
 		return err
 	}
-	return answer(w, http.StatusOK, map[string]string{"password": ""})
+	told, err := s.compute.ToldPassword(r.Context(), srv.ID)
+	if err != nil {
+		return err
+	}
+	return answer(w, http.StatusOK, map[string]string{"password": told})
 }
 
 func (s *server) deletePassword(w http.ResponseWriter, r *http.Request) error {
@@ -410,7 +414,7 @@ func (s *server) deletePassword(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := identity.Allow(r.Context(), "server.update", srv.Meta); err != nil {
+	if err := s.compute.ForgetPassword(r.Context(), srv.ID); err != nil {
 		return err
 	}
 	return accepted(w, http.StatusNoContent)

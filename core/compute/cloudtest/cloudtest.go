@@ -84,7 +84,7 @@ func New(t testing.TB, hosts int) *Cloud {
 	c.Compute, c.Network = compute.New(st, compute.Config{}), network.New(st)
 	c.Reaper = &operation.Reaper{State: st, Now: func() time.Time { return c.Clock }, Expirers: c.Compute.Expirers()}
 	c.Ops = &operation.Service{State: st, Cancellers: c.Compute.Cancellers()}
-	c.Hub = host.NewHub(st, c.Compute.Source())
+	c.Hub = host.NewHub(st, c.Compute.Source(), c.Compute.Passwords(), host.Muteness())
 	c.Admin = identity.Internal(context.Background())
 	c.Project, c.Other = resource.NewID(c.Clock, nil), resource.NewID(c.Clock, nil)
 	c.User = c.Member(c.Project)
