@@ -343,11 +343,11 @@ func (s *Session) Poll() (*Delivery, error) {
 			if err != nil {
 				return nil, err
 			}
-			was, known := s.sent[key]
-			// An order to take something away is repeated: the host may have carried out one like it, and be given the thing again since.
 			if body == nil && source.Every > 0 {
 				s.renounce(key)
 			}
+			was, known := s.sent[key]
+			// An order to take something away is repeated: the host may have carried out one like it, and be given the thing again since.
 			if body == nil && !known || known && body != nil && was == digestOf(body) && !bytes.Equal(body, takeAway) {
 				continue
 			}
