@@ -57,6 +57,7 @@ type Capacity struct {
 	MaxVCPUs  int
 	Isolating bool // guests are separated by hardware
 	Moves     bool `since:"2,soft"` // guests can go to other hosts, and come from them
+	WireMbps  int  `since:"2,soft"` // how fast it reaches other hosts, as its operator says; 0: nobody has said
 	Arch      string
 	CPUModel  string
 }

@@ -81,6 +81,9 @@ func (w *way) report(now time.Time, want *compute.Guest) compute.Transit {
 		disks += want.Disks[i].SizeMiB
 	}
 	t.Disk = progress(disks)
+	if w.live && w.done {
+		t.Passage = compute.Passage{Bytes: t.Memory.Total + t.Disk.Total, Ms: w.until.Sub(w.begun).Milliseconds(), StoppedMs: 40}
+	}
 	return t
 }
 
@@ -163,7 +166,7 @@ func (m *Machine) further(g *guest, want *compute.Guest) {
 		return
 	}
 	was := g.power
-	w.done = true // before the other machine has it
+	w.done, w.until = true, m.now() // before the other machine has it
 	if g.power == compute.On {
 		g.power = compute.Paused
 	}
