@@ -3,6 +3,7 @@ package compute
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -89,7 +90,9 @@ type Wire struct {
 	Basis                 Basis
 	Moves                 int // that it is known from
 	Least, Expected, Most int64
-	StoppedMs             int64 // for how long the guests of these stood still for the last of their memory; the median
+	StoppedMs             int64     // for how long the guests of these stood still for the last of their memory; the median
+	AroundMs              int64     // what these moves took beside the sending; the median
+	Newest                time.Time // of these
 }
 
 const (
@@ -103,9 +106,16 @@ func wireBetween(tx *state.Tx, from, to *host.Host) Wire {
 		basis Basis
 		key   state.Key
 	}{{ByPair, state.KeyOf(from.ID, to.ID)}, {ByHost, state.KeyOf(from.ID)}} {
-		var speeds, stopped []int64
+		var speeds, stopped, around []int64
+		var newest time.Time
 		for m := range migrations.Peek(tx, "passage", state.Range{Prefix: look.key, Reverse: true}) {
 			speeds, stopped = append(speeds, m.Passage.speed()), append(stopped, m.Passage.StoppedMs)
+			if m.State == Moved {
+				around = append(around, max(1, m.UpdatedAt.Sub(m.CreatedAt).Milliseconds()-m.Passage.Ms))
+			}
+			if m.UpdatedAt.After(newest) {
+				newest = m.UpdatedAt
+			}
 			if len(speeds) == recent {
 				break
 			}
@@ -113,7 +123,11 @@ func wireBetween(tx *state.Tx, from, to *host.Host) Wire {
 		if n := len(speeds); n > 0 {
 			slices.Sort(speeds)
 			slices.Sort(stopped)
-			w := Wire{Basis: look.basis, Moves: n, Least: speeds[0], Expected: speeds[n/2], Most: speeds[n-1], StoppedMs: stopped[n/2]}
+			w := Wire{Basis: look.basis, Moves: n, Least: speeds[0], Expected: speeds[n/2], Most: speeds[n-1], StoppedMs: stopped[n/2], Newest: newest}
+			if len(around) > 0 {
+				slices.Sort(around)
+				w.AroundMs = around[len(around)/2]
+			}
 			if n < 3 || look.basis == ByHost { // what few have seen may be off
 				w.Least, w.Most = w.Least*2/3, w.Most*3/2
 			}

@@ -3,6 +3,7 @@ package compute
 import (
 	"fmt"
 	"math"
+	"time"
 )
 
 // A Forecast is what it would take to move a server to another host, as far as that can be told before. A move of a running guest
@@ -42,7 +43,7 @@ const (
 // What there is to every move, beside what is sent: making ready at the target, two reports and a delivery; in seconds. And what the
 // guest's pause has of it beside the rest of its memory, in milliseconds. Measured with emulated guests on a busy machine.
 var (
-	around  = Range{1.5, 4, 15}
+	around  = Range{0.5, 2, 15}
 	between = Range{100, 500, 2000}
 )
 
@@ -114,6 +115,9 @@ func (f *Forecast) foretell() {
 	b, w := &f.Burden, &f.Wire
 	slow, usual, fast := float64(max(1, w.Least)), float64(max(1, w.Expected)), float64(max(1, w.Most))
 	f.Seconds = around
+	if known := float64(w.AroundMs) / 1000; known > 0 {
+		f.Seconds = Range{min(around.Least, known), known, max(around.Most, 2*known)}
+	}
 	disk := func(speed float64) float64 { return float64(b.Disk) / max(1, speed-float64(b.DiskWrites)) }
 	f.Seconds.Least += float64(b.Disk) / fast
 	f.Seconds.Expected += disk(usual)
@@ -175,9 +179,9 @@ func (f *Forecast) doubt() {
 	}
 	switch w.Basis {
 	case ByPair:
-		say("The speed is that of %d recent moves between these two hosts.", w.Moves)
+		say("The speed is that of %d moves between these two hosts, the newest at %s.", w.Moves, w.Newest.UTC().Format(time.RFC3339))
 	case ByHost:
-		say("No recent move between these two hosts tells the speed; it is that of %d from this host to others.", w.Moves)
+		say("No move between these two hosts tells the speed; it is that of %d from this host to others, the newest at %s.", w.Moves, w.Newest.UTC().Format(time.RFC3339))
 	case ByWord:
 		say("The speed is what the hosts' operator says of their network; no recent move tells it.")
 	case Assumption:
