@@ -569,7 +569,7 @@ func (r *Remote) takes(ctx context.Context, call host.Call) (io.ReadWriteCloser,
 		if !ok {
 			return nil, errors.New("this host's driver cannot tell what a guest would take along")
 		}
-		b, err := weigher.Weigh(ctx, call.Guest)
+		b, err := weigher.Weigh(ctx, call.Guest, call.Where)
 		if err != nil {
 			return nil, err
 		}

@@ -21,12 +21,12 @@ func (r reach) at(id resource.ID) (*sim.Guests, error) {
 }
 
 // Weigh, ConsoleLog and Console implement compute.Reach.
-func (r reach) Weigh(ctx context.Context, host, server resource.ID) (compute.Burden, error) {
+func (r reach) Weigh(ctx context.Context, host, server resource.ID, where string) (compute.Burden, error) {
 	guests, err := r.at(host)
 	if err != nil {
 		return compute.Burden{}, err
 	}
-	return guests.Weigh(ctx, server)
+	return guests.Weigh(ctx, server, where)
 }
 
 func (r reach) ConsoleLog(ctx context.Context, host, server resource.ID, max int) ([]byte, error) {

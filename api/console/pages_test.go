@@ -22,7 +22,7 @@ import (
 // screens gives each console's other end to a test.
 type screens chan net.Conn
 
-func (screens) Weigh(context.Context, resource.ID, resource.ID) (compute.Burden, error) {
+func (screens) Weigh(context.Context, resource.ID, resource.ID, string) (compute.Burden, error) {
 	return compute.Burden{}, nil
 }
 

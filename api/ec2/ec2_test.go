@@ -47,7 +47,7 @@ func (screens) ConsoleLog(context.Context, resource.ID, resource.ID, int) ([]byt
 	return []byte("login: "), nil
 }
 
-func (screens) Weigh(context.Context, resource.ID, resource.ID) (compute.Burden, error) {
+func (screens) Weigh(context.Context, resource.ID, resource.ID, string) (compute.Burden, error) {
 	return compute.Burden{}, nil
 }
 

@@ -44,7 +44,7 @@ type burden struct {
 }
 
 type speed struct {
-	Basis    string `json:"basis"` // "pair", "host", "declared" or "assumed"
+	Basis    string `json:"basis"` // "tried", "pair", "host", "declared" or "assumed"
 	Moves    int    `json:"moves"`
 	Least    int64  `json:"least_bytes_per_second"`
 	Expected int64  `json:"expected_bytes_per_second"`

@@ -402,19 +402,19 @@ func (c *cloud) call(ctx context.Context, h resource.ID, call host.Call) ([]byte
 }
 
 // Weigh asks a guest's host what it would take along to another.
-func (c *cloud) Weigh(ctx context.Context, h, server resource.ID) (b compute.Burden, err error) {
+func (c *cloud) Weigh(ctx context.Context, h, server resource.ID, where string) (b compute.Burden, err error) {
 	if guests, ok := c.near.of(h); ok {
 		weigher, ok := guests.(compute.Weigher)
 		if !ok {
 			return b, fault.Errorf(fault.Unsupported, "it cannot tell.")
 		}
-		return weigher.Weigh(ctx, server)
+		return weigher.Weigh(ctx, server, where)
 	}
 	m, ok := host.Table().PeekOne(c.state.Latest(), h)
 	if !ok || m.Speaks.At(2) != nil {
 		return b, fault.Errorf(fault.Unsupported, "it is of a release that cannot tell.")
 	}
-	text, err := c.call(ctx, h, host.Call{Kind: host.WeighCall, Guest: server, Max: 4096})
+	text, err := c.call(ctx, h, host.Call{Kind: host.WeighCall, Guest: server, Max: 4096, Where: where})
 	if err == nil {
 		err = json.Unmarshal(text, &b)
 	}

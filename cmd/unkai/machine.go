@@ -204,7 +204,7 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 
 func capacityOf(c compute.Capabilities) host.Capacity {
 	return host.Capacity{Driver: c.Driver, Release: c.Version, VCPUs: c.VCPUs, MemoryMiB: c.MemoryMiB, DiskGiB: c.DiskGiB,
-		MaxVCPUs: c.MaxVCPUs, Isolating: c.Isolating, Moves: c.Moves, Arch: c.Arch, CPUModel: c.CPUModel}
+		MaxVCPUs: c.MaxVCPUs, Isolating: c.Isolating, Moves: c.Moves, Where: c.Where, Arch: c.Arch, CPUModel: c.CPUModel}
 }
 
 // join lets guests go to other hosts and come from them, if the machine has an address for that.

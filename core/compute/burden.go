@@ -25,12 +25,15 @@ type Burden struct {
 	DiskWrites int64
 	Seconds    float64 // how long that moment was
 	Pages      int     // of its memory that were looked at; 0: all
+
+	// Wire is how many bytes a second went to the other host, when that was tried just now; 0: it was not. A move is not faster.
+	Wire int64
 }
 
 // sane is the burden as it can be: a host may say anything.
 func (b Burden) sane() Burden {
 	const most = 1 << 50
-	for _, n := range []*int64{&b.Memory, &b.Used, &b.Disk, &b.Dirty, &b.DiskWrites} {
+	for _, n := range []*int64{&b.Memory, &b.Used, &b.Disk, &b.Dirty, &b.DiskWrites, &b.Wire} {
 		*n = max(0, min(*n, most))
 	}
 	b.Used = min(b.Used, b.Memory)
@@ -39,9 +42,10 @@ func (b Burden) sane() Burden {
 }
 
 // A Weigher is a Driver that can tell what a guest would take along. It looks at it for a second or two, which the guest does
-// not notice, and changes nothing.
+// not notice, and changes nothing. Where is where the other host takes guests in, by its Capabilities: how fast it is reached
+// is then tried; "" for nowhere.
 type Weigher interface {
-	Weigh(ctx context.Context, id resource.ID) (Burden, error)
+	Weigh(ctx context.Context, id resource.ID, where string) (Burden, error)
 }
 
 // A Passage is what sending a running guest came to.
@@ -79,6 +83,7 @@ func (s *Server) keepPassage(tx *state.Tx) error {
 type Basis string
 
 const (
+	ByTrial    Basis = "tried"    // it was tried just now
 	ByPair     Basis = "pair"     // recent moves between the two
 	ByHost     Basis = "host"     // recent moves from the one to others
 	ByWord     Basis = "declared" // their operators say so
@@ -92,6 +97,7 @@ type Wire struct {
 	Least, Expected, Most int64
 	StoppedMs             int64     // for how long the guests of these stood still for the last of their memory; the median
 	AroundMs              int64     // what these moves took beside the sending; the median
+	Moved                 int64     // bytes in a second; the median of these
 	Newest                time.Time // of these
 }
 
@@ -123,7 +129,7 @@ func wireBetween(tx *state.Tx, from, to *host.Host) Wire {
 		if n := len(speeds); n > 0 {
 			slices.Sort(speeds)
 			slices.Sort(stopped)
-			w := Wire{Basis: look.basis, Moves: n, Least: speeds[0], Expected: speeds[n/2], Most: speeds[n-1], StoppedMs: stopped[n/2], Newest: newest}
+			w := Wire{Basis: look.basis, Moves: n, Least: speeds[0], Expected: speeds[n/2], Most: speeds[n-1], StoppedMs: stopped[n/2], Moved: speeds[n/2], Newest: newest}
 			if len(around) > 0 {
 				slices.Sort(around)
 				w.AroundMs = around[len(around)/2]
@@ -145,13 +151,24 @@ func wireBetween(tx *state.Tx, from, to *host.Host) Wire {
 	return Wire{Basis: Assumption, Least: assumedSpeed / 5, Expected: assumedSpeed * 8 / 10, Most: assumedSpeed * 5}
 }
 
+// tried takes in how fast the wire was just now: a move is as fast as moves are, if the wire is.
+func (w *Wire) tried(speed int64) {
+	switch {
+	case speed == 0:
+	case w.Basis == ByPair || w.Basis == ByHost:
+		w.Least, w.Expected, w.Most = min(w.Least, speed*2/3), min(w.Expected, speed), min(w.Most, speed*5/4)
+	default:
+		w.Basis, w.Least, w.Expected, w.Most = ByTrial, speed/3, speed*2/3, speed*5/4
+	}
+}
+
 // weigh asks a server's host. unknown says why that is not to be had; what can be is then guessed from the server's shape.
-func (s *Service) weigh(ctx context.Context, from *host.Host, srv *Server) (b Burden, unknown string) {
+func (s *Service) weigh(ctx context.Context, from, to *host.Host, srv *Server) (b Burden, unknown string) {
 	err := unreachable()
 	if s.config.Hosts != nil {
 		ctx, cancel := context.WithTimeout(ctx, weighWithin)
 		defer cancel()
-		if b, err = s.config.Hosts.Weigh(ctx, from.ID, srv.ID); err == nil {
+		if b, err = s.config.Hosts.Weigh(ctx, from.ID, srv.ID, to.Capacity.Where); err == nil {
 			return b.sane(), ""
 		}
 	}

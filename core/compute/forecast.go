@@ -113,6 +113,7 @@ func (b *Burden) spread() (least, most float64) {
 // foretell fills in what follows from the burden and the wire.
 func (f *Forecast) foretell() {
 	b, w := &f.Burden, &f.Wire
+	w.tried(b.Wire)
 	slow, usual, fast := float64(max(1, w.Least)), float64(max(1, w.Expected)), float64(max(1, w.Most))
 	f.Seconds = around
 	if known := float64(w.AroundMs) / 1000; known > 0 {
@@ -182,10 +183,15 @@ func (f *Forecast) doubt() {
 		say("The speed is that of %d moves between these two hosts, the newest at %s.", w.Moves, w.Newest.UTC().Format(time.RFC3339))
 	case ByHost:
 		say("No move between these two hosts tells the speed; it is that of %d from this host to others, the newest at %s.", w.Moves, w.Newest.UTC().Format(time.RFC3339))
+	case ByTrial:
+		say("The wire was tried just now. A move is slower if the hosts' processors are busy.")
 	case ByWord:
 		say("The speed is what the hosts' operator says of their network; no recent move tells it.")
 	case Assumption:
 		say("Nobody knows how fast the wire is: a gigabit a second is assumed. A first move, or unkai agent --wire, tells it.")
+	}
+	if b.Wire > 0 && w.Basis != ByTrial && b.Wire < w.Moved {
+		say("The wire was tried just now, and is slower than it was then.")
 	}
 	if !f.Live && b.Live {
 		say("It has to be switched off before; how long that takes is not in it.")

@@ -27,7 +27,7 @@ func (s *scales) Console(context.Context, resource.ID, resource.ID, string) (net
 	return nil, nil
 }
 
-func (s *scales) Weigh(_ context.Context, host, server resource.ID) (compute.Burden, error) {
+func (s *scales) Weigh(_ context.Context, host, server resource.ID, _ string) (compute.Burden, error) {
 	s.asked[server] = host
 	return s.burden, s.err
 }

@@ -73,7 +73,7 @@ func (s *Service) ForecastMove(ctx context.Context, id resource.ID, r Relocation
 	if err != nil {
 		return nil, err
 	}
-	f.Burden, f.Unknown = s.weigh(ctx, from, was)
+	f.Burden, f.Unknown = s.weigh(ctx, from, to, was)
 	f.foretell()
 	return f, nil
 }
@@ -114,7 +114,7 @@ func (s *Service) ForecastRetirement(ctx context.Context, id resource.ID, r Reti
 		places <- struct{}{}
 		group.Go(func() {
 			defer func() { <-places }()
-			l.Forecast.Burden, l.Forecast.Unknown = s.weigh(ctx, from, srv)
+			l.Forecast.Burden, l.Forecast.Unknown = s.weigh(ctx, from, to, srv)
 			l.Forecast.foretell()
 		})
 	}

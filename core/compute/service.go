@@ -30,7 +30,7 @@ type Reach interface {
 	// Console connects to a guest's "vnc" or "serial" console.
 	Console(ctx context.Context, host, server resource.ID, kind string) (net.Conn, error)
 	// Weigh is what a Weigher answers.
-	Weigh(ctx context.Context, host, server resource.ID) (Burden, error)
+	Weigh(ctx context.Context, host, server resource.ID, where string) (Burden, error)
 }
 
 // A Service is everything a dialect may ask of this domain. Its methods may be called

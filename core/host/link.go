@@ -53,6 +53,7 @@ type Call struct {
 	Guest resource.ID
 	Max   int    // bytes of a log
 	At    string `json:",omitempty"` // where the controller is that waits for it, when it is not the session's
+	Where string `json:",omitempty"` // another host takes guests in
 }
 
 // Kinds of calls that are answered once.

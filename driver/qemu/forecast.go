@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -31,7 +32,7 @@ const (
 func samples(memoryMiB int) int { return min(max(watchPages*1024/max(memoryMiB, 1), 128), 4096) }
 
 // Weigh implements compute.Weigher.
-func (d *Driver) Weigh(ctx context.Context, id resource.ID) (b compute.Burden, err error) {
+func (d *Driver) Weigh(ctx context.Context, id resource.ID, where string) (b compute.Burden, err error) {
 	g, err := d.known(id)
 	if err != nil {
 		return b, err
@@ -39,10 +40,18 @@ func (d *Driver) Weigh(ctx context.Context, id resource.ID) (b compute.Burden, e
 	began := time.Now()
 	now, wrote, err := g.beginWatch(ctx, &b)
 	g.mu.Unlock()
-	if err != nil || !b.Live {
+	if err != nil {
 		return b, err
 	}
-	for left := time.Duration(watchSeconds) * time.Second; left > 0; left = 50 * time.Millisecond {
+	if where != "" && where != d.where() {
+		if b.Wire, err = d.tryWire(ctx, where); err != nil {
+			d.log.WarnContext(ctx, "how fast another host is reached could not be tried", "where", where, "error", err)
+		}
+	}
+	if !b.Live {
+		return b, nil
+	}
+	for left := max(time.Millisecond, watchSeconds*time.Second-time.Since(began)); ; left = 50 * time.Millisecond {
 		select {
 		case <-time.After(left):
 		case <-ctx.Done():
@@ -57,7 +66,76 @@ func (d *Driver) Weigh(ctx context.Context, id resource.ID) (b compute.Burden, e
 			return b, err
 		}
 	}
-	return b, nil
+}
+
+// How long a wire is tried, and what of that says nothing: until the first has left the kernel's own memory.
+const (
+	tryFor  = 700 * time.Millisecond
+	trySkip = 200 * time.Millisecond
+	tryMost = 1 << 30 // bytes
+)
+
+// tryWire sends nothing to another host, as fast as it goes, by the way on which a guest would go. Many that ask for the same at once
+// share one answer: two trials would only halve each other.
+func (d *Driver) tryWire(ctx context.Context, where string) (bytesPerSecond int64, err error) {
+	select {
+	case d.trials.turn <- struct{}{}:
+		defer func() { <-d.trials.turn }()
+	case <-time.After(tryFor + peerTime): // many others are tried first
+		return 0, nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	if t, ok := d.trials.last[where]; ok && time.Since(t.at) < tryAgain {
+		return t.speed, nil
+	}
+	conn, trouble, err := d.hails(ctx, where, peerTime, hail{Purpose: forTrial})
+	if err != nil || trouble != "" {
+		return 0, errors.Join(err, errors.New(trouble))
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(peerTime))
+	began, block := time.Now(), make([]byte, 64<<10)
+	sent, counted, from := 0, 0, began
+	for now := began; now.Sub(began) < tryFor && sent < tryMost; now = time.Now() {
+		if counted == 0 && now.Sub(began) >= trySkip {
+			counted, from = sent, now
+		}
+		n, err := conn.Write(block)
+		sent += n
+		if err != nil {
+			return 0, err
+		}
+	}
+	if over := time.Since(from); over > 0 {
+		bytesPerSecond = int64(float64(sent-counted) / over.Seconds())
+	}
+	if d.trials.last == nil || len(d.trials.last) > 1000 {
+		d.trials.last = map[string]trial{}
+	}
+	d.trials.last[where] = trial{time.Now(), bytesPerSecond}
+	return bytesPerSecond, nil
+}
+
+// trials are those of late, by where.
+type trials struct {
+	turn chan struct{}    // holds one throughout a trial
+	last map[string]trial // of whoever has the turn
+}
+
+type trial struct {
+	at    time.Time
+	speed int64
+}
+
+const tryAgain = 10 * time.Second
+
+// beTried takes what another host sends to find out how fast it can.
+func (d *Driver) beTried(conn net.Conn) {
+	conn.SetDeadline(time.Now().Add(peerTime))
+	if tell(conn, welcome{}) == nil {
+		io.Copy(io.Discard, io.LimitReader(conn, 2*tryMost)) // it ends with the other side, or with its time
+	}
 }
 
 // beginWatch finds out what there is of the guest, and begins to watch it write.

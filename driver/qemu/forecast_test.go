@@ -35,6 +35,25 @@ Rss:              400000 kB
 	}
 }
 
+// The wire to another host is tried by the way that a guest would take, and by nobody who is no host.
+func TestTheWireIsTried(t *testing.T) {
+	t.Parallel()
+	r := newRoad(t)
+	speed, err := r.from.tryWire(t.Context(), r.to.where())
+	if err != nil || speed <= 0 {
+		t.Fatalf("it is %d bytes a second, %v", speed, err)
+	}
+	if again, err := r.from.tryWire(t.Context(), r.to.where()); err != nil || again != speed {
+		t.Errorf("a moment later it is %d, %v; and was %d", again, err, speed)
+	}
+	if _, err := r.from.tryWire(t.Context(), "127.0.0.1:1"); err == nil {
+		t.Error("where nobody listens it is reached")
+	}
+	if left := r.b.leftovers(t); len(left) > 0 {
+		t.Errorf("left over: %q", left)
+	}
+}
+
 // A guest is weighed as it is: running, standing still, off, and gone.
 func TestAGuestIsWeighed(t *testing.T) {
 	t.Parallel()
@@ -43,7 +62,7 @@ func TestAGuestIsWeighed(t *testing.T) {
 	want := h.guest(t)
 	ensure(t, d, want, compute.On)
 	obeys(t, d, want.ID)
-	b, err := d.Weigh(t.Context(), want.ID)
+	b, err := d.Weigh(t.Context(), want.ID, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,15 +74,15 @@ func TestAGuestIsWeighed(t *testing.T) {
 	}
 	want.Power = compute.Paused
 	ensure(t, d, want, compute.Paused)
-	if b, err := d.Weigh(t.Context(), want.ID); err != nil || !b.Live || !b.Seen || b.Dirty != 0 {
+	if b, err := d.Weigh(t.Context(), want.ID, ""); err != nil || !b.Live || !b.Seen || b.Dirty != 0 {
 		t.Errorf("paused it is %+v, %v", b, err)
 	}
 	want.Power = compute.Off
 	ensure(t, d, want, compute.Off)
-	if off, err := d.Weigh(t.Context(), want.ID); err != nil || off.Live || off.Disk <= 0 || off.Memory != 0 {
+	if off, err := d.Weigh(t.Context(), want.ID, ""); err != nil || off.Live || off.Disk <= 0 || off.Memory != 0 {
 		t.Errorf("off it is %+v, %v", off, err)
 	}
-	if _, err := d.Weigh(t.Context(), resource.ID{}); !fault.Is(err, fault.NotFound) {
+	if _, err := d.Weigh(t.Context(), resource.ID{}, ""); !fault.Is(err, fault.NotFound) {
 		t.Errorf("one that is not there: %v", err)
 	}
 }

@@ -52,6 +52,7 @@ const (
 	forDisk    purpose = "disk"    // one disk, from one hypervisor to the other
 	forMemory  purpose = "memory"  // its memory, likewise
 	forLog     purpose = "log"     // what it wrote to its console meanwhile
+	forTrial   purpose = "trial"   // nothing: how fast the wire is
 	forEnd     purpose = "end"     // the disks are all there, and there is no memory
 )
 

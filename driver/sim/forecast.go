@@ -10,7 +10,7 @@ import (
 var _ compute.Weigher = (*Guests)(nil)
 
 // Weigh answers what a guest of its kind has: each its own, and the same each time, so that it takes no memory.
-func (d *Guests) Weigh(ctx context.Context, id resource.ID) (compute.Burden, error) {
+func (d *Guests) Weigh(ctx context.Context, id resource.ID, where string) (compute.Burden, error) {
 	if err := ctx.Err(); err != nil {
 		return compute.Burden{}, err
 	}
@@ -27,6 +27,9 @@ func (d *Guests) Weigh(ctx context.Context, id resource.ID) (compute.Burden, err
 	m.settle(id, g)
 	kind := int64(id[len(id)-1])
 	b := compute.Burden{Disk: (1 + kind) * 4 * mebibyte}
+	if m.Net != nil && m.Net.at(where) != nil {
+		b.Wire = 1e8
+	}
 	if g.power != compute.On && g.power != compute.Paused {
 		return b, nil
 	}

@@ -27,6 +27,9 @@ func (n *Net) Join(m *Machine) {
 	n.machines[m.listens] = m
 }
 
+// Where is where the machine takes guests in; "" if it is on no net.
+func (m *Machine) Where() string { return m.listens }
+
 func (n *Net) at(where string) *Machine {
 	n.mu.Lock()
 	defer n.mu.Unlock()
