@@ -30,11 +30,12 @@ type Burden struct {
 	Wire int64
 }
 
+const mostBytes = 1 << 50 // that anybody is believed
+
 // sane is the burden as it can be: a host may say anything.
 func (b Burden) sane() Burden {
-	const most = 1 << 50
 	for _, n := range []*int64{&b.Memory, &b.Used, &b.Disk, &b.Dirty, &b.DiskWrites, &b.Wire} {
-		*n = max(0, min(*n, most))
+		*n = max(0, min(*n, mostBytes))
 	}
 	b.Used = min(b.Used, b.Memory)
 	b.Limit, b.Seconds, b.Pages = max(0, min(b.Limit, 60_000)), max(0, min(b.Seconds, 60)), max(0, b.Pages)
@@ -71,11 +72,12 @@ func (p *Passage) speed() int64 {
 
 // keepPassage writes down what the move that ends came to.
 func (s *Server) keepPassage(tx *state.Tx) error {
+	p := s.Move.Here.Passage
 	m, ok := migrations.Find(tx, s.MigrationID)
-	if !ok || s.Move.Here.Passage == (Passage{}) {
+	if !ok || !s.Move.Live || p == (Passage{}) {
 		return nil
 	}
-	m.Passage = s.Move.Here.Passage
+	m.Passage = Passage{max(0, min(p.Bytes, mostBytes)), max(0, p.Ms), max(0, p.StoppedMs)}
 	return migrations.Put(tx, m)
 }
 
