@@ -136,9 +136,10 @@ func (f *Forecast) foretell() {
 	f.Seconds.Expected += expected.seconds
 	f.Seconds.Most += worst.seconds
 	f.Slowed = expected.slowed
-	f.HurriedMs = Range{0, 1000 * min(used, float64(b.Dirty)*used/usual) / usual, 1000 * used / slow}
+	f.HurriedMs = Range{0, // when somebody does it after the first round, and when before anything was sent
+		1000 * min(used, float64(b.Dirty)*used/usual) / usual, 1000 * used / slow}
 	stopped := func(r race, speed float64) float64 { return 1000 * r.rest / speed }
-	f.PauseMs = Range{between.Least + stopped(best, fast), between.Expected + max(stopped(expected, usual), float64(w.StoppedMs)), between.Most + float64(b.Limit)}
+	f.PauseMs = Range{between.Least + stopped(best, fast), between.Expected + max(stopped(expected, usual), float64(min(w.StoppedMs, b.Limit))), between.Most + float64(b.Limit)}
 	switch {
 	case !b.Seen:
 		f.Outcome = Unseen

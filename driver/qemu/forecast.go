@@ -32,7 +32,19 @@ const (
 func samples(memoryMiB int) int { return min(max(watchPages*1024/max(memoryMiB, 1), 128), 4096) }
 
 // Weigh implements compute.Weigher.
-func (d *Driver) Weigh(ctx context.Context, id resource.ID, where string) (b compute.Burden, err error) {
+func (d *Driver) Weigh(ctx context.Context, id resource.ID, where string) (compute.Burden, error) {
+	b, err := d.watch(ctx, id)
+	if err == nil && where != "" && where != d.where() { // not before: what that takes of the processors the guest would lack
+		var trouble error
+		if b.Wire, trouble = d.tryWire(ctx, where); trouble != nil {
+			d.log.WarnContext(ctx, "how fast another host is reached could not be tried", "where", where, "error", trouble)
+		}
+	}
+	return b, err
+}
+
+// watch looks at a guest.
+func (d *Driver) watch(ctx context.Context, id resource.ID) (b compute.Burden, err error) {
 	g, err := d.known(id)
 	if err != nil {
 		return b, err
@@ -40,18 +52,10 @@ func (d *Driver) Weigh(ctx context.Context, id resource.ID, where string) (b com
 	began := time.Now()
 	now, wrote, err := g.beginWatch(ctx, &b)
 	g.mu.Unlock()
-	if err != nil {
+	if err != nil || !b.Live {
 		return b, err
 	}
-	if where != "" && where != d.where() {
-		if b.Wire, err = d.tryWire(ctx, where); err != nil {
-			d.log.WarnContext(ctx, "how fast another host is reached could not be tried", "where", where, "error", err)
-		}
-	}
-	if !b.Live {
-		return b, nil
-	}
-	for left := max(time.Millisecond, watchSeconds*time.Second-time.Since(began)); ; left = 50 * time.Millisecond {
+	for left := watchSeconds * time.Second; ; left = 50 * time.Millisecond {
 		select {
 		case <-time.After(left):
 		case <-ctx.Done():
