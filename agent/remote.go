@@ -531,19 +531,9 @@ func (r *Remote) connect(ctx context.Context, at string, call host.Call) error {
 	if r.Consoles == nil {
 		return errors.New("this host's guests have no consoles")
 	}
-	var ours io.ReadWriteCloser
-	if call.Kind == "console-log" {
-		log, err := r.Consoles.ConsoleLog(ctx, call.Guest, call.Max)
-		if err != nil {
-			return err
-		}
-		ours = nothingBack{bytes.NewReader(log)}
-	} else {
-		conn, err := r.Consoles.Console(ctx, call.Guest, call.Kind)
-		if err != nil {
-			return err
-		}
-		ours = conn
+	ours, err := r.takes(ctx, call)
+	if err != nil {
+		return err
 	}
 	defer ours.Close()
 	address := strings.TrimPrefix(at, "https://")
@@ -566,6 +556,27 @@ func (r *Remote) connect(ctx context.Context, at string, call host.Call) error {
 		return fmt.Errorf("the controller answers %s", res.Status)
 	}
 	return splice(ours, conn, in)
+}
+
+// takes is this host's end of a call.
+func (r *Remote) takes(ctx context.Context, call host.Call) (io.ReadWriteCloser, error) {
+	switch call.Kind {
+	case host.ConsoleLogCall:
+		log, err := r.Consoles.ConsoleLog(ctx, call.Guest, call.Max)
+		return nothingBack{bytes.NewReader(log)}, err
+	case host.WeighCall:
+		weigher, ok := r.Consoles.(compute.Weigher)
+		if !ok {
+			return nil, errors.New("this host's driver cannot tell what a guest would take along")
+		}
+		b, err := weigher.Weigh(ctx, call.Guest, call.Where)
+		if err != nil {
+			return nil, err
+		}
+		text, err := json.Marshal(b)
+		return nothingBack{bytes.NewReader(text)}, err
+	}
+	return r.Consoles.Console(ctx, call.Guest, call.Kind)
 }
 
 // splice copies both ways until the guest's side ends or the controller goes.

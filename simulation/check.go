@@ -33,7 +33,7 @@ func (w *world) startControl() error {
 	if w.control != nil {
 		w.result.Changes += int(w.control.state.Latest().Revision())
 	}
-	c := &control{state: st, compute: compute.New(st, compute.Config{}), network: network.New(st)}
+	c := &control{state: st, compute: compute.New(st, compute.Config{Hosts: reach{w}}), network: network.New(st)}
 	c.operations = &operation.Service{State: st, Cancellers: c.compute.Cancellers()}
 	c.hub = host.NewHub(st, append(c.network.Sources(), c.compute.Source(), host.Muteness())...)
 	c.hub.Now, c.hub.After = w.now, w.after
@@ -74,7 +74,7 @@ func (w *world) checkSafety() error {
 			return fmt.Errorf("%d servers have a seat on %s, where there are none", taken, h.Name)
 		}
 	}
-	return w.checkNoneTwice()
+	return errors.Join(w.client.broken, w.checkNoneTwice())
 }
 
 // checkNoneTwice is that no guest runs on two machines. It is cheap enough for every step.

@@ -27,7 +27,8 @@ type client struct {
 	projects []*project
 	image    resource.ID
 	serial   int
-	seated   bool // the cloud has seats, and hosts may offer some
+	seated   bool  // the cloud has seats, and hosts may offer some
+	broken   error // a promise that an answer broke
 }
 
 type project struct {
@@ -213,9 +214,28 @@ func (c *client) move(id resource.ID) (string, error) {
 		{"hurry the move of", func() error { return s.HurryMove(admin, id, number) }},
 		{"abort the move of", func() error { return s.AbortMove(admin, id, number) }},
 		{"evacuate", func() error { return c.evacuate(id) }},
+		{"forecast the move of", func() error { return c.forecast(id) }},
 	}
 	a := asks[w.rng.IntN(len(asks))]
 	return a.what + " " + id.String(), a.ask()
+}
+
+// forecast has an operator ask what a move would take, which has to be told of whatever is under way, and to change nothing.
+func (c *client) forecast(id resource.ID) error {
+	w := c.w
+	before := w.control.state.Latest().Revision()
+	f, err := w.control.compute.ForecastMove(identity.Internal(w.ctx), id, compute.Relocation{Off: w.chance(200)})
+	if now := w.control.state.Latest().Revision(); now != before {
+		c.broken = fmt.Errorf("the forecast of a move of %s changed something", id)
+	}
+	if err != nil {
+		return err
+	}
+	if f.To == f.From || f.Seconds.Least <= 0 || f.Outcome == "" || f.Seconds.Most != 0 && f.Seconds.Most < f.Seconds.Least {
+		c.broken = fmt.Errorf("the forecast of a move of %s says %+v", id, f)
+	}
+	w.trace("forecast: %s, %.1f s, %s", f.Wire.Basis, f.Seconds.Expected, f.Outcome)
+	return nil
 }
 
 // evacuate has an operator make a server anew elsewhere, who first makes sure that its host is dead: here it loses

@@ -479,7 +479,7 @@ func (n *node) converse() bool {
 	}
 	if n.session == nil {
 		n.agent.Begin()
-		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Renews: true, Watchdog: true, Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Arch: "x86_64"}}
+		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Renews: true, Watchdog: true, Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Where: n.machine.Where(), Arch: "x86_64"}}
 		if n.at != nil {
 			n.session = n.at.arrive(n, hello)
 		} else if host.Arrive(w.ctx, w.control.state, n.id, hello) == nil {

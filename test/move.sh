@@ -143,29 +143,68 @@ moved() {
 	[ "$(sshin "${floating[one]}" 'sudo cat /dev/vdb | md5sum')" = "$seed" ] || fail "$what: its config drive is another"
 	until_ok 20 left "$from" || fail "$what: something is left on host-$from"
 }
+# forecast: says what a live move of the first guest would take; seen TO: what it took.
+forecast() {
+	"$unkai" move "${vm[one]}" --data "$work/controller" --plan --json >"$work/forecast" || fail "no forecast"
+	step "  forecast: $(jq -r 'def r: "\(.Expected*10|round/10) (\(.Least*10|round/10) to \(if .Most == 0 then "no end" else .Most*10|round/10 end))"; "\(.Seconds|r) s, pause \(.PauseMs|r) ms, hurried \(.HurriedMs|r) ms; ends by itself: \(.Outcome), slowed \(.Slowed) %; " +
+		"memory \(.Burden.Used/1048576|round) of \(.Burden.Memory/1048576|round) MiB, \(.Burden.Dirty/1048576|round) MiB/s written in \(.Burden.Pages) pages; disks \(.Burden.Disk/1048576|round) MiB, \(.Burden.DiskWrites/1024|round) KiB/s; " +
+		"wire \(.Wire.Expected/1e6|round) (\(.Wire.Least/1e6|round) to \(.Wire.Most/1e6|round)) MB/s, \(.Wire.Basis)"' "$work/forecast")"
+	[ "$(jq -r .Burden.Seen "$work/forecast")" = true ] || fail "the guest was not looked at: $(cat "$work/forecast")"
+}
+seen() {
+	step "  seen:     $(ask GET "/v1/migrations?server_id=${vm[one]}&sort=-number&limit=1" | jq -r '.items[0] | "\((.updated_at|.[0:19]+"Z"|fromdate) - (.created_at|.[0:19]+"Z"|fromdate)) s, sent \(.passage.bytes/1048576|round) MiB in \(.passage.ms) ms, processors stopped for \(.passage.stopped_ms) ms"'); nobody answered for ${lost[-1]} ms"
+}
 mark() { since=$(date +%s.%N); uptime=$(sshin "${floating[two]}" 'cut -d" " -f1 /proc/uptime'); }
 
+forecast
 mark
 act "${vm[one]}" '{"os-migrateLive":{"host":"host-b","block_migration":"auto"}}'
 moved "$since" "live, to host-b" a b
+seen
 sshin "${floating[one]}" 'echo written >proof; sync'
+forecast
 mark
 act "${vm[one]}" '{"os-migrateLive":{"host":null,"block_migration":"auto"}}'
 moved "$since" "live, and back" b a
+seen
 [ "$(sshin "${floating[one]}" cat proof)" = written ] || fail "what it wrote is lost"
 # A machine that is busy with something else may stand still once.
 [ "${lost[0]}" -lt 1000 ] || [ "${lost[1]}" -lt 1000 ] || fail "neither way took less than a second"
 ok "a guest goes live there and back: the same boot, the same connections, nothing left where it was"
+
+# --- one that writes in its memory, as much as it can while it goes
+loads() { sshin "${floating[one]}" "touch /tmp/busy; sudo sh -c 'setsid sh -c \"while [ -e /tmp/busy ]; do dd if=/dev/urandom of=/dev/shm/load bs=1M count=$1; $2; done\" </dev/null >/dev/null 2>&1 &'"; sleep 3; }
+rests() { sshin "${floating[one]}" 'rm -f /tmp/busy'; sleep 2; }
+loads 8 "sleep 0.5"
+forecast
+mark
+act "${vm[one]}" '{"os-migrateLive":{"host":"host-b","block_migration":"auto"}}'
+moved "$since" "writing, to host-b" a b 6000 20
+seen
+forecast
+mark
+act "${vm[one]}" '{"os-migrateLive":{"host":"host-a","block_migration":"auto"}}'
+moved "$since" "writing, and back" b a 6000 20
+seen
+rests
+ok "what a move takes was told before: of a guest that is idle, and of one that writes"
 
 # --- one that is given up, and one that is hurried, over a wire that is slower than the guest writes
 slow() { for n in 2 3; do (inside $n tc qdisc replace dev up0 root tbf rate "$1" burst 128k latency 100ms); done; }
 migration() { ask GET "/compute/v2.1/servers/${vm[one]}/migrations" | jq -r ".migrations[0].$1"; }
 under_way() { migration memory_processed_bytes | grep -q '^[1-9]'; }
 slow 150mbit
-sshin "${floating[one]}" "sudo sh -c 'setsid sh -c \"while :; do dd if=/dev/urandom of=/dev/shm/load bs=1M count=16; done\" </dev/null >/dev/null 2>&1 &'"
+loads 16 :
+forecast
 mark
 act "${vm[one]}" '{"os-migrateLive":{"host":"host-b","block_migration":"auto"}}'
 until_ok 60 under_way || fail "the memory is not sent: $(ask GET "/compute/v2.1/servers/${vm[one]}/migrations")"
+for _ in 1 2 3; do
+	progress=$(ask GET "/compute/v2.1/servers/${vm[one]}/migrations" | jq -c '.migrations[0] | [.status, .memory_total_bytes, .memory_processed_bytes, .memory_remaining_bytes, .disk_total_bytes, .disk_processed_bytes, .disk_remaining_bytes]')
+	step "  under way: [status, memory total, processed, remaining, disk total, processed, remaining] = $progress"
+	jq -e '.[0] == "running" and .[1] > 0 and .[2] > 0 and .[3] >= 0 and .[3] <= .[1] and .[4] > 0 and .[5] > 0 and .[4] == .[5] + .[6]' >/dev/null <<<"$progress" || fail "the progress cannot be"
+	sleep 1
+done
 ask DELETE "/compute/v2.1/servers/${vm[one]}/migrations/$(migration id)" -f || fail "the move cannot be aborted"
 moved "$since" "aborted" b a
 [ "$(qemus "${vm[one]}")" = 1 ] || fail "a QEMU is left on host-b"

@@ -47,6 +47,10 @@ func (screens) ConsoleLog(context.Context, resource.ID, resource.ID, int) ([]byt
 	return []byte("login: "), nil
 }
 
+func (screens) Weigh(context.Context, resource.ID, resource.ID, string) (compute.Burden, error) {
+	return compute.Burden{}, nil
+}
+
 func (screens) Console(context.Context, resource.ID, resource.ID, string) (net.Conn, error) {
 	return nil, fault.Errorf(fault.Unavailable, "no")
 }

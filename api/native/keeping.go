@@ -25,7 +25,8 @@ type leaving struct {
 	Name      string      `json:"name"`
 	Way       string      `json:"way"` // "live", "cold", "stop", "wait" or "stay"
 	To        string      `json:"to"`
-	Why       string      `json:"why"` // it does not leave
+	Why       string      `json:"why"`      // it does not leave
+	Forecast  *forecast   `json:"forecast"` // of its way, if it leaves
 }
 
 type leavings struct {
@@ -113,13 +114,13 @@ func (s *Server) planRetirement(w http.ResponseWriter, r *http.Request) error {
 	if err := readJSON(r, &asked); err != nil {
 		return err
 	}
-	all, err := s.Compute.PlanRetirement(r.Context(), id, asked.core())
+	all, err := s.Compute.ForecastRetirement(r.Context(), id, asked.core())
 	if err != nil {
 		return err
 	}
 	out := leavings{Servers: []leaving{}}
 	for _, l := range all {
-		out.Servers = append(out.Servers, leaving{l.ServerID, l.Project, l.Name, string(l.Way), l.To, l.Why})
+		out.Servers = append(out.Servers, leaving{l.ServerID, l.Project, l.Name, string(l.Way), l.To, l.Why, forecastFrom(l.Forecast)})
 	}
 	s.write(w, r, http.StatusOK, out)
 	return nil
@@ -230,7 +231,7 @@ var (
 	aboutRetire = about{id: "retireHost", summary: "Begin a host's maintenance: nothing new comes to it, and its servers are taken elsewhere. It ends when the host is enabled.",
 		tag: "hosts", body: "Retirement", parameters: changing,
 		answers: map[int]answer{202: {what: "The operation that empties the host; what stays is in the host's drain.", schema: "Operation"}, 200: planAnswer}, errors: []int{400, 404, 409}}
-	aboutPlanRetirement = about{id: "planHostRetirement", summary: "Tell, server by server, what a host's maintenance would do, and do nothing.", tag: "hosts", body: "Retirement",
+	aboutPlanRetirement = about{id: "planHostRetirement", summary: "Tell, server by server, what a host's maintenance would do and what it would take, and do nothing. Running guests are looked at for a second.", tag: "hosts", body: "Retirement",
 		answers: map[int]answer{200: {what: "What each server would do.", schema: "Leavings"}}, errors: []int{400, 404, 409}}
 	aboutVouch = about{id: "vouchForHost", summary: "Give your word that a lost host is off, or runs nothing any more: what was on it may then be started elsewhere. Nobody checks it.",
 		tag: "hosts", parameters: changing, answers: map[int]answer{200: {what: "The host; or, with the header Unkai-Plan, a plan.", schema: "Host"}}, errors: []int{404, 409}}

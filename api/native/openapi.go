@@ -199,6 +199,8 @@ func schemaOf(t reflect.Type) node {
 		return node{"type": "boolean"}
 	case reflect.Int, reflect.Int64:
 		return node{"type": "integer", "format": "int64"}
+	case reflect.Float64:
+		return node{"type": "number", "format": "double"}
 	case reflect.Slice:
 		return node{"type": "array", "items": schemaOf(t.Elem())}
 	case reflect.Map:
@@ -229,6 +231,8 @@ func fixed() node {
 		"HostPatch":    schemaOf(reflect.TypeFor[hostPatch]()),
 		"Retirement":   schemaOf(reflect.TypeFor[retirement]()),
 		"Leavings":     schemaOf(reflect.TypeFor[leavings]()),
+		"Relocation":   schemaOf(reflect.TypeFor[relocation]()),
+		"Forecast":     schemaOf(reflect.TypeFor[forecast]()),
 		"Fencing":      schemaOf(reflect.TypeFor[fencing]()),
 		"KeepPatch":    schemaOf(reflect.TypeFor[keepPatch]()),
 		"Keeping":      schemaOf(reflect.TypeFor[keeping]()),

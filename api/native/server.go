@@ -104,6 +104,8 @@ func (s *Server) routes() []route {
 		{"POST", "/hosts/{id}/maintenance/plan", false, (*Server).planRetirement, aboutPlanRetirement},
 		{"POST", "/hosts/{id}/fenced", false, (*Server).vouch, aboutVouch},
 		{"PUT", "/hosts/{id}/fencing", false, (*Server).putFencing, aboutPutFencing},
+		{"POST", "/servers/{id}/move", false, (*Server).relocate, aboutRelocate},
+		{"POST", "/servers/{id}/move/plan", false, (*Server).planRelocation, aboutPlanRelocation},
 		{"PATCH", "/servers/{id}/keep", false, (*Server).patchKeep, aboutPatchKeep},
 		{"GET", "/keeping", false, (*Server).keeping, aboutKeeping},
 		{"PATCH", "/keeping", false, (*Server).patchKeeping, aboutPatchKeeping},

@@ -385,7 +385,12 @@ func (c *cloud) ConsoleLog(ctx context.Context, h, server resource.ID, max int) 
 	if consoles, ok := c.near.of(h); ok {
 		return consoles.ConsoleLog(ctx, server, max)
 	}
-	conn, err := c.hosts.Dial(ctx, h, host.Call{Kind: "console-log", Guest: server, Max: max})
+	return c.call(ctx, h, host.Call{Kind: host.ConsoleLogCall, Guest: server, Max: max})
+}
+
+// call asks a host for what ends by itself: at most Max bytes.
+func (c *cloud) call(ctx context.Context, h resource.ID, call host.Call) ([]byte, error) {
+	conn, err := c.hosts.Dial(ctx, h, call)
 	if err != nil {
 		return nil, err
 	}
@@ -393,7 +398,27 @@ func (c *cloud) ConsoleLog(ctx context.Context, h, server resource.ID, max int) 
 	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		return nil, err
 	}
-	return io.ReadAll(io.LimitReader(conn, int64(max)))
+	return io.ReadAll(io.LimitReader(conn, int64(call.Max)))
+}
+
+// Weigh asks a guest's host what it would take along to another.
+func (c *cloud) Weigh(ctx context.Context, h, server resource.ID, where string) (b compute.Burden, err error) {
+	if guests, ok := c.near.of(h); ok {
+		weigher, ok := guests.(compute.Weigher)
+		if !ok {
+			return b, fault.Errorf(fault.Unsupported, "it cannot tell.")
+		}
+		return weigher.Weigh(ctx, server, where)
+	}
+	m, ok := host.Table().PeekOne(c.state.Latest(), h)
+	if !ok || m.Speaks.At(2) != nil {
+		return b, fault.Errorf(fault.Unsupported, "it is of a release that cannot tell.")
+	}
+	text, err := c.call(ctx, h, host.Call{Kind: host.WeighCall, Guest: server, Max: 4096, Where: where})
+	if err == nil {
+		err = json.Unmarshal(text, &b)
+	}
+	return b, err
 }
 
 func (c *cloud) Console(ctx context.Context, h, server resource.ID, kind string) (net.Conn, error) {

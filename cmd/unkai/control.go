@@ -183,6 +183,7 @@ func (c *cloud) control(at clientsAt) http.Handler {
 		wire.WriteJSON(w, http.StatusOK, "ordered")
 	})
 	c.hostRoutes(mux)
+	c.moveRoutes(mux)
 	mux.HandleFunc("GET /capacity", func(w http.ResponseWriter, r *http.Request) {
 		found, err := c.compute.Room(identity.Internal(r.Context()), r.FormValue("flavor"), r.FormValue("zone"))
 		answerControl(w, found, err)

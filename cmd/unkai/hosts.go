@@ -141,7 +141,7 @@ func (c *cloud) hostRoutes(mux *http.ServeMux) {
 		if err != nil {
 			return nil, err
 		}
-		return c.compute.PlanRetirement(ctx, h.ID, a)
+		return c.compute.ForecastRetirement(ctx, h.ID, a)
 	})
 	mux.HandleFunc("POST /keeping", func(w http.ResponseWriter, r *http.Request) {
 		var said keepingSaid
@@ -306,11 +306,24 @@ func (m *hostMaintenance) plan(ctx context.Context, asked compute.Retirement) er
 		return err
 	}
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "SERVER\tNAME\tWAY\tTO\tWHY NOT")
+	fmt.Fprintln(t, "SERVER\tNAME\tWAY\tTO\tTAKES\tPAUSE\tENDS BY ITSELF\tWHY NOT")
+	alone := 0.0 // seconds, as far as an end is expected
 	for _, l := range all {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", l.ServerID, l.Name, l.Way, l.To, l.Why)
+		takes, pause, outcome := "", "", ""
+		if f := l.Forecast; f != nil {
+			takes, outcome = spanText(f.Seconds, 1, "s"), string(f.Outcome)
+			alone += f.Seconds.Expected
+			if f.Live {
+				pause = spanText(f.PauseMs, 1000, "s")
+			}
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.ServerID, l.Name, l.Way, l.To, takes, pause, outcome, l.Why)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil || alone == 0 {
+		return err
+	}
+	fmt.Printf("one after the other: some %.0f s. Several at once share the wire. unkai move SERVER --plan says what a forecast rests on.\n", alone)
+	return nil
 }
 
 type hostEnable struct{ hostOption }

@@ -34,6 +34,7 @@ type machineOptions struct {
 	Zone            string `help:"The availability zone that a new host is in."`
 	Watchdog        string `help:"A watchdog of the kernel's, such as /dev/watchdog. With one this machine stops guests that are restarted elsewhere when it cannot reach a controller for a minute, and is reset if it fails to: see docs/decisions/fencing.md." type:"path"`
 	Moves           int    `default:"8704" help:"The TCP port at --address on which guests come in from other hosts (mutual TLS); 0 for none."`
+	Wire            int    `placeholder:"MBIT" help:"How many megabits a second this machine sends to other hosts, as long as no move has told: for forecasts."`
 	Address         string `help:"This machine's address for the tunnels between hosts. An agent takes the one on its way to the controller; a cloud on one machine needs none."`
 }
 
@@ -210,13 +211,15 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 	if err != nil {
 		return host.Hello{}, fmt.Errorf("look at this machine's networks: %w", err)
 	}
-	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Speaks: release.Own, Address: address, Physical: physical, Capacity: capacityOf(c), Mark: m.agent.Mark(),
+	capacity := capacityOf(c)
+	capacity.WireMbps = max(0, m.options.Wire)
+	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Speaks: release.Own, Address: address, Physical: physical, Capacity: capacity, Mark: m.agent.Mark(),
 		Renews: true, Watchdog: m.lease.Watchdog != nil}, nil
 }
 
 func capacityOf(c compute.Capabilities) host.Capacity {
 	return host.Capacity{Driver: c.Driver, Release: c.Version, VCPUs: c.VCPUs, MemoryMiB: c.MemoryMiB, DiskGiB: c.DiskGiB,
-		MaxVCPUs: c.MaxVCPUs, Isolating: c.Isolating, Moves: c.Moves, Arch: c.Arch, CPUModel: c.CPUModel}
+		MaxVCPUs: c.MaxVCPUs, Isolating: c.Isolating, Moves: c.Moves, Where: c.Where, Arch: c.Arch, CPUModel: c.CPUModel}
 }
 
 // join lets guests go to other hosts and come from them, if the machine has an address for that.

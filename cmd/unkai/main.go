@@ -28,6 +28,7 @@ type commands struct {
 	Controller controllerCommand `cmd:"" help:"Run a controller, or make a token with which a host joins it."`
 	Agent      agentCommand      `cmd:"" help:"Run this machine's agent: join a cloud and make its part of it real."`
 	Host       hostCommand       `cmd:"" help:"Look after hosts: maintenance, fencing, and how guests are kept alive."`
+	Move       moveCommand       `cmd:"" help:"Take a server to another host, or tell what that would take."`
 	Upgrade    upgradeCommand    `cmd:"" help:"Replace the binary of a running controller or agent, and finalise the upgrade of a cloud."`
 	Status     statusCommand     `cmd:"" help:"Show what runs and how it is."`
 	Capacity   capacityCommand   `cmd:"" help:"Tell how many more servers of a flavor have room, and what there is not enough of."`

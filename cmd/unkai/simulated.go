@@ -48,8 +48,9 @@ func (c *cloud) startSimulated(ctx context.Context, count int, start func(string
 		if a, err = agent.New(nil, time.Now(), append(networks.Handlers(), guests.Handler())...); err != nil {
 			return err
 		}
-		link := &agent.Local{Hub: c.hub, Host: id, Hello: host.Hello{Name: fmt.Sprintf("sim-%04d", n+1), Version: version,
-			Capacity: capacityOf(simulatedHost)}}
+		capacity := capacityOf(simulatedHost)
+		capacity.Where = m.Where()
+		link := &agent.Local{Hub: c.hub, Host: id, Hello: host.Hello{Name: fmt.Sprintf("sim-%04d", n+1), Version: version, Capacity: capacity}}
 		start(link.Hello.Name, func(ctx context.Context) error {
 			a.Run(identity.Internal(ctx), link, 1)
 			return nil

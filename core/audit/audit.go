@@ -162,6 +162,9 @@ func (a *auditor) migrations() {
 		if !compute.Servers().Has(a.tx, m.ServerID) {
 			a.find("migration", m.ID, "is of server %s, which is gone", m.ServerID)
 		}
+		if m.Passage != (compute.Passage{}) && (m.Task != compute.LiveMigrating || m.State == compute.Preparing || m.State == compute.Sending) {
+			a.find("migration", m.ID, "is %s and tells what it came to", m.State)
+		}
 	}
 }
 

@@ -146,6 +146,11 @@ var contradictions = map[string]struct {
 		}
 		panic("there is no aggregate")
 	}, "aggregate", "which is not there"},
+	"a migration that is under way and tells what it came to": {func(s *scene) error {
+		s.planted = s.tx.NewID()
+		return compute.Migrations().Put(s.tx, &compute.Migration{Meta: resource.Meta{ID: s.planted}, Number: 1, ServerID: s.idle.ID,
+			Task: compute.LiveMigrating, State: compute.Sending, Passage: compute.Passage{Bytes: 1, Ms: 1}})
+	}, "migration", "tells what it came to"},
 	"what the network finds": {func(s *scene) error {
 		err := s.port(func(p *network.Port) { p.NetworkID = s.nobody })
 		s.planted = resource.ID{}

@@ -95,6 +95,7 @@ type Leaving struct {
 	Way      Way
 	To       string // the host's name
 	Why      string // it does not leave
+	Forecast *Forecast
 }
 
 // PlanRetirement tells what Retire would do, server by server as each would find the cloud after those before it, and does nothing.

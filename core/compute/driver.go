@@ -268,6 +268,7 @@ type Capabilities struct {
 	Isolating bool   // guests are separated by hardware (KVM)
 	Arch      string // "x86_64"
 	CPUModel  string
-	MaxVCPUs  int  // of one guest
-	Moves     bool // guests can be sent to other hosts, and taken in: the driver is a Mover
+	MaxVCPUs  int    // of one guest
+	Moves     bool   // guests can be sent to other hosts, and taken in: the driver is a Mover
+	Where     string // where it takes them in, in words for the other host's driver; "" if it does not
 }

@@ -22,7 +22,8 @@ type Migration struct {
 	OldFlavor resource.ID
 	NewFlavor resource.ID
 
-	State MigrationState
+	State   MigrationState
+	Passage Passage `json:",omitzero"` // of a live one, once it is over
 }
 
 // A MigrationState is how a Migration stands.
@@ -46,6 +47,13 @@ var migrations = state.NewTable("migration",
 	state.Since[Migration](2),
 	state.Unique("number", func(m *Migration) state.Key { return state.KeyOf(m.Number) }),
 	state.Index("server", func(m *Migration) state.Key { return state.KeyOf(m.ServerID) }),
+	// Those that tell how fast a host sends to another.
+	state.Index("passage", func(m *Migration) state.Key {
+		if m.Passage.speed() == 0 {
+			return ""
+		}
+		return state.KeyOf(m.From, m.To)
+	}),
 )
 
 // Migrations gives the native API and the auditor a look at every migration.

@@ -44,6 +44,7 @@ type Transit struct {
 	Done    bool     `json:",omitempty"`
 	Memory  Progress `json:",omitzero"`
 	Disk    Progress `json:",omitzero"`
+	Passage Passage  `json:",omitzero"`  // of a running guest that is Done, from its old host
 	Trouble string   `json:",omitempty"` // why it cannot be, in words for the owner
 }
 
@@ -298,6 +299,9 @@ func (t *Transit) percent() int {
 // handOver gives the server to the host that has all of it now: the moment of the move.
 func (s *Server) handOver(tx *state.Tx) error {
 	if err := host.Discard(tx, s.HostID, "guest", s.ID); err != nil {
+		return err
+	}
+	if err := s.keepPassage(tx); err != nil {
 		return err
 	}
 	s.HostID, s.Epoch, s.Move = s.Move.To, s.Move.Number+1, nil

@@ -23,12 +23,14 @@ type Config struct {
 	Hosts Reach
 }
 
-// Reach is how the control plane gets at what is not state: guests' consoles.
+// Reach is how the control plane gets at what is not state: guests' consoles, and what they would take along to another host.
 type Reach interface {
 	// ConsoleLog is the newest part of what a guest wrote to its serial port, at most max bytes.
 	ConsoleLog(ctx context.Context, host, server resource.ID, max int) ([]byte, error)
 	// Console connects to a guest's "vnc" or "serial" console.
 	Console(ctx context.Context, host, server resource.ID, kind string) (net.Conn, error)
+	// Weigh is what a Weigher answers.
+	Weigh(ctx context.Context, host, server resource.ID, where string) (Burden, error)
 }
 
 // A Service is everything a dialect may ask of this domain. Its methods may be called

@@ -49,8 +49,15 @@ type Message struct {
 // A Call asks the host to connect, for something that is a stream of bytes.
 type Call struct {
 	ID    string
-	Kind  string // "console-log", "vnc", "serial"
+	Kind  string // one of those below, or a kind of console
 	Guest resource.ID
 	Max   int    // bytes of a log
 	At    string `json:",omitempty"` // where the controller is that waits for it, when it is not the session's
+	Where string `json:",omitempty"` // another host takes guests in
 }
+
+// Kinds of calls that are answered once.
+const (
+	ConsoleLogCall = "console-log"
+	WeighCall      = "weigh" // since level 2
+)

@@ -116,6 +116,10 @@ func (d *Driver) Serve(from resource.ID, conn net.Conn) {
 		d.log.Warn("another host said what cannot be understood", "host", from, "error", err)
 		return
 	}
+	if h.Purpose == forTrial {
+		d.beTried(conn)
+		return
+	}
 	hypervisor, trouble, err := d.admit(ctx, from, conn, h)
 	if err != nil {
 		d.log.Error("a guest cannot be taken in", "guest", h.Guest, "from", from, "for", h.Purpose, "error", err)

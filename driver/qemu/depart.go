@@ -27,6 +27,7 @@ type trip struct {
 	mirrorsEnded bool              // and have ended well
 	goesOn       bool              // the rest of the memory is on its way
 	transit      compute.Transit   // how far it is
+	clock        stopwatch         // how long it takes
 }
 
 type errandResult struct {
@@ -165,7 +166,7 @@ func (g *guest) carry(ctx context.Context, want compute.Guest) (progress, string
 			return waiting, "", nil // it tells when it is done
 		}
 	case !t.mirrored:
-		t.mirrored = true
+		t.mirrored, t.clock.began = true, time.Now()
 		for _, dev := range g.rec.Devices {
 			if dev.Kind != "disk" {
 				continue
@@ -205,6 +206,7 @@ func (g *guest) carry(ctx context.Context, want compute.Guest) (progress, string
 		g.comeAgain(time.Second)
 		return waiting, "", nil
 	}
+	t.clock.disksInStep()
 	return settled, "", nil
 }
 
@@ -343,6 +345,7 @@ func (g *guest) sent(ctx context.Context, want compute.Guest) (progress, string,
 	if g.trip != nil {
 		g.trip.transit.Memory = compute.Progress{Total: m.RAM.Total, Sent: m.RAM.Transferred}
 		g.trip.transit.Disk.Left = 0
+		g.trip.transit.Passage = g.trip.passage(&m)
 	}
 	g.driver.log.InfoContext(ctx, "a guest is sent", "guest", g.id, "took_ms", m.Total, "stopped_ms", m.Downtime)
 	g.sendLog(ctx, want)

@@ -63,6 +63,7 @@ type Driver struct {
 	hypervisor *hypervisor
 	cgroups    *cgroups
 	peers      Peers // nil: guests stay where they are
+	trials     trials
 
 	// step is called between any two things that a crash could part. Tests end
 	// the program there.
@@ -91,7 +92,7 @@ func open(o Options, step func(string)) (d *Driver, err error) {
 	d = &Driver{
 		dir: o.Dir, binary: o.Binary, accel: o.Accel, firstUID: o.FirstUID, uids: o.UIDs,
 		smbios: o.SMBIOS, firmware: o.Firmware.found(), logBytes: o.LogBytes, log: o.Log,
-		step: step, guests: map[resource.ID]*guest{},
+		step: step, guests: map[resource.ID]*guest{}, trials: trials{turn: make(chan struct{}, 1)},
 	}
 	if d.dir == "" {
 		return nil, errors.New("qemu: no directory given")
@@ -662,6 +663,7 @@ func (d *Driver) Capabilities(ctx context.Context) (compute.Capabilities, error)
 		CPUModel:  cpuModel(),
 		MaxVCPUs:  d.hypervisor.machines["q35"].maxVCPUs,
 		Moves:     d.where() != "" && d.hypervisor.moves,
+		Where:     d.where(),
 	}, nil
 }
 

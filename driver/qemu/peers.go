@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -51,6 +52,7 @@ const (
 	forDisk    purpose = "disk"    // one disk, from one hypervisor to the other
 	forMemory  purpose = "memory"  // its memory, likewise
 	forLog     purpose = "log"     // what it wrote to its console meanwhile
+	forTrial   purpose = "trial"   // nothing: how fast the wire is
 	forEnd     purpose = "end"     // the disks are all there, and there is no memory
 )
 
@@ -130,6 +132,7 @@ type pipes struct {
 	ended bool               // guarded by mu
 	conns map[io.Closer]bool // guarded by mu
 	group sync.WaitGroup     // of what this side began
+	sent  atomic.Int64       // bytes that went to the other host
 }
 
 func newPipes() *pipes { return &pipes{conns: map[io.Closer]bool{}} }
@@ -173,7 +176,7 @@ func (p *pipes) join(hypervisor, peer net.Conn) {
 	}
 	var back sync.WaitGroup
 	back.Go(func() { pass(hypervisor, peer) })
-	pass(peer, hypervisor)
+	pass(counted{peer, &p.sent}, hypervisor)
 	back.Wait()
 }
 
@@ -187,6 +190,25 @@ func pass(to, from net.Conn) {
 		to.Close()
 		from.Close()
 	}
+}
+
+// counted counts what is written to a connection.
+type counted struct {
+	net.Conn
+	bytes *atomic.Int64
+}
+
+func (c counted) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.bytes.Add(int64(n))
+	return n, err
+}
+
+func (c counted) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
 }
 
 // Without these, io.Copy would splice between sockets with buffers of its own choice, and smaller ones.

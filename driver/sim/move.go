@@ -27,6 +27,9 @@ func (n *Net) Join(m *Machine) {
 	n.machines[m.listens] = m
 }
 
+// Where is where the machine takes guests in; "" if it is on no net.
+func (m *Machine) Where() string { return m.listens }
+
 func (n *Net) at(where string) *Machine {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -81,6 +84,9 @@ func (w *way) report(now time.Time, want *compute.Guest) compute.Transit {
 		disks += want.Disks[i].SizeMiB
 	}
 	t.Disk = progress(disks)
+	if w.live && w.done {
+		t.Passage = compute.Passage{Bytes: t.Memory.Total + t.Disk.Total, Ms: w.until.Sub(w.begun).Milliseconds(), StoppedMs: 40}
+	}
 	return t
 }
 
@@ -163,7 +169,7 @@ func (m *Machine) further(g *guest, want *compute.Guest) {
 		return
 	}
 	was := g.power
-	w.done = true // before the other machine has it
+	w.done, w.until = true, m.now() // before the other machine has it
 	if g.power == compute.On {
 		g.power = compute.Paused
 	}
