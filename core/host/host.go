@@ -55,8 +55,9 @@ type Capacity struct {
 	MemoryMiB int
 	DiskGiB   int
 	MaxVCPUs  int
-	Isolating bool // guests are separated by hardware
-	Moves     bool `since:"2,soft"` // guests can go to other hosts, and come from them
+	Isolating bool   // guests are separated by hardware
+	Moves     bool   `since:"2,soft"`                   // guests can go to other hosts, and come from them
+	Snapshots string `json:",omitempty" since:"2,soft"` // the format of the copies that it makes of guests' disks; "" if it makes none
 	Arch      string
 	CPUModel  string
 }
