@@ -181,7 +181,7 @@ func (c *client) request(p *project) (string, error) {
 	if n < 83 {
 		return c.keep(p, id)
 	}
-	if n < 91 {
+	if n < 93 {
 		return c.shelf(p, id)
 	}
 	tasks := []compute.Task{compute.Starting, compute.Stopping, compute.SoftRebooting, compute.HardRebooting,

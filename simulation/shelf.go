@@ -71,7 +71,13 @@ func imageTask(s *image.Service) reconcile.Task {
 // shelf has an owner shelve a server, bring it back or make an image of it, or an operator say how long those that are shelved stay.
 func (c *client) shelf(p *project, id resource.ID) (string, error) {
 	w, admin, s := c.w, identity.Internal(c.w.ctx), c.w.control.compute
-	switch n := w.rng.IntN(12); {
+	n := w.rng.IntN(12)
+	if shelved := w.shelvedOf(p); len(shelved) > 0 && w.chance(800) {
+		id, n = shelved[w.rng.IntN(len(shelved))], 4+w.rng.IntN(7)
+	} else if n < 10 {
+		n = 0
+	}
+	switch {
 	case n < 4:
 		return "shelve " + id.String(), s.Shelve(p.ctx, id, nil)
 	case n < 8:
@@ -92,6 +98,16 @@ func (c *client) shelf(p *project, id resource.ID) (string, error) {
 		_, err := (&host.Service{State: w.control.state}).SetKeeping(admin, func(k *host.Keeping) { k.ShelvedStay = stay })
 		return fmt.Sprintf("shelved servers stay for %v", stay), err
 	}
+}
+
+// shelvedOf lists a project's servers that are shelved, or about to be.
+func (w *world) shelvedOf(p *project) (ids []resource.ID) {
+	for _, id := range p.order {
+		if srv, ok := compute.Servers().PeekOne(w.control.state.Latest(), id); ok && (srv.Shelf != nil || srv.Task == compute.Shelving) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // checkDisks is that what a server is made from, or is to be, is the copy of its own disk.
