@@ -64,8 +64,8 @@ func (s *Service) SetKeeping(ctx context.Context, change func(*Keeping)) (*Keepi
 			return nil, fault.InvalidField("storm_percent", "must be from 0 to 100")
 		case k.AtOnce < 1 || k.AtOnce > 1000:
 			return nil, fault.InvalidField("at_once", "must be from 1 to 1000")
-		case k.ShelvedStay < 0 && k.ShelvedStay != ShelvedForever:
-			return nil, fault.InvalidField("shelved_stay", "must not be negative, but for -1 for ever")
+		case k.ShelvedStay < 0:
+			k.ShelvedStay = ShelvedForever
 		}
 		if k.ID.IsZero() {
 			k.ID = tx.NewID()
