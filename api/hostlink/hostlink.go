@@ -116,8 +116,6 @@ func (s *Server) answer(h func(http.ResponseWriter, *http.Request) error) http.H
 				status = http.StatusServiceUnavailable
 			case fault.Gone:
 				status = http.StatusGone
-			case fault.TooLarge, fault.OverQuota, fault.Exhausted:
-				status = http.StatusRequestEntityTooLarge
 			case fault.Exists, fault.Conflict:
 				status = http.StatusConflict
 			default:
