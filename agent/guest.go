@@ -26,6 +26,8 @@ type Guests struct {
 	Images *Images // nil: the driver needs no image files
 	Taps   *Taps   // nil: the driver needs no taps
 	Lease  *Lease  // nil: guests need none
+	// Uploads bring copies of guests' disks to a controller; nil: none are made.
+	Uploads Uploader
 	// Seed builds a config drive and answers its path; nil: guests get none.
 	Seed func(compute.Guest) (string, error)
 	// Unseed takes the config drive away.
@@ -68,6 +70,11 @@ func (g *Guests) ensure(ctx context.Context, _ resource.ID, body json.RawMessage
 		return g.receive(ctx, want)
 	case want.Leave != nil:
 		return g.send(ctx, want)
+	case want.Snapshot != nil:
+		return g.snapshot(ctx, want)
+	}
+	if g.Uploads != nil {
+		g.Uploads.Forget(want.ID)
 	}
 	if again, err := g.prepare(ctx, want); err != nil || again > 0 {
 		return g.wait(ctx, want, again, err)
@@ -236,6 +243,9 @@ func imagesOf(g *compute.Guest) []*compute.ImageRef {
 func (g *Guests) remove(ctx context.Context, id resource.ID) error {
 	if g.Images != nil {
 		g.Images.Forget(id)
+	}
+	if g.Uploads != nil {
+		g.Uploads.Forget(id)
 	}
 	if err := g.Driver.Remove(ctx, id); err != nil {
 		return err

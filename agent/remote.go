@@ -165,6 +165,7 @@ type Remote struct {
 
 	mu     sync.Mutex
 	url    string           // of the controller that is asked now; guarded by mu
+	leads  string           // the one that leads, when another has said so of late; guarded by mu
 	cert   *tls.Certificate // guarded by mu
 	speaks release.Span     // of the controller; guarded by mu
 	home   time.Time        // when the one is tried again that comes first; guarded by mu
@@ -265,7 +266,7 @@ func NewRemote(url string, id *Identity, hello func(context.Context) (host.Hello
 			defer r.mu.Unlock()
 			return r.cert, nil
 		}}
-	r.client = &http.Client{Transport: &http.Transport{TLSClientConfig: r.tls, MaxIdleConnsPerHost: 8,
+	r.client = &http.Client{Transport: &http.Transport{TLSClientConfig: r.tls, MaxIdleConnsPerHost: 8, ExpectContinueTimeout: 5 * time.Second,
 		DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext, TLSHandshakeTimeout: 5 * time.Second}}
 	return r, nil
 }
@@ -416,6 +417,42 @@ func (r *Remote) Image(ctx context.Context, id resource.ID) (io.ReadCloser, erro
 		return nil, err
 	}
 	return res.Body, nil
+}
+
+// PutImage brings bytes into an image that a controller has made for a snapshot: to the one that leads, once another has said which that is.
+func (r *Remote) PutImage(ctx context.Context, id resource.ID, body io.Reader, bytes int64) error {
+	r.mu.Lock()
+	at := cmp.Or(r.leads, r.url)
+	r.leads = ""
+	r.mu.Unlock()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, at+"/host/v1/images/"+id.String(), io.NopCloser(body))
+	if err != nil {
+		return err
+	}
+	req.ContentLength = bytes
+	req.Header.Set("Expect", "100-continue") // most refusals need no byte of it
+	res, err := r.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(res.Body, 4096)) // only to say more
+	said := strings.TrimSpace(string(text))
+	switch res.StatusCode {
+	case http.StatusNoContent:
+		return nil
+	case http.StatusNotFound, http.StatusGone:
+		return &ImageError{"The image was taken away before it was complete."}
+	case http.StatusBadRequest: // there is no room for it, for one
+		return &ImageError{said}
+	case http.StatusMisdirectedRequest:
+		r.mu.Lock()
+		if leader := res.Header.Get(host.LeaderHeader); slices.Contains(r.Identity.Controllers, leader) {
+			r.leads = leader // the next attempt goes there
+		}
+		r.mu.Unlock()
+	}
+	return &StatusError{res.StatusCode, said}
 }
 
 // Connect begins a session.

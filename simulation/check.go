@@ -12,6 +12,7 @@ import (
 	"github.com/unkai-cloud/unkai/core/audit"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/image"
 	"github.com/unkai-cloud/unkai/core/network"
 	"github.com/unkai-cloud/unkai/core/operation"
 )
@@ -33,13 +34,16 @@ func (w *world) startControl() error {
 	if w.control != nil {
 		w.result.Changes += int(w.control.state.Latest().Revision())
 	}
-	c := &control{state: st, compute: compute.New(st, compute.Config{Hosts: reach{w}}), network: network.New(st)}
-	c.operations = &operation.Service{State: st, Cancellers: c.compute.Cancellers()}
+	c := &control{state: st, images: image.New(st, w.blobs, image.Config{InUse: compute.UsesImage}), network: network.New(st)}
+	c.compute = compute.New(st, compute.Config{Images: c.images, Hosts: reach{w}})
+	cancellers, expirers := c.compute.Cancellers(), c.compute.Expirers()
+	cancellers[image.Table().Kind()], expirers[image.Table().Kind()] = c.images.Cancel, c.images.Expire
+	c.operations = &operation.Service{State: st, Cancellers: cancellers}
 	c.hub = host.NewHub(st, append(c.network.Sources(), c.compute.Source(), host.Muteness())...)
 	c.hub.Now, c.hub.After = w.now, w.after
-	reaper := &operation.Reaper{State: st, Now: w.now, Expirers: c.compute.Expirers()}
+	reaper := &operation.Reaper{State: st, Now: w.now, Expirers: expirers}
 	fence := &host.Fence{State: st, Now: w.now, Awaited: compute.Awaited, Fencers: map[string]host.Fencer{"sim": fencer{w}}}
-	tasks := []reconcile.Task{reaper.Task(), c.hub.Liveness(w.now), fence.Task()}
+	tasks := []reconcile.Task{reaper.Task(), c.hub.Liveness(w.now), fence.Task(), imageTask(c.images)}
 	for _, t := range append(c.network.Tasks(), c.compute.Reconcilers()...) {
 		if !strings.HasSuffix(t.Name, "-end") { // our projects are nowhere
 			tasks = append(tasks, t)
@@ -74,7 +78,7 @@ func (w *world) checkSafety() error {
 			return fmt.Errorf("%d servers have a seat on %s, where there are none", taken, h.Name)
 		}
 	}
-	return errors.Join(w.client.broken, w.checkNoneTwice())
+	return errors.Join(w.client.broken, w.checkNoneTwice(), w.checkDisks(tx))
 }
 
 // checkNoneTwice is that no guest runs on two machines. It is cheap enough for every step.
@@ -103,6 +107,9 @@ func (w *world) restless() string {
 		}
 	}
 	if what := w.unkept(tx); what != "" {
+		return what
+	}
+	if what := w.unshelved(tx); what != "" {
 		return what
 	}
 	for s := range compute.Servers().Peek(tx, "", state.Range{}) {

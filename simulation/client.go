@@ -15,7 +15,6 @@ import (
 	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/identity"
 	"github.com/unkai-cloud/unkai/core/image"
-	"github.com/unkai-cloud/unkai/core/image/imagetest"
 	"github.com/unkai-cloud/unkai/core/network"
 	"github.com/unkai-cloud/unkai/core/operation"
 )
@@ -51,7 +50,7 @@ func (w *world) newClient() (*client, error) {
 			return nil, err
 		}
 	}
-	images := image.New(w.control.state, new(imagetest.Memory), image.Config{})
+	images := w.control.images
 	i, err := images.Create(admin, image.Request{Name: "small", ProjectID: resource.NewID(w.clock, w),
 		Spec: image.Spec{Format: "raw", Container: "bare", Visibility: image.Public}})
 	if err != nil {
@@ -182,6 +181,9 @@ func (c *client) request(p *project) (string, error) {
 	}
 	if n < 83 {
 		return c.keep(p, id)
+	}
+	if n < 93 {
+		return c.shelf(p, id)
 	}
 	tasks := []compute.Task{compute.Starting, compute.Stopping, compute.SoftRebooting, compute.HardRebooting,
 		compute.Pausing, compute.Unpausing, compute.Suspending, compute.Resuming}

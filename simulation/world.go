@@ -26,6 +26,8 @@ import (
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/image"
+	"github.com/unkai-cloud/unkai/core/image/imagetest"
 	"github.com/unkai-cloud/unkai/core/network"
 	"github.com/unkai-cloud/unkai/core/operation"
 	"github.com/unkai-cloud/unkai/driver/sim"
@@ -60,6 +62,7 @@ type world struct {
 	clock  time.Time
 	engine *state.Memory
 	print  hash.Hash
+	blobs  *imagetest.Memory // outlives controllers, as their disks do
 
 	// The controller. nil while it is down.
 	control   *control
@@ -107,7 +110,7 @@ func newWorld(ctx context.Context, o Options) (*world, error) {
 		o.Steps = 2000
 	}
 	w := &world{Options: o, ctx: ctx, rng: rand.New(rand.NewPCG(o.Seed, 0x756e6b6169)), clock: begin,
-		engine: state.NewMemory(100_000), print: sha256.New(), result: Result{Seed: o.Seed, Faults: map[string]int{}}}
+		engine: state.NewMemory(100_000), print: sha256.New(), blobs: new(imagetest.Memory), result: Result{Seed: o.Seed, Faults: map[string]int{}}}
 	w.engine.Fault = w.commitFault
 	w.calm = true
 	if err := w.startControl(); err != nil {
@@ -406,7 +409,7 @@ func (n *node) restart() {
 	n.drop()
 	n.asks, n.grants = nil, nil
 	taps := new(agent.Taps)
-	guests := &agent.Guests{Driver: n.machine.Guests(), Taps: taps, Lease: n.lease}
+	guests := &agent.Guests{Driver: n.machine.Guests(), Taps: taps, Lease: n.lease, Uploads: uploads{n}}
 	networks := &agent.Networks{Driver: n.machine.Networks(), Taps: taps, Wired: func(server resource.ID) {
 		n.agent.Touch(host.Key{Kind: "guest", ID: server}, n.w.clock)
 	}}
@@ -479,7 +482,7 @@ func (n *node) converse() bool {
 	}
 	if n.session == nil {
 		n.agent.Begin()
-		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Renews: true, Watchdog: true, Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Where: n.machine.Where(), Arch: "x86_64"}}
+		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Renews: true, Watchdog: true, Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Where: n.machine.Where(), Snapshots: "raw", Arch: "x86_64"}}
 		if n.at != nil {
 			n.session = n.at.arrive(n, hello)
 		} else if host.Arrive(w.ctx, w.control.state, n.id, hello) == nil {
@@ -602,6 +605,7 @@ type control struct {
 	hub        *host.Hub
 	reconciler *reconcile.Reconciler
 	compute    *compute.Service
+	images     *image.Service
 	network    *network.Service
 	operations *operation.Service
 }

@@ -80,11 +80,24 @@ os demo server start vm1
 until_ok 300 sshto "$address" true || fail "vm1 does not answer ssh after it was started again"
 ok "stop and start"
 
+# --- shelve, and back: the host has nothing of it, its disk is in an image, and it comes back with all that it had
+vm1=$(os demo server show vm1 -f value -c id)
+sshto "$address" 'echo kept on the shelf >/home/cirros/shelf && sync' || fail "the guest cannot write a file"
+os demo server shelve vm1
+until_ok 150 bash -c '[ "$(OS_CLIENT_CONFIG_FILE='"$data"'/clouds.yaml OS_CLOUD=demo openstack server show vm1 -f value -c status)" = SHELVED_OFFLOADED ]' || fail "vm1 is not shelved"
+until_ok 20 test ! -e "$data/host/qemu/guests/$vm1" || { ls -la "$data/host/qemu/guests/$vm1" >&2; fail "the host has something of the shelved vm1"; }
+[ "$(os demo image show vm1-shelved -f value -c status)" = active ] || fail "the shelved vm1 has no image"
+audit
+os demo server unshelve vm1
+until_ok 200 sshto "$address" grep -q 'kept on the shelf' /home/cirros/shelf || { os demo console log show vm1 >&2; fail "vm1 did not come back from the shelf with its file"; }
+until_ok 20 bash -c '! OS_CLIENT_CONFIG_FILE='"$data"'/clouds.yaml OS_CLOUD=demo openstack image show vm1-shelved' || fail "the image of the shelved vm1 is left"
+audit
+ok "shelve and unshelve: the file is there, at the same floating address"
+
 # --- kill -9 in the middle of create, delete, reboot and image upload: each is accepted, and the very next
 # thing is the end of the process.
 network=$(os demo network show net1 -f value -c id)
 image=$(os demo image show guest -f value -c id)
-vm1=$(os demo server show vm1 -f value -c id)
 token=$(os demo token issue -f value -c id)
 api() { curl -sS -f -H "X-Auth-Token: $token" -H 'Content-Type: application/json' "$@"; }
 

@@ -1,10 +1,11 @@
 #!/bin/bash
 # OpenStack's own integration suite, Debian's tempest, unmodified.
-#   test/tempest.sh smoke|all [--update] [identity|image|compute|network …]
+#   test/tempest.sh smoke|all [--update] [--follower] [identity|image|compute|network …]
 #   test/tempest.sh lab [--update] [REGEX]
 # smoke and all: against a cloud of simulated hosts, all four services unless some are named. smoke: the tests that tempest tags so;
 # none may fail. all: everything tempest has for them; the failing ones must be those of test/tempest/failing.txt, and --update takes
-# out what no longer fails.
+# out what no longer fails. --follower: there are three controllers, and every request goes to one that does not lead. It needs root,
+# for network namespaces.
 # lab: against three controllers and two hosts with real guests (test/lab.sh), which it speaks to by ssh: moving them, resizing them,
 # and the scenarios that need neither volumes nor objects. The failing ones must be those of test/tempest/failing-lab.txt.
 simulated=yes
@@ -14,8 +15,15 @@ which=${1:-}
 
 usage() { sed -n '3,4s/^# *//p' "$0" >&2; exit 2; }
 shift || usage
-update=
-[ "${1:-}" != --update ] || { update=--update; shift; }
+update= follower=
+while :; do
+	case ${1:-} in
+	--update) update=--update ;;
+	--follower) follower=yes ;;
+	*) break ;;
+	esac
+	shift
+done
 more=/dev/null
 case $which in
 smoke | all)
@@ -36,14 +44,15 @@ lab)
 *) usage ;;
 esac
 
-# in_lab runs a command where the lab's clients are.
-in_lab() { "$root/test/lab.sh" enter "$@"; }
+# run runs a command where the clients are.
+run() { "$@"; }
 if [ "$which" = lab ]; then
+	run() { "$root/test/lab.sh" enter "$@"; }
 	export LAB=$work/lab PREFIX=$prefix HOSTS=2 UNKAI=$unkai GUEST=$guest POOL=${POOL:-172.31.252.0/24} NET=${NET:-10.213.12}
 	ending() { cp "$LAB"/*.log "$work/"; "$root/test/lab.sh" down; }
 	"$root/guest/build.sh" "$guest" >/dev/null 2>&1 || fail "there is no guest's image"
 	"$root/test/lab.sh" up >>"$work/log" 2>&1 || fail "the lab is not ready"
-	data=$work/lab/c1 url=$(in_lab sh -c 'echo $UNKAI_URL')
+	data=$work/lab/c1 url=$(run sh -c 'echo $UNKAI_URL')
 	# Two ways for a guest to boot, as there are two images.
 	dir=$LAB tag=$prefix net=$NET pool=$POOL
 	. "$root/test/hosts.sh"
@@ -53,8 +62,32 @@ if [ "$which" = lab ]; then
 	external=$(ask c1 GET '/network/v2.0/networks?router:external=true' | jq -r '.networks[0].id')
 	extensions=$(ask c1 GET /network/v2.0/extensions | jq -r '[.extensions[].alias] | join(",")')
 else
-	start --sim 2
-	in_lab() { "$@"; }
+	if [ -n "$follower" ]; then
+		tag=tf-$$ net=10.213.9 dir=$work
+		. "$root/test/hosts.sh"
+		finish() { # as in lib.sh, of three
+			local code=$?
+			for m in c1 c2 c3; do halt $m || true; done
+			unwire
+			if [ $code = 0 ]; then rm -rf "$work"; else echo "kept: $work" >&2; fi
+			exit $code
+		}
+		wire c1 c2 c3 out
+		launch c1 --cluster --sim 3
+		ready c1 || fail "the first controller is not ready"
+		for m in c2 c3; do
+			launch $m --join "https://$(at c1):8702" --token "$(token c1 controller)"
+			ready $m || fail "controller $m is not ready"
+		done
+		follows() { [ "$(led_by c1 c2 c3)" = c1 ] || fail "c1 does not lead any more"; }
+		follows
+		data=$dir/c2 url=$(url c2)
+		run() { (inside out "$@"); }
+		os() { local who=$1; shift; run env OS_CLIENT_CONFIG_FILE="$data/clouds.yaml" OS_CLOUD="$who" openstack "$@"; }
+		stop() { follows; }
+	else
+		start --sim 2
+	fi
 	image=$(os unkai image show tiny -f value -c id)
 	other=$(os unkai image show tiny-alt -f value -c id)
 	external=$(os unkai network show public -f value -c id)
@@ -70,11 +103,11 @@ cat "$root/test/tempest/tempest.conf" "$more" |
 		-e "s|@IMAGE@|$image|;s|@IMAGE_ALT@|$other|;s|@EXTERNAL@|$external|" >"$work/tempest/etc/tempest.conf"
 
 cd "$work/tempest"
-tempest run --list-tests --regex "$tests" >"$work/tests"
+run tempest run --list-tests --regex "$tests" >"$work/tests"
 # Most of the time tempest sleeps, before each delete of a subnet and between two looks at a server, so more workers
 # than processors are of use.
 code=0
-in_lab tempest run --concurrency "$workers" --regex "$tests" >"$work/run" 2>&1 || code=$?
+run tempest run --concurrency "$workers" --regex "$tests" >"$work/run" 2>&1 || code=$?
 stestr last --subunit | subunit2csv --no-passthrough >"$work/results" || true
 cd "$root"
 [ "$(wc -l <"$work/results")" -gt 1 ] || { tail -n 40 "$work/run" >&2; fail "tempest ended with $code and without results"; }

@@ -36,9 +36,9 @@ var (
 // paused guest still runs, one that is asleep or failed does not. One with a new shape to confirm runs with it.
 func stateOf(s compute.Standing) instanceState {
 	switch s.Task {
-	case compute.Creating, compute.Starting, compute.Resuming, compute.Rebuilding:
+	case compute.Creating, compute.Starting, compute.Resuming, compute.Rebuilding, compute.Unshelving:
 		return pending
-	case compute.Stopping, compute.Suspending:
+	case compute.Stopping, compute.Suspending, compute.Shelving:
 		return stopping
 	case compute.Deleting:
 		return shuttingDown
@@ -280,7 +280,11 @@ func (s *Server) operate(c *call, f found, how string, task compute.Task, alread
 	case slices.Contains(already, stateOf(f.server.Standing())):
 		return identity.Allow(c.ctx, "server.operate", f.server.Meta)
 	}
-	err := s.Compute.Do(c.ctx, f.server.ID, task)
+	do := func() error { return s.Compute.Do(c.ctx, f.server.ID, task) }
+	if task == compute.Unshelving {
+		do = func() error { return s.Compute.Unshelve(c.ctx, f.server.ID, compute.Place{}) }
+	}
+	err := do()
 	if p := fault.From(err); p != nil && p.Code == "server-state" {
 		return refuse("IncorrectInstanceState", "The instance '%s' is not in a state from which it can be %s.", idOf("i", f.server.ID), how)
 	}
@@ -290,8 +294,13 @@ func (s *Server) operate(c *call, f found, how string, task compute.Task, alread
 func (s *Server) startInstances(c *call) (any, error) {
 	return s.change(c, func(c *call, f found) error {
 		task := compute.Starting
-		if f.server != nil && f.server.Stage() == compute.Asleep {
-			task = compute.Resuming
+		if f.server != nil {
+			switch f.server.Stage() {
+			case compute.Asleep:
+				task = compute.Resuming
+			case compute.Shelved, compute.Offloaded: // here it is a stopped one
+				task = compute.Unshelving
+			}
 		}
 		return s.operate(c, f, "started", task, running, pending)
 	})

@@ -9,6 +9,7 @@
 //	POST /host/v1/observations   [host.Observation, …]
 //	POST /host/v1/lease          host.LeaseRequest -> host.LeaseAnswer: the host's lease, anew
 //	GET  /host/v1/images/{id}    the bytes of an image
+//	PUT  /host/v1/images/{id}    the bytes of a snapshot of one of its guests
 //	GET  /host/v1/calls/{id}     Upgrade: unkai-call; the raw bytes of a call that a Message named
 package hostlink
 
@@ -38,6 +39,10 @@ type Server struct {
 	Authority *host.Authority
 	// Image opens an image for a host, if that is to have it. The caller closes it.
 	Image func(ctx context.Context, host, id resource.ID) (io.ReadCloser, error)
+	// Fill brings the bytes of a snapshot into its image, if the host is to make it. One that has them already needs no more.
+	Fill func(ctx context.Context, host, id resource.ID, body io.Reader, bytes int64) error
+	// Leader is where hosts reach the controller that leads, when it is another: who has bytes to bring is sent there.
+	Leader func() (link string, ok bool)
 	// Others is the other controllers; nil when there are none.
 	Others Others
 	Now    func() time.Time
@@ -84,6 +89,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.mux.HandleFunc("POST /host/v1/observations", s.answer(s.known(s.observations)))
 		s.mux.HandleFunc("POST /host/v1/lease", s.answer(s.known(s.lease)))
 		s.mux.HandleFunc("GET /host/v1/images/{id}", s.answer(s.known(s.image)))
+		s.mux.HandleFunc("PUT /host/v1/images/{id}", s.answer(s.known(s.fill)))
 		s.mux.HandleFunc("GET /host/v1/calls/{id}", s.answer(s.known(s.call)))
 	})
 	s.mux.ServeHTTP(w, r)
@@ -108,6 +114,8 @@ func (s *Server) answer(h func(http.ResponseWriter, *http.Request) error) http.H
 				status = http.StatusNotFound
 			case fault.Unavailable:
 				status = http.StatusServiceUnavailable
+			case fault.Gone:
+				status = http.StatusGone
 			case fault.Exists, fault.Conflict:
 				status = http.StatusConflict
 			default:
@@ -373,3 +381,37 @@ func (s *Server) image(w http.ResponseWriter, r *http.Request, h resource.ID) er
 	}
 	return nil
 }
+
+func (s *Server) fill(w http.ResponseWriter, r *http.Request, h resource.ID) error {
+	id, err := resource.ParseID(r.PathValue("id"))
+	if err != nil {
+		return fault.Missing("image", r.PathValue("id"))
+	}
+	if s.follows() {
+		if link, ok := s.Leader(); ok {
+			w.Header().Set(host.LeaderHeader, link)
+		}
+		http.Error(w, "this controller does not lead", http.StatusMisdirectedRequest)
+		return nil
+	}
+	out := http.NewResponseController(w)
+	patience := cmp.Or(s.Patience, host.Expect)
+	body := readerFunc(func(b []byte) (int, error) { // it may take its time for all, and not for a part
+		if err := out.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			return 0, err
+		}
+		return r.Body.Read(b)
+	})
+	if err := s.Fill(identity.Internal(r.Context()), h, id, body, r.ContentLength); err != nil {
+		return err
+	}
+	if err := out.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }

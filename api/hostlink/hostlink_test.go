@@ -30,6 +30,7 @@ import (
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/compute/cloudtest"
 	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/image"
 )
 
 // A rig is a controller that hosts reach over TLS as in life.
@@ -57,6 +58,12 @@ func newRig(t *testing.T, change ...func(*rig)) *rig {
 				return nil, fault.Missing("image", id)
 			}
 			return io.NopCloser(io.MultiReader(strings.NewReader("half of the image"), failing{})), nil
+		},
+		Fill: func(ctx context.Context, h, id resource.ID, body io.Reader, bytes int64) error {
+			if !compute.Makes(r.State.Latest(), h, id) {
+				return fault.Missing("image", id)
+			}
+			return r.Images.Fill(ctx, id, body, bytes)
 		}}
 	for _, c := range change {
 		c(r)
@@ -317,6 +324,7 @@ var routes = []struct{ method, path, body string }{
 	{"POST", "observations", `[]`},
 	{"POST", "renew", `{}`},
 	{"GET", "images/0190a0b0-0000-7000-8000-000000000000", ""},
+	{"PUT", "images/0190a0b0-0000-7000-8000-000000000000", ""},
 	{"GET", "calls/x", ""},
 }
 
@@ -544,6 +552,29 @@ func TestImages(t *testing.T) {
 	other.send("GET", "images/"+r.Image.String(), nil).must(404)
 	if got := p.send("GET", "images/"+r.Image.String(), nil); got.err == nil {
 		t.Errorf("half an image is taken for the whole: %d %q", got.status, got.body)
+	}
+}
+
+// A host brings bytes into the images that it is to fill, and into no others; again does no harm.
+func TestSnapshots(t *testing.T) {
+	r := newRig(t)
+	p, _ := r.host()
+	other, _ := r.host()
+	img, err := r.Images.Create(r.Admin, image.Request{Name: "copy", ProjectID: r.Project, Spec: image.Spec{Format: "raw", Container: "bare"}})
+	r.Must(err)
+	path, disk := "images/"+img.ID.String(), strings.Repeat("d", 512)
+	p.send("PUT", "images/x", strings.NewReader(disk)).must(404)
+	p.send("PUT", path, strings.NewReader(disk)).must(404)
+	r.Must(r.State.Update(r.Admin, func(tx *state.Tx) error {
+		return compute.Servers().Put(tx, &compute.Server{Meta: resource.Meta{ID: tx.NewID(), ProjectID: r.Project, Name: "s"}, HostID: p.id,
+			Snapshot: &compute.Snapshot{Number: 1, ImageID: img.ID}})
+	}))
+	other.send("PUT", path, strings.NewReader(disk)).must(404)
+	for range 2 {
+		p.send("PUT", path, strings.NewReader(disk)).must(204)
+	}
+	if i, err := r.Images.Get(r.Admin, img.ID); err != nil || i.State != image.Active || i.Bytes != 512 {
+		t.Errorf("the image is %+v, %v", i, err)
 	}
 }
 

@@ -2,6 +2,7 @@ package native
 
 import (
 	"net/http"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -23,7 +24,7 @@ type leaving struct {
 	ServerID  resource.ID `json:"server_id"`
 	ProjectID resource.ID `json:"project_id"`
 	Name      string      `json:"name"`
-	Way       string      `json:"way"` // "live", "cold", "stop", "wait" or "stay"
+	Way       string      `json:"way"` // "live", "cold", "stop", "offload", "wait" or "stay"
 	To        string      `json:"to"`
 	Why       string      `json:"why"`      // it does not leave
 	Forecast  *forecast   `json:"forecast"` // of its way, if it leaves
@@ -57,6 +58,7 @@ type keeping struct {
 	AtOnce       int  `json:"at_once"`
 	StayOff      bool `json:"stay_off"`
 	StayCrashed  bool `json:"stay_crashed"`
+	ShelvedStay  int  `json:"shelved_stay_seconds"` // on their hosts; below 0 for as long as nobody says otherwise
 }
 
 // A keepingPatch changes it. What is left out stays.
@@ -66,6 +68,15 @@ type keepingPatch struct {
 	AtOnce       *int  `json:"at_once"`
 	StayOff      *bool `json:"stay_off"`
 	StayCrashed  *bool `json:"stay_crashed"`
+	ShelvedStay  *int  `json:"shelved_stay_seconds"`
+}
+
+// seconds is a span of time that is below zero for one without an end.
+func seconds(d time.Duration) int {
+	if d < 0 {
+		return -1
+	}
+	return int(d.Seconds())
 }
 
 func (s *Server) hosts() *host.Service { return &host.Service{State: s.State} }
@@ -204,7 +215,7 @@ func (s *Server) keeping(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) writeKeeping(w http.ResponseWriter, r *http.Request, k *host.Keeping) {
-	s.write(w, r, http.StatusOK, keeping{k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed})
+	s.write(w, r, http.StatusOK, keeping{k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed, seconds(k.ShelvedStay)})
 }
 
 // patchKeeping changes it.
@@ -219,6 +230,9 @@ func (s *Server) patchKeeping(w http.ResponseWriter, r *http.Request) error {
 		set(&k.AtOnce, p.AtOnce)
 		set(&k.StayOff, p.StayOff)
 		set(&k.StayCrashed, p.StayCrashed)
+		if p.ShelvedStay != nil {
+			k.ShelvedStay = time.Duration(*p.ShelvedStay) * time.Second
+		}
 	})
 	if err != nil {
 		return err

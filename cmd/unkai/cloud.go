@@ -118,7 +118,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 	c.identity = identity.New(c.state, identity.Config{Now: c.state.Now})
 	c.image = image.New(c.state, blobs, image.Config{InUse: compute.UsesImage})
 	c.network = network.New(c.state)
-	c.compute = compute.New(c.state, compute.Config{Hosts: c})
+	c.compute = compute.New(c.state, compute.Config{Hosts: c, Images: c.image})
 	c.furnish = func(ctx context.Context) error {
 		if err := c.bootstrap(ctx, pool, own); err != nil {
 			return fmt.Errorf("furnish the new cloud: %w", err)
@@ -134,12 +134,12 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 		return nil, err
 	}
 	c.hub = host.NewHub(c.state, append(c.network.Sources(), c.compute.Source(), c.compute.Passwords(), host.Muteness())...)
-	c.hosts = &hostlink.Server{Hub: c.hub, Authority: c.authority, Now: time.Now, Image: c.openImage}
+	c.hosts = &hostlink.Server{Hub: c.hub, Authority: c.authority, Now: time.Now, Image: c.openImage, Fill: c.fillImage}
 	expirers := c.compute.Expirers()
 	expirers[image.Table().Kind()] = c.image.Expire
 	c.reaper = &operation.Reaper{State: c.state, Now: c.state.Now, Expirers: expirers}
 	if c.cluster != nil {
-		c.hosts.Others = c.cluster.hosts
+		c.hosts.Others, c.hosts.Leader = c.cluster.hosts, c.cluster.leader
 		c.hub.Confirm = c.state.Confirm
 	}
 	close(c.built)
@@ -176,6 +176,14 @@ func (c *cloud) openImage(ctx context.Context, host, id resource.ID) (io.ReadClo
 		return nil, fault.Missing("image", id)
 	}
 	return c.image.Open(ctx, id)
+}
+
+// fillImage takes a snapshot in that a host has made.
+func (c *cloud) fillImage(ctx context.Context, host, id resource.ID, body io.Reader, bytes int64) error {
+	if !compute.Makes(c.state.Latest(), host, id) {
+		return fault.Missing("image", id)
+	}
+	return c.image.Fill(ctx, id, body, bytes)
 }
 
 func (c *cloud) tasks() []reconcile.Task {

@@ -102,12 +102,13 @@ type controllerRun struct {
 	metricsOption
 	Hosts string `default:"0.0.0.0:8702" help:"Address for hosts' agents (mutual TLS)."`
 	Pool  string `default:"172.24.4.0/24" help:"The external network that a new cloud begins with."`
+	Sim   int    `hidden:"" help:"Simulate so many hosts, while this controller leads."`
 }
 
 // Run is a controller without a host, until it is told to stop.
 func (r *controllerRun) Run(ctx context.Context) error {
 	u := &upCommand{dataOption: r.dataOption, listenOptions: r.listenOptions, metricsOption: r.metricsOption,
-		machineOptions: machineOptions{Pool: r.Pool}, hosts: r.Hosts, cluster: r.clusterOptions}
+		machineOptions: machineOptions{Pool: r.Pool}, hosts: r.Hosts, cluster: r.clusterOptions, Sim: r.Sim}
 	return u.Run(ctx)
 }
 

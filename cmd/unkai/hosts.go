@@ -382,11 +382,12 @@ func (f *hostFencing) Run(ctx context.Context) error {
 
 // keepingSaid is what is to be otherwise.
 type keepingSaid struct {
-	Leases       *bool `negatable:"" help:"Whether a lease that is over counts as a host's death, where a watchdog enforces it."`
-	StormPercent *int  `help:"When more of the hosts than this are lost at once nothing is restarted by itself."`
-	AtOnce       *int  `help:"How many servers are restarted elsewhere at once."`
-	StayOff      *bool `negatable:"" help:"Whether guests are left off when their host is back after a power failure."`
-	StayCrashed  *bool `negatable:"" help:"Whether crashed guests are left so."`
+	Leases       *bool          `negatable:"" help:"Whether a lease that is over counts as a host's death, where a watchdog enforces it."`
+	StormPercent *int           `help:"When more of the hosts than this are lost at once nothing is restarted by itself."`
+	AtOnce       *int           `help:"How many servers are restarted elsewhere at once."`
+	StayOff      *bool          `negatable:"" help:"Whether guests are left off when their host is back after a power failure."`
+	StayCrashed  *bool          `negatable:"" help:"Whether crashed guests are left so."`
+	ShelvedStay  *time.Duration `help:"How long a shelved guest stays on its host, off, such as 1h: 0s for not at all, -1s for as long as nobody says otherwise."`
 }
 
 func (s *keepingSaid) apply(k *host.Keeping) {
@@ -399,6 +400,9 @@ func (s *keepingSaid) apply(k *host.Keeping) {
 		if n.said != nil {
 			*n.to = *n.said
 		}
+	}
+	if s.ShelvedStay != nil {
+		k.ShelvedStay = *s.ShelvedStay
 	}
 }
 
@@ -417,7 +421,17 @@ func (h *hostKeeping) Run(ctx context.Context) error {
 	if err := tell(ctx, h.Data, "/keeping", text, &k); err != nil {
 		return err
 	}
-	fmt.Printf("leases count: %v\nstorm: above %d %% of the hosts\nrestarted elsewhere at once: %d\nleft off after their host's power failure: %v\nleft so when crashed: %v\n",
-		k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed)
+	fmt.Printf("leases count: %v\nstorm: above %d %% of the hosts\nrestarted elsewhere at once: %d\nleft off after their host's power failure: %v\nleft so when crashed: %v\nshelved guests stay on their hosts: %s\n",
+		k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed, stayOf(k.ShelvedStay))
 	return nil
+}
+
+func stayOf(stay time.Duration) string {
+	switch stay {
+	case 0:
+		return "not at all"
+	case host.ShelvedForever:
+		return "until somebody says otherwise"
+	}
+	return "for " + stay.String()
 }

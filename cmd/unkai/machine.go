@@ -52,6 +52,7 @@ type machine struct {
 	agent   *agent.Agent
 	guests  *agent.Guests
 	qemu    *qemu.Driver
+	uploads *agent.Uploads
 	store   *agent.FileStore
 	network *linuxnet.Driver
 	lease   *agent.Lease
@@ -151,7 +152,10 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 	if err := errors.Join(images.Open(), drives.open()); err != nil {
 		return nil, err
 	}
-	m.guests = &agent.Guests{Driver: m.qemu, Taps: taps, Lease: m.lease, Seed: drives.build, Unseed: drives.remove, Images: images}
+	m.uploads = &agent.Uploads{Ended: func(guest resource.ID) {
+		m.agent.Touch(host.Key{Kind: "guest", ID: guest}, time.Now())
+	}}
+	m.guests = &agent.Guests{Driver: m.qemu, Uploads: m.uploads, Taps: taps, Lease: m.lease, Seed: drives.build, Unseed: drives.remove, Images: images}
 	networks := &agent.Networks{Driver: m.network, Taps: taps, Wired: func(server resource.ID) {
 		m.agent.Touch(host.Key{Kind: "guest", ID: server}, time.Now())
 	}}
@@ -219,7 +223,7 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 
 func capacityOf(c compute.Capabilities) host.Capacity {
 	return host.Capacity{Driver: c.Driver, Release: c.Version, VCPUs: c.VCPUs, MemoryMiB: c.MemoryMiB, DiskGiB: c.DiskGiB,
-		MaxVCPUs: c.MaxVCPUs, Isolating: c.Isolating, Moves: c.Moves, Where: c.Where, Arch: c.Arch, CPUModel: c.CPUModel}
+		MaxVCPUs: c.MaxVCPUs, Isolating: c.Isolating, Moves: c.Moves, Where: c.Where, Snapshots: c.Snapshots, Arch: c.Arch, CPUModel: c.CPUModel}
 }
 
 // join lets guests go to other hosts and come from them, if the machine has an address for that.
@@ -250,6 +254,8 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	}
 	m.link.Store(link)
 	m.guests.Images.Get = func(ctx context.Context, id resource.ID) (io.ReadCloser, error) { return link.Image(ctx, id) }
+	m.uploads.Put = link.PutImage
+	defer m.uploads.Close()
 	var wg sync.WaitGroup
 	if m.peers != nil {
 		wg.Go(func() { m.peers.Run(ctx, m.qemu.Serve) })

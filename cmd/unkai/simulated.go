@@ -19,7 +19,7 @@ import (
 
 // simulatedHost is the capacity of one simulated host.
 var simulatedHost = compute.Capabilities{Driver: "sim", Version: version, VCPUs: 32, MemoryMiB: 128 << 10, DiskGiB: 4000,
-	MaxVCPUs: 32, Moves: true, Arch: "x86_64", CPUModel: "simulated"}
+	MaxVCPUs: 32, Moves: true, Snapshots: "raw", Arch: "x86_64", CPUModel: "simulated"}
 
 // simulatedID is the same host's ID at each start.
 func simulatedID(n int) resource.ID {
@@ -40,7 +40,7 @@ func (c *cloud) startSimulated(ctx context.Context, count int, start func(string
 		c.near.add(id, m.Guests())
 		taps := new(agent.Taps)
 		var a *agent.Agent
-		guests := &agent.Guests{Driver: m.Guests(), Taps: taps}
+		guests := &agent.Guests{Driver: m.Guests(), Taps: taps, Uploads: nearUploads{c, id}}
 		networks := &agent.Networks{Driver: m.Networks(), Taps: taps, Wired: func(server resource.ID) {
 			a.Touch(host.Key{Kind: "guest", ID: server}, time.Now())
 		}}
@@ -58,6 +58,23 @@ func (c *cloud) startSimulated(ctx context.Context, count int, start func(string
 	}
 	return nil
 }
+
+// nearUploads brings the copies of simulated guests' disks, which are small, into their images.
+type nearUploads struct {
+	cloud *cloud
+	host  resource.ID
+}
+
+func (u nearUploads) Upload(ctx context.Context, _ resource.ID, s compute.Snapshot, c compute.Copy) (bool, int, error) {
+	body, err := c.Open()
+	if err != nil {
+		return false, 0, err
+	}
+	defer body.Close()
+	return agent.Answered(u.cloud.fillImage(ctx, u.host, s.ImageID, body, c.Bytes))
+}
+
+func (nearUploads) Forget(resource.ID) {}
 
 // seedImages gives a simulated cloud two tiny images, so that clients and suites can start at once.
 func seedImages(ctx context.Context, c *cloud) error {

@@ -160,7 +160,9 @@ func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string,
 		if err := seedImages(ctx, c); err != nil {
 			return "", fmt.Errorf("make the simulated cloud's images: %w", err)
 		}
-		return "", c.startSimulated(ctx, u.Sim, start)
+		if err := c.startSimulated(ctx, u.Sim, start); err != nil || u.hosts == "" {
+			return "", err
+		}
 	}
 	address := "127.0.0.1:0"
 	if u.hosts != "" {

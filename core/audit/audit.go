@@ -102,10 +102,11 @@ func (a *auditor) servers() {
 		if !s.HostID.IsZero() && !host.Table().Has(a.tx, s.HostID) {
 			a.find("server", s.ID, "is on host %s, which is not there", s.HostID)
 		}
-		if s.Task == "" && s.HostID.IsZero() && s.Failure == nil {
+		if s.Task == "" && s.HostID.IsZero() && s.Failure == nil && s.Shelf == nil {
 			a.find("server", s.ID, "is on no host, and nobody looks for one")
 		}
 		a.move(s)
+		a.shelf(s)
 		a.kept(s)
 		if s.Task == "" && s.Stage() == compute.Building {
 			a.find("server", s.ID, "is being built, and nobody does it")
@@ -133,6 +134,30 @@ func (a *auditor) move(s *compute.Server) {
 		if !m.State.Over() && (m.ID != s.MigrationID || s.Task == "") {
 			a.find("migration", m.ID, "is %s, and its server %s knows nothing of it", m.State, s.ID)
 		}
+	}
+}
+
+// shelf: a snapshot is taken by what is under way, into an image that is there; what is shelved is off, its bytes are there, and it is on no
+// host once its own is rid of it, unless it is on its way back.
+func (a *auditor) shelf(s *compute.Server) {
+	if taken := s.Task == compute.Imaging || s.Task == compute.Shelving; taken != (s.Snapshot != nil) {
+		a.find("server", s.ID, "a snapshot of it is under way and nobody takes it, or is taken and nobody wants it")
+	}
+	b := s.Shelf
+	if b == nil {
+		if s.Task == compute.Unshelving {
+			a.find("server", s.ID, "comes back from the shelf, and is not on it")
+		}
+		return
+	}
+	if i, ok := image.Table().PeekOne(a.tx, b.Image.ID); !ok || i.BlobID.IsZero() || i.SHA512 != b.Image.SHA512 {
+		a.find("server", s.ID, "is shelved, and its image %s is not there as it was", b.Image.ID)
+	}
+	if s.Power != compute.Off && s.Task != compute.Unshelving && !s.Doomed() {
+		a.find("server", s.ID, "is shelved, and is to be %s", s.Power)
+	}
+	if away := b.Offloaded && s.Task != compute.Unshelving && !s.Doomed(); away && !s.HostID.IsZero() || !b.Offloaded && s.HostID.IsZero() {
+		a.find("server", s.ID, "is shelved, and its host is to be rid of it (%v), and its host is %s", b.Offloaded, s.HostID)
 	}
 }
 

@@ -118,6 +118,20 @@ var contradictions = map[string]struct {
 	"a server that nobody builds": {func(s *scene) error {
 		return s.server(s.idle, func(srv *compute.Server) { srv.LaunchedAt = time.Time{} })
 	}, "server", "is being built, and nobody does it"},
+	"a snapshot that nobody takes": {func(s *scene) error {
+		return s.server(s.idle, func(srv *compute.Server) { srv.Snapshot = &compute.Snapshot{Number: 1} })
+	}, "server", "nobody takes it"},
+	"a shelved server without its image": {func(s *scene) error {
+		return s.server(s.idle, func(srv *compute.Server) {
+			srv.Shelf, srv.Power = &compute.Shelf{Image: compute.ImageRef{ID: s.nobody}}, compute.Off
+		})
+	}, "server", "is not there as it was"},
+	"a shelved server that is to run": {func(s *scene) error {
+		return s.server(s.idle, func(srv *compute.Server) { srv.Shelf = &compute.Shelf{}; srv.Power = compute.On })
+	}, "server", "is to be on"},
+	"a shelved server that its host is rid of": {func(s *scene) error {
+		return s.server(s.idle, func(srv *compute.Server) { srv.Shelf = &compute.Shelf{Offloaded: true}; srv.Power = compute.Off })
+	}, "server", "its host is to be rid of it"},
 	"an image that nobody sends": {func(s *scene) error {
 		return s.image(func(i *image.Image) { i.State = image.Receiving })
 	}, "image", "no operation of it runs"},

@@ -76,6 +76,11 @@ var moves = map[Task]move{
 		done: func(want *Server, seen *Seen) bool { return seen.Power == want.Power }},
 	Evacuating: {within: createWithin, boots: true, final: "The server has left its lost host already.",
 		done: func(want *Server, seen *Seen) bool { return seen.Power == want.Power }},
+	// What copies the disk ends when the copy is in its image: see Snapshot.
+	Imaging:  {from: []Stage{Running, Stopped, Frozen, Asleep}, within: slowly},
+	Shelving: {from: []Stage{Running, Stopped, Frozen, Asleep}, within: slowly},
+	Unshelving: {from: []Stage{Shelved, Offloaded}, within: createWithin, boots: true,
+		done: func(want *Server, seen *Seen) bool { return seen.Power == want.Power }},
 	Deleting: {within: quickly}, // it ends with the server
 }
 
@@ -246,6 +251,9 @@ func (s *Service) bury(tx *state.Tx, srv *Server, message string) error {
 	if err := srv.forgetMigrations(tx); err != nil {
 		return err
 	}
+	if err := srv.clearShelf(tx); err != nil {
+		return err
+	}
 	return servers.Delete(tx, srv.ID)
 }
 
@@ -297,9 +305,13 @@ func (s *Service) Reset(ctx context.Context, id resource.ID, failed bool) error 
 			return wrongState(srv, "reset")
 		}
 		const why = "An operator settled the server's state."
-		moving := srv.Move != nil
-		if moving {
+		moving := srv.Move != nil || srv.Snapshot != nil || srv.Shelf != nil
+		if srv.Move != nil {
 			if err := srv.stay(tx, operation.Cancelled, why); err != nil {
+				return err
+			}
+		} else if srv.Snapshot != nil || srv.Task == Unshelving {
+			if err := srv.putBack(tx, operation.Cancelled, why); err != nil {
 				return err
 			}
 		} else if err := srv.conclude(tx, operation.Cancelled, why); err != nil {
@@ -309,7 +321,7 @@ func (s *Service) Reset(ctx context.Context, id resource.ID, failed bool) error 
 		if failed {
 			srv.fail(tx, 500, "An operator marked the server as failed.")
 		}
-		if !moving { // else what was seen is of the move, which the host takes back
+		if !moving { // else what was seen is of what the host takes back
 			srv.fallBack()
 		}
 		return servers.Put(tx, srv)
@@ -357,7 +369,7 @@ func (s *Service) Rebuild(ctx context.Context, id resource.ID, r Rebuild) (*Serv
 			}
 			srv.Key = b.key
 		}
-		srv.Boot = b.boot
+		srv.Boot, srv.Root = b.boot, nil
 		return r.apply(srv)
 	})
 }

@@ -47,6 +47,12 @@ func (s *Service) cancel(ctx context.Context, tx *state.Tx, o *operation.Operati
 		}
 		return servers.Put(tx, srv)
 	}
+	if srv.Snapshot != nil || srv.Task == Unshelving {
+		if err := srv.putBack(tx, operation.Cancelled, by); err != nil {
+			return err
+		}
+		return servers.Put(tx, srv)
+	}
 	if srv.Task == Creating {
 		if err := settle(tx, srv, operation.Cancelled, by); err != nil {
 			return err

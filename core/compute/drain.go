@@ -80,11 +80,12 @@ func (s *Service) retire(ctx context.Context, tx *state.Tx, id resource.ID, r Re
 type Way string
 
 const (
-	GoesLive  Way = "live" // while it runs
-	GoesCold  Way = "cold" // it is off
-	IsStopped Way = "stop" // it stays, off
-	Waits     Way = "wait" // something else is under way with it first
-	Stays     Way = "stay" // it cannot leave
+	GoesLive    Way = "live"    // while it runs
+	GoesCold    Way = "cold"    // it is off
+	IsStopped   Way = "stop"    // it stays, off
+	IsOffloaded Way = "offload" // it is shelved, and leaves its host for none
+	Waits       Way = "wait"    // something else is under way with it first
+	Stays       Way = "stay"    // it cannot leave
 )
 
 // A Leaving is what a host's maintenance would do to one server.
@@ -142,6 +143,14 @@ func (s *Service) leave(ctx context.Context, tx *state.Tx, srv *Server, d *host.
 		l.Way, task = GoesCold, Migrating
 	case Asleep:
 		l.Why = "It is suspended: its memory lies on the host."
+	case Shelved:
+		if l.Why = "It is shelved, and not yet off."; srv.rests(tx) {
+			l.Way, l.Why = IsOffloaded, ""
+			if err := srv.offload(tx); err != nil {
+				return l, err
+			}
+			return l, servers.Put(tx, srv)
+		}
 	case Unsettled:
 		l.Why = "Its owner has not yet confirmed its new shape or host."
 	default:

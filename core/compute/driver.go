@@ -2,6 +2,7 @@ package compute
 
 import (
 	"context"
+	"io"
 	"net"
 	"time"
 
@@ -55,6 +56,10 @@ type Guest struct {
 	// been sent is then run on here, one that has arrived begins to run.
 	Leave  *Leave  `json:",omitempty"`
 	Arrive *Arrive `json:",omitempty"`
+
+	// Snapshot is set while the host is to copy the guest's root disk and bring the copy into an image; told to a Snapshotter
+	// only. Without it the host keeps no copy.
+	Snapshot *Snapshot `json:",omitempty"`
 
 	// Wish rises whenever the owner asks for something else. The host's reports name the wish that
 	// they answer, so that what was seen under an earlier one is not taken for an answer to a newer
@@ -243,6 +248,28 @@ type Mover interface {
 	Send(ctx context.Context, want Guest) (Observation, Transit, error)
 }
 
+// A Snapshot is a copy of a guest's root disk as it was at one moment, on its way into an image.
+type Snapshot struct {
+	Number  int // of the server's; hosts name it in what they report
+	ImageID resource.ID
+}
+
+// A Snapshotter is a Driver that copies guests' root disks. The call returns within a few seconds, and comes again until the copy
+// is there and has been read. It is made at a moment at which the guest is as its wish says, and is complete in itself: it lies over no image.
+// A driver remembers it over its agent's death, and drops it when Ensure is called for the guest without one.
+type Snapshotter interface {
+	Snapshot(ctx context.Context, want Guest) (Observation, Copy, error)
+}
+
+// A Copy is how far a driver is with a snapshot.
+type Copy struct {
+	Done    bool
+	Percent int
+	Trouble string                        // why there will be none, in words for the owner
+	Bytes   int64                         // of one that is done
+	Open    func() (io.ReadCloser, error) // reads one that is done
+}
+
 // A Consoler is a Driver whose guests have consoles.
 type Consoler interface {
 	// ConsoleLog is the newest part of what the guest wrote to its first serial
@@ -271,4 +298,5 @@ type Capabilities struct {
 	MaxVCPUs  int    // of one guest
 	Moves     bool   // guests can be sent to other hosts, and taken in: the driver is a Mover
 	Where     string // where it takes them in, in words for the other host's driver; "" if it does not
+	Snapshots string // the format of its copies, "raw" or "qcow2"; "" if the driver is no Snapshotter
 }

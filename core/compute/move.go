@@ -357,10 +357,10 @@ func (s *Server) stay(tx *state.Tx, outcome operation.Outcome, why string) error
 	return settle(tx, s, outcome, why)
 }
 
-// turnBack takes back all that a move has changed of the server itself; none is nothing.
+// turnBack takes back all that a move, or a snapshot under way, has changed of the server itself; none is nothing.
 func (s *Server) turnBack(tx *state.Tx) error {
-	if s.Move == nil {
-		return nil
+	if err := s.dropSnapshot(tx); err != nil || s.Move == nil {
+		return err
 	}
 	if err := host.Discard(tx, s.Move.To, "guest", s.ID); err != nil {
 		return err
@@ -381,7 +381,7 @@ func (s *Service) Evacuate(ctx context.Context, id resource.ID, toHost, adminPas
 }
 
 func (s *Service) evacuate(ctx context.Context, tx *state.Tx, srv *Server, toHost, adminPassword string) (*operation.Operation, error) {
-	if srv.Doomed() || srv.HostID.IsZero() || srv.LaunchedAt.IsZero() {
+	if srv.Doomed() || srv.HostID.IsZero() || srv.LaunchedAt.IsZero() || srv.Shelf != nil {
 		return nil, wrongState(srv, string(Evacuating))
 	}
 	from, ok := host.Table().PeekOne(tx, srv.HostID)

@@ -35,7 +35,7 @@ func Awaited(tx *state.Tx, h resource.ID) bool {
 
 // awaits reports whether the server is to run, and elsewhere if not here. One that is off has nothing to gain by that, and its disks to lose.
 func (s *Server) awaits() bool {
-	return s.Keep.Elsewhere && !s.Doomed() && !s.LaunchedAt.IsZero() && (s.Power == On || s.Power == Paused)
+	return s.Keep.Elsewhere && !s.Doomed() && !s.LaunchedAt.IsZero() && s.Shelf == nil && (s.Power == On || s.Power == Paused)
 }
 
 // sworn reports whether the host is known not to run the guest when its lease is over, nor when it boots anew.

@@ -136,6 +136,13 @@ func (s *Server) conclude(tx *state.Tx, outcome operation.Outcome, message strin
 			s.Shape, s.Before = s.Before.Shape, nil
 		}
 	case LiveMigrating, Evacuating:
+	case Unshelving:
+		if outcome == operation.Succeeded {
+			if err := s.clearShelf(tx); err != nil {
+				return err
+			}
+		}
+		return settle(tx, s, outcome, message)
 	default:
 		return settle(tx, s, outcome, message)
 	}

@@ -59,6 +59,10 @@ type Server struct {
 	Moves       int         `json:",omitempty" since:"2"`      // begun so far
 	Epoch       int         `json:",omitempty" since:"2,soft"` // of its placement: a host that holds something of an earlier one holds nothing of the server
 	MigrationID resource.ID `since:"2"`                        // the record of the last change of host or shape
+	Snapshot    *Snapshot   `json:",omitempty" since:"2"`      // being taken
+	Snapshots   int         `json:",omitempty" since:"2"`      // begun so far
+	Shelf       *Shelf      `json:",omitempty" since:"2"`      // it is shelved, or about to be
+	Root        *ImageRef   `json:",omitempty" since:"2"`      // what its root disk lies over, if that is not its image
 	Failure     *Failure    `json:",omitempty"`
 	LaunchedAt  time.Time   `json:",omitzero"`                 // when it ran for the first time
 	Sworn       int         `json:",omitempty" since:"2,soft"` // the first wish by which its host knew that it runs it under its lease alone
@@ -122,6 +126,7 @@ type Seen struct {
 	Observation
 	Wish    int       `json:",omitempty"`          // to which of the guest's wishes this answers
 	Transit Transit   `json:",omitzero" since:"2"` // of a move; kept with the move
+	Copy    Copying   `json:",omitzero" since:"2"` // of a snapshot; not kept
 	Gone    bool      `json:",omitempty"`          // the host holds nothing of it any more
 	Since   time.Time `json:",omitzero"`           // when Power became what it is
 }
@@ -145,13 +150,17 @@ const (
 	Migrating     Task = "migrate"
 	LiveMigrating Task = "live-migration"
 	Evacuating    Task = "evacuate"
+	Imaging       Task = "create-image"
+	Shelving      Task = "shelve"
+	Unshelving    Task = "unshelve"
 	Deleting      Task = "delete"
 )
 
 // Tasks lists them all.
 func Tasks() []Task {
 	return []Task{"", Creating, Starting, Stopping, SoftRebooting, HardRebooting, Pausing, Unpausing, Suspending,
-		Resuming, Rebuilding, Reshaping, Reverting, Migrating, LiveMigrating, Evacuating, Deleting}
+		Resuming, Rebuilding, Reshaping, Reverting, Migrating, LiveMigrating, Evacuating,
+		Imaging, Shelving, Unshelving, Deleting}
 }
 
 // A Stage is how a server stands, whatever is under way with it.
@@ -164,12 +173,14 @@ const (
 	Frozen    Stage = "paused"
 	Asleep    Stage = "suspended"
 	Failed    Stage = "failed"
-	Unsettled Stage = "reshaped" // it has a new shape or host that its owner has not confirmed
+	Unsettled Stage = "reshaped"  // it has a new shape or host that its owner has not confirmed
+	Shelved   Stage = "shelved"   // it is off, and what it had on its disk is in an image; its host has it still
+	Offloaded Stage = "offloaded" // so, and on no host
 )
 
 // Stages lists them all.
 func Stages() []Stage {
-	return []Stage{Building, Running, Stopped, Frozen, Asleep, Failed, Unsettled}
+	return []Stage{Building, Running, Stopped, Frozen, Asleep, Failed, Unsettled, Shelved, Offloaded}
 }
 
 // A Standing is a server's stage and what is under way: all that a dialect needs to
@@ -193,6 +204,10 @@ func (s *Server) Stage() Stage {
 		return Failed
 	case s.LaunchedAt.IsZero():
 		return Building
+	case s.Shelf != nil && s.Shelf.Offloaded:
+		return Offloaded
+	case s.Shelf != nil && !s.Shelf.At.IsZero():
+		return Shelved
 	case s.Before != nil && s.Task == "":
 		return Unsettled
 	}
@@ -233,10 +248,8 @@ var servers = state.NewTable("server",
 	// What else servers are made from.
 	state.MultiIndex("part", func(s *Server) []state.Key {
 		var keys []state.Key
-		for _, ref := range []*ImageRef{s.Boot.Kernel, s.Boot.Initrd} {
-			if ref != nil {
-				keys = append(keys, state.KeyOf(ref.ID))
-			}
+		for _, ref := range s.parts() {
+			keys = append(keys, state.KeyOf(ref.ID))
 		}
 		return keys
 	}),
@@ -268,6 +281,12 @@ var servers = state.NewTable("server",
 			return nil
 		}
 		return bothScopes(s.ProjectID)
+	}),
+	state.Index("shelved", func(s *Server) state.Key { // on hosts
+		if s.Stage() != Shelved {
+			return ""
+		}
+		return state.KeyOf(s.Shelf.At)
 	}),
 	// Where it was, and may have to go back to.
 	state.Index("came", func(s *Server) state.Key {

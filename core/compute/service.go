@@ -8,6 +8,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/image"
 )
 
 // Config is what an operator may choose. The zero value is sound.
@@ -21,6 +22,8 @@ type Config struct {
 	Grace time.Duration
 	// Hosts reaches into guests on their hosts; nil: nobody can.
 	Hosts Reach
+	// Images is where snapshots of servers go; nil: none are made.
+	Images *image.Service
 }
 
 // Reach is how the control plane gets at what is not state: guests' consoles, and what they would take along to another host.

@@ -68,6 +68,12 @@ func (s *Service) guest(tx *state.Tx, srv *Server, on resource.ID, shape *Shape)
 		Wish: srv.Wish, GraceSeconds: int(s.config.Grace.Seconds()),
 		Epoch: srv.Epoch, Leased: srv.Keep.Elsewhere, StayOff: host.KeepingOf(tx).StayOff,
 	}
+	if srv.Snapshot != nil && on == srv.HostID {
+		g.Snapshot = srv.Snapshot
+		if srv.Task == Shelving {
+			g.Power = Off
+		}
+	}
 	g.Metadata = Metadata{
 		Hostname: srv.Hostname, Zone: srv.Zone, Type: shape.Name, ImageID: srv.Boot.ImageID(), LaunchIndex: srv.LaunchIndex,
 		ReservationID: srv.ReservationID, CreatedAt: srv.CreatedAt, Tags: srv.Metadata, UserData: srv.UserData,
@@ -88,7 +94,7 @@ func (s *Service) guest(tx *state.Tx, srv *Server, on resource.ID, shape *Shape)
 func MadeFrom(tx *state.Tx, h, id resource.ID) bool {
 	for _, index := range []string{"host", "arriving"} {
 		for srv := range servers.Peek(tx, index, state.Range{Prefix: state.KeyOf(h)}) {
-			for _, ref := range []*ImageRef{srv.Boot.Image, srv.Boot.Kernel, srv.Boot.Initrd} {
+			for _, ref := range append(srv.parts(), srv.Boot.Image) {
 				if ref != nil && ref.ID == id {
 					return true
 				}
@@ -103,7 +109,7 @@ func (s *Server) disks() []Disk {
 	if s.Before != nil {
 		shape = &s.Before.Shape // the disks grow once there is no way back
 	}
-	disks := []Disk{{Name: "root", SizeMiB: shape.RootGiB * 1024, Image: s.Boot.Image, Bus: s.Boot.DiskBus}}
+	disks := []Disk{{Name: "root", SizeMiB: shape.RootGiB * 1024, Image: s.root(), Bus: s.Boot.DiskBus}}
 	if shape.EphemeralGiB > 0 {
 		disks = append(disks, Disk{Name: "ephemeral0", SizeMiB: shape.EphemeralGiB * 1024, Bus: s.Boot.DiskBus, Label: "ephemeral0"})
 	}
@@ -151,8 +157,8 @@ func (s *Service) observe(tx *state.Tx, h, id resource.ID, report json.RawMessag
 		return fmt.Errorf("decode a guest's report: %w", err)
 	}
 	srv, ok := servers.Find(tx, id)
-	transit := seen.Transit
-	seen.Transit = Transit{}
+	transit, copying := seen.Transit, seen.Copy
+	seen.Transit, seen.Copy = Transit{}, Copying{}
 	switch {
 	case ok && srv.Move != nil && srv.Move.To == h && !seen.Gone:
 		return srv.take(tx, func() error { return srv.travel(tx, h, transit) })
@@ -180,10 +186,16 @@ func (s *Service) observe(tx *state.Tx, h, id resource.ID, report json.RawMessag
 			return srv.travel(tx, h, transit)
 		})
 	}
+	if srv.Snapshot != nil {
+		return s.copied(tx, srv, seen, copying)
+	}
 	if seen.same(&srv.Seen) {
 		return nil
 	}
 	srv.Seen = seen
+	if srv.Task == Unshelving && srv.HostID == h && srv.Shelf.Offloaded {
+		return srv.ready(tx)
+	}
 	if err := srv.advance(tx); err != nil {
 		return err
 	}
@@ -259,8 +271,11 @@ func (s *Server) advance(tx *state.Tx) error {
 // giveUp ends what is under way as failed. What never ran, or lost its disk, is then failed
 // itself; anything else is as it was last seen.
 func (s *Server) giveUp(tx *state.Tx, why string) error {
-	if s.Move != nil {
+	switch {
+	case s.Move != nil:
 		return s.stay(tx, operation.Failed, why)
+	case s.Snapshot != nil || s.Task == Unshelving:
+		return s.putBack(tx, operation.Failed, why)
 	}
 	if s.LaunchedAt.IsZero() || s.Task == Rebuilding || s.Task == Evacuating {
 		s.fail(tx, 500, why)

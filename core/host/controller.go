@@ -153,3 +153,6 @@ func (a *Authority) JoinController(ctx context.Context, token string, request []
 		return remember(tx, cert, name, url)
 	})
 }
+
+// LeaderHeader names the controller that leads, in the answer of one that does not.
+const LeaderHeader = "Unkai-Leader"

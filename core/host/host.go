@@ -57,9 +57,10 @@ type Capacity struct {
 	DiskGiB   int
 	MaxVCPUs  int
 	Isolating bool   // guests are separated by hardware
-	Moves     bool   `since:"2,soft"` // guests can go to other hosts, and come from them
-	Where     string `since:"2,soft"` // it takes them in, in words for the other host's driver
-	WireMbps  int    `since:"2,soft"` // how fast it reaches other hosts, as its operator says; 0: nobody has said
+	Moves     bool   `since:"2,soft"`                   // guests can go to other hosts, and come from them
+	Where     string `since:"2,soft"`                   // it takes them in, in words for the other host's driver
+	WireMbps  int    `since:"2,soft"`                   // how fast it reaches other hosts, as its operator says; 0: nobody has said
+	Snapshots string `json:",omitempty" since:"2,soft"` // the format of the copies that it makes of guests' disks; "" if it makes none
 	Arch      string
 	CPUModel  string
 }

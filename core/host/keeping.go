@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -25,7 +26,12 @@ type Keeping struct {
 	StayOff bool
 	// A guest that crashed stays so, unless its owner says otherwise of it.
 	StayCrashed bool
+	// How long a shelved guest stays on its host, off, before the host is rid of it: at once when 0.
+	ShelvedStay time.Duration `json:",omitempty"`
 }
+
+// ShelvedForever, as a Keeping's ShelvedStay, leaves a shelved guest on its host until somebody says otherwise of it.
+const ShelvedForever = time.Duration(-1)
 
 // DefaultKeeping is how guests are kept alive until an operator says otherwise.
 var DefaultKeeping = Keeping{StormPercent: 25, AtOnce: 10}
@@ -58,6 +64,8 @@ func (s *Service) SetKeeping(ctx context.Context, change func(*Keeping)) (*Keepi
 			return nil, fault.InvalidField("storm_percent", "must be from 0 to 100")
 		case k.AtOnce < 1 || k.AtOnce > 1000:
 			return nil, fault.InvalidField("at_once", "must be from 1 to 1000")
+		case k.ShelvedStay < 0:
+			k.ShelvedStay = ShelvedForever
 		}
 		if k.ID.IsZero() {
 			k.ID = tx.NewID()

@@ -94,3 +94,13 @@ func (i *Image) remove(tx *state.Tx, why string) error {
 	}
 	return images.Put(tx, i)
 }
+
+// Drop takes away an image that another domain has made for itself, unless its owner has said that it is to stay. One that is
+// gone is nothing.
+func Drop(tx *state.Tx, id resource.ID, why string) error {
+	i, ok := images.Find(tx, id)
+	if !ok || i.State == Deleting || i.Protected && !i.BlobID.IsZero() {
+		return nil
+	}
+	return i.remove(tx, why)
+}

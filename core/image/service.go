@@ -74,16 +74,25 @@ type Request struct {
 // Create makes an image that has no bytes yet.
 func (s *Service) Create(ctx context.Context, r Request) (*Image, error) {
 	id, err := state.Do(ctx, s.State, func(tx *state.Tx) (resource.ID, error) {
-		i, err := s.add(ctx, tx, r)
+		i, err := s.Add(ctx, tx, r)
 		if err != nil {
 			return resource.ID{}, err
 		}
-		return i.ID, images.Put(tx, i)
+		return i.ID, nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	return s.Get(ctx, id)
+}
+
+// Add is Create in another domain's transaction.
+func (s *Service) Add(ctx context.Context, tx *state.Tx, r Request) (*Image, error) {
+	i, err := s.add(ctx, tx, r)
+	if err != nil {
+		return nil, err
+	}
+	return i, images.Put(tx, i)
 }
 
 func (s *Service) add(ctx context.Context, tx *state.Tx, r Request) (*Image, error) {

@@ -29,6 +29,14 @@ func (s *Service) Upload(ctx context.Context, id resource.ID, src io.Reader, exp
 	return s.transfer(ctx, id, Receiving, src, expect)
 }
 
+// Fill is Upload by the cloud itself, which may come again with the same bytes: an image that has them needs no more.
+func (s *Service) Fill(ctx context.Context, id resource.ID, src io.Reader, expect int64) error {
+	if i, ok := images.PeekOne(s.State.Latest(), id); ok && (i.State == Active || i.State == Deactivated) {
+		return nil
+	}
+	return s.Upload(ctx, id, src, expect)
+}
+
 // Stage brings an image's bytes in for a later Import.
 func (s *Service) Stage(ctx context.Context, id resource.ID, src io.Reader, expect int64) error {
 	return s.transfer(ctx, id, Staging, src, expect)

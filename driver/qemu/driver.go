@@ -83,6 +83,8 @@ var (
 	_ compute.Consoler = (*Driver)(nil)
 	_ compute.Notifier = (*Driver)(nil)
 	_ compute.Mover    = (*Driver)(nil)
+
+	_ compute.Snapshotter = (*Driver)(nil)
 )
 
 // New finds out what this host can do, and adopts the guests that run on it.
@@ -330,6 +332,11 @@ func (d *Driver) known(id resource.ID) (*guest, error) {
 
 // Ensure implements compute.Driver.
 func (d *Driver) Ensure(ctx context.Context, want compute.Guest) (compute.Observation, error) {
+	return d.ensure(ctx, want, false)
+}
+
+// ensure is Ensure that may leave the guest its copy.
+func (d *Driver) ensure(ctx context.Context, want compute.Guest, copied bool) (compute.Observation, error) {
 	began := time.Now()
 	if err := ctx.Err(); err != nil {
 		return compute.Observation{}, err
@@ -344,6 +351,17 @@ func (d *Driver) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 		d.log.InfoContext(ctx, "taking away what is left of a guest that was elsewhere since", "guest", want.ID)
 		if err := g.removeAll(ctx); err != nil {
 			return compute.Observation{}, err
+		}
+	}
+	if g.rec != nil && !g.rec.Removing && g.rec.Copy != nil {
+		if l := g.rec.Launch; copied && l != nil && l.Ferry {
+			if err := g.cut(ctx, ""); err != nil {
+				return compute.Observation{}, err
+			}
+		} else if !copied {
+			if err := g.endCopy(ctx); err != nil {
+				return compute.Observation{}, err
+			}
 		}
 	}
 	if g.rec != nil && g.rec.Way != nil {
@@ -662,6 +680,7 @@ func (d *Driver) Capabilities(ctx context.Context) (compute.Capabilities, error)
 		Arch:      map[string]string{"amd64": "x86_64"}[runtime.GOARCH],
 		CPUModel:  cpuModel(),
 		MaxVCPUs:  d.hypervisor.machines["q35"].maxVCPUs,
+		Snapshots: "qcow2",
 		Moves:     d.where() != "" && d.hypervisor.moves,
 		Where:     d.where(),
 	}, nil

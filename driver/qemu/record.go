@@ -29,12 +29,13 @@ type record struct {
 	Kernel  resource.ID // which images the copies beside this file are of
 	Initrd  resource.ID
 
-	Way    *way    // to another host, or from one; nil for none
-	Launch *launch // the present process, or the one being started; nil for none
-	Ended  ending  // why there is none though the owner never said so; "" for no such thing
-	Stop   *stop   // a request to the guest's operating system that is under way
-	Saving bool    // memory is being written out by the present process
-	Saved  *shape  // memory lies on disk, of a machine of this shape
+	Copy   *snapshot `json:",omitempty"` // of the root disk; nil for none
+	Way    *way      // to another host, or from one; nil for none
+	Launch *launch   // the present process, or the one being started; nil for none
+	Ended  ending    // why there is none though the owner never said so; "" for no such thing
+	Stop   *stop     // a request to the guest's operating system that is under way
+	Saving bool      // memory is being written out by the present process
+	Saved  *shape    // memory lies on disk, of a machine of this shape
 
 	OursMs, StartMs float64 // of the last start
 }

@@ -26,8 +26,9 @@ type guest struct {
 	devices                        uint64
 	startedAt                      time.Time
 	startTook                      time.Duration
-	change                         *change // nil when nothing is under way
-	way                            *way    // from here to another machine, or from there; nil for none
+	change                         *change  // nil when nothing is under way
+	copy                           *copying // of its root disk; nil for none
+	way                            *way     // from here to another machine, or from there; nil for none
 }
 
 // change is something that takes time.
@@ -47,6 +48,8 @@ var (
 	_ compute.Consoler = (*Guests)(nil)
 	_ compute.Notifier = (*Guests)(nil)
 	_ compute.Mover    = (*Guests)(nil)
+
+	_ compute.Snapshotter = (*Guests)(nil)
 )
 
 // Changed tells of guests that changed by themselves.
@@ -81,7 +84,7 @@ func (d *Guests) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 	if g.way != nil && g.way.incoming && !g.way.done {
 		return compute.Observation{Power: compute.Crashed, Trouble: "The guest has not arrived.", Isolating: m.Capacity.Isolating}, nil
 	}
-	g.way = nil // it is ours
+	g.way, g.copy = nil, nil // it is ours, and nobody asks for a copy
 	if trouble == "" {
 		trouble = m.converge(g, &want)
 	}
@@ -378,6 +381,6 @@ func (d *Guests) Capabilities(ctx context.Context) (compute.Capabilities, error)
 		return compute.Capabilities{}, err
 	}
 	c := d.m.Capacity
-	c.Moves = d.m.Net != nil
+	c.Moves, c.Snapshots = d.m.Net != nil, "raw"
 	return c, d.m.fault("guest.capabilities", resource.ID{})
 }

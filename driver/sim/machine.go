@@ -25,7 +25,7 @@ type Machine struct {
 	Capacity compute.Capabilities
 	Now      func() time.Time // time.Now when nil
 	// Takes says how long a change takes ("start", "stop", "pause", "suspend", "resume",
-	// "plug", "move"); nothing when nil.
+	// "plug", "move", "copy"); nothing when nil.
 	Takes func(change string) time.Duration
 	// Fault is asked before each call of a driver; its error is the call's. nil: all goes well.
 	Fault func(call string, id resource.ID) error
@@ -144,7 +144,7 @@ func (m *Machine) Reboot() {
 	defer m.mu.Unlock()
 	clear(m.things)
 	for id, g := range m.guests {
-		g.change = nil
+		g.change, g.copy = nil, nil
 		g.way.breakOff(g)
 		if g.power == compute.On || g.power == compute.Paused {
 			m.become(id, g, compute.Off)

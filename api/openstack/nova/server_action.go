@@ -62,7 +62,7 @@ func init() { // the handlers reach the table
 		"changePassword":      refused(object(need("adminPass", text(0, 0))), "Unable to set password on instance: its image has no guest agent."),
 		"confirmResize":       {rule: anything, do: (*server).confirmResize},
 		"createBackup":        refused(open(), "Servers cannot be backed up here yet."),
-		"createImage":         refused(open(may("name", strictName)), "Servers cannot be made into images here yet."),
+		"createImage":         {rule: object(need("name", name), may("metadata", metadata)), do: (*server).createImage},
 		"evacuate":            {rule: evacuateBody, do: (*server).evacuate},
 		"forceDelete":         {rule: anything, do: (*server).forceDelete},
 		"lock":                {rule: lockBody, do: (*server).lock},
@@ -87,14 +87,14 @@ func init() { // the handlers reach the table
 		"restore":             {rule: anything, do: (*server).restore},
 		"resume":              plain(compute.Resuming),
 		"revertResize":        {rule: anything, do: (*server).revertResize},
-		"shelve":              refused(anything, "Servers cannot be shelved here yet."),
-		"shelveOffload":       refused(anything, "Servers cannot be shelved here yet."),
+		"shelve":              {rule: anything, do: (*server).shelve},
+		"shelveOffload":       {rule: anything, do: (*server).shelveOffload},
 		"suspend":             plain(compute.Suspending),
 		"trigger_crash_dump":  {rule: null, first: 17, do: (*server).crashDump},
 		"unlock":              {rule: anything, do: (*server).unlock},
 		"unpause":             plain(compute.Unpausing),
 		"unrescue":            refused(anything, "Servers cannot be rescued here yet."),
-		"unshelve":            refused(anything, "Servers cannot be shelved here yet."),
+		"unshelve":            {rule: unshelveRule, do: (*server).unshelve},
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 var vmStates = map[compute.Stage]string{
 	compute.Building: "building", compute.Running: "active", compute.Stopped: "stopped", compute.Frozen: "paused",
 	compute.Asleep: "suspended", compute.Failed: "error", compute.Unsettled: "resized",
+	compute.Shelved: "shelved", compute.Offloaded: "shelved_offloaded",
 }
 
 // taskStates are Nova's words for what is under way.
@@ -19,12 +20,14 @@ var taskStates = map[compute.Task]string{
 	compute.HardRebooting: "rebooting_hard", compute.Pausing: "pausing", compute.Unpausing: "unpausing", compute.Suspending: "suspending",
 	compute.Resuming: "resuming", compute.Rebuilding: "rebuilding", compute.Reshaping: "resize_prep", compute.Reverting: "resize_reverting",
 	compute.Migrating: "resize_migrating", compute.LiveMigrating: "migrating", compute.Evacuating: "rebuilding", compute.Deleting: "deleting",
+	compute.Imaging: "image_snapshot", compute.Shelving: "shelving", compute.Unshelving: "unshelving",
 }
 
 // statuses are what clients see when nothing under way changes it (Compute API guide, "Server status").
 var statuses = map[compute.Stage]string{
 	compute.Building: "BUILD", compute.Running: "ACTIVE", compute.Stopped: "SHUTOFF", compute.Frozen: "PAUSED",
 	compute.Asleep: "SUSPENDED", compute.Failed: "ERROR", compute.Unsettled: "VERIFY_RESIZE",
+	compute.Shelved: "SHELVED", compute.Offloaded: "SHELVED_OFFLOADED",
 }
 
 // taskStatuses are those that show through whatever stage the server is in.

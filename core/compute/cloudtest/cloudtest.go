@@ -3,6 +3,7 @@
 package cloudtest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/identity"
 	"github.com/unkai-cloud/unkai/core/image"
+	"github.com/unkai-cloud/unkai/core/image/imagetest"
 	"github.com/unkai-cloud/unkai/core/network"
 	"github.com/unkai-cloud/unkai/core/operation"
 )
@@ -30,6 +32,7 @@ type Cloud struct {
 	Reaper  *operation.Reaper
 	Ops     *operation.Service
 	Hub     *host.Hub
+	Images  *image.Service
 	Hosts   []*Host
 	Clock   time.Time
 
@@ -56,12 +59,14 @@ type Host struct {
 	Seen   map[resource.ID]compute.Observation
 	// What it says of guests that come and go; empty: it takes them in and lets them go at once.
 	Receives, Sends *compute.Transit
-	session         *host.Session
-	waiting         []host.Observation
+	// What it says of copies that it is to make; nil: it makes them at once.
+	Copies  *compute.Copying
+	session *host.Session
+	waiting []host.Observation
 }
 
 // Capacity of each host.
-var Capacity = host.Capacity{Driver: "fake", Release: "1.0", VCPUs: 16, MemoryMiB: 65536, DiskGiB: 1000, Moves: true, Arch: "x86_64", CPUModel: "test"}
+var Capacity = host.Capacity{Driver: "fake", Release: "1.0", VCPUs: 16, MemoryMiB: 65536, DiskGiB: 1000, Moves: true, Snapshots: "raw", Arch: "x86_64", CPUModel: "test"}
 
 // New makes a cloud with so many hosts.
 func New(t testing.TB, hosts int) *Cloud {
@@ -81,7 +86,8 @@ func New(t testing.TB, hosts int) *Cloud {
 		}
 	})
 	c.Engine, c.State = engine, st
-	c.Compute, c.Network = compute.New(st, compute.Config{}), network.New(st)
+	c.Images = image.New(st, new(imagetest.Memory), image.Config{InUse: compute.UsesImage})
+	c.Compute, c.Network = compute.New(st, compute.Config{Images: c.Images}), network.New(st)
 	c.Reaper = &operation.Reaper{State: st, Now: func() time.Time { return c.Clock }, Expirers: c.Compute.Expirers()}
 	c.Ops = &operation.Service{State: st, Cancellers: c.Compute.Cancellers()}
 	c.Hub = host.NewHub(st, c.Compute.Source(), c.Compute.Passwords(), host.Muteness())
@@ -207,7 +213,7 @@ func (c *Cloud) work(h *Host) bool {
 		c.Must(json.Unmarshal(item.Body, &g))
 		h.Guests[item.ID] = g
 		seen := compute.Seen{Observation: h.carryOut(g, c.Clock), Wish: g.Wish}
-		seen.Transit = h.transit(g)
+		seen.Transit, seen.Copy = h.transit(g), c.copying(h, g)
 		tell(item.ID, seen)
 	}
 	if d.Full {
@@ -241,6 +247,22 @@ func (h *Host) transit(g compute.Guest) compute.Transit {
 	}
 	t.Move = move
 	return t
+}
+
+// copying is what the host says of a snapshot, which it brings into its image.
+func (c *Cloud) copying(h *Host, g compute.Guest) compute.Copying {
+	says := compute.Copying{Done: true}
+	switch {
+	case g.Snapshot == nil:
+		return compute.Copying{}
+	case h.Copies != nil:
+		says = *h.Copies
+	case h.Trouble == "" && compute.Makes(c.State.Latest(), h.ID, g.Snapshot.ImageID):
+		disk := bytes.Repeat([]byte(g.Name+" "), 512)[:512]
+		c.Must(c.Images.Fill(c.Admin, g.Snapshot.ImageID, bytes.NewReader(disk), int64(len(disk))))
+	}
+	says.Number = g.Snapshot.Number
+	return says
 }
 
 func (h *Host) carryOut(g compute.Guest, now time.Time) compute.Observation {
