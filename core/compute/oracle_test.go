@@ -18,7 +18,6 @@ type oracle struct {
 	tx       *state.Tx
 	config   Config
 	hosts    []*host.Host
-	servers  []*Server
 	grouped  map[resource.ID]int // servers of the group by host
 	zones    map[resource.ID]string
 	in       map[resource.ID][]*Aggregate

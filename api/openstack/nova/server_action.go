@@ -62,7 +62,7 @@ func init() { // the handlers reach the table
 		"changePassword":      refused(object(need("adminPass", text(0, 0))), "Unable to set password on instance: its image has no guest agent."),
 		"confirmResize":       {rule: anything, do: (*server).confirmResize},
 		"createBackup":        refused(open(), "Servers cannot be backed up here yet."),
-		"createImage":         {rule: object(need("name", name), may("metadata", metadata)), do: (*server).createImage},
+		"createImage":         {rule: object(need("name", strictName), may("metadata", metadata)), do: (*server).createImage},
 		"evacuate":            {rule: evacuateBody, do: (*server).evacuate},
 		"forceDelete":         {rule: anything, do: (*server).forceDelete},
 		"lock":                {rule: lockBody, do: (*server).lock},

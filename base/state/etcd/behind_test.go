@@ -12,7 +12,6 @@ import (
 // A cable is what lies between two members, and can be pulled: what is sent is held up, not refused.
 type cable struct {
 	pulled sync.RWMutex
-	ends   sync.WaitGroup
 }
 
 // to answers where a member can be reached over the cable that listens at an address.
