@@ -121,9 +121,9 @@ func TestOpenStack(t *testing.T) {
 		t.Error(got)
 	}
 	for version, want := range map[string]string{
-		"2012-08-10": "meta_data.json user_data", "2013-10-17": "meta_data.json user_data vendor_data.json",
-		"2016-10-06": "meta_data.json user_data vendor_data.json vendor_data2.json network_data.json",
-		"latest":     "meta_data.json user_data vendor_data.json vendor_data2.json network_data.json",
+		"2012-08-10": "meta_data.json user_data", "2013-10-17": "meta_data.json user_data vendor_data.json password",
+		"2016-10-06": "meta_data.json user_data vendor_data.json vendor_data2.json network_data.json password",
+		"latest":     "meta_data.json user_data vendor_data.json vendor_data2.json network_data.json password",
 	} {
 		names := strings.Fields(ask(h, "GET", "/openstack/"+version).Body.String())
 		if got := strings.Join(names, " "); got != want {
