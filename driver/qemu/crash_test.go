@@ -93,6 +93,9 @@ var phases = []phase{
 	{"soft reboot", func(k *task, g *compute.Guest) { g.SoftBoots++ }, (*life).prompt, compute.On},
 	{"stopped", func(k *task, g *compute.Guest) { g.Power = compute.Off }, (*life).prompt, compute.Off},
 	{"started", func(k *task, g *compute.Guest) { g.Power = compute.On }, nil, compute.On},
+	{"copied", func(k *task, g *compute.Guest) { g.Snapshot = &compute.Snapshot{Number: 1} }, nil, compute.On},
+	{"copied anew", func(k *task, g *compute.Guest) { g.Snapshot = &compute.Snapshot{Number: 2} }, nil, compute.On},
+	{"without its copy", func(k *task, g *compute.Guest) { g.Snapshot = nil }, nil, compute.On},
 	{"hard reboot", func(k *task, g *compute.Guest) { g.HardBoots++ }, nil, compute.On},
 	{"rebuilt", func(k *task, g *compute.Guest) { g.Rebuilds++ }, nil, compute.On},
 	{"switched off by itself", func(k *task, g *compute.Guest) {}, func(l *life) error {
@@ -145,11 +148,14 @@ func (l *life) prompt() error {
 // reach is what an agent does with a wish.
 func (l *life) reach(power compute.Power) error {
 	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		o, err := l.driver.Ensure(l.ctx, l.want)
+		o, c, err := l.step()
 		if err != nil {
 			return err
 		}
-		if !o.Busy {
+		if c.Trouble != "" {
+			return errors.New(c.Trouble)
+		}
+		if !o.Busy && c.Done {
 			if o.Power != power || o.Trouble != "" || o.HardBoots != l.want.HardBoots || o.SoftBoots != l.want.SoftBoots || o.Rebuilds != l.want.Rebuilds {
 				return fmt.Errorf("came to %+v", o)
 			}
@@ -159,6 +165,15 @@ func (l *life) reach(power compute.Power) error {
 			return fmt.Errorf("busy for ever: %+v", o)
 		}
 	}
+}
+
+// step is one step of an agent. There is nothing to wait for where no copy is wished for.
+func (l *life) step() (compute.Observation, compute.Copy, error) {
+	if l.want.Snapshot != nil {
+		return l.driver.Snapshot(l.ctx, l.want)
+	}
+	o, err := l.driver.Ensure(l.ctx, l.want)
+	return o, compute.Copy{Done: true}, err
 }
 
 func doTask(path string) error {
@@ -259,7 +274,7 @@ func (k *task) agent(t *testing.T, path string) string {
 
 // unreached are steps at which no agent dies in this life: they need a guest
 // that does not obey, or a host that fails, and the contract has those cases.
-var unreached = []string{"launch given up", "stop forgotten", "save given up", "memory running again"}
+var unreached = []string{"launch given up", "stop forgotten", "save given up", "memory running again", "copy given up"}
 
 // TestAgentsDieAtEveryStep lets one guest live through everything, while each
 // agent dies at the first step at which none has died before. Its owner must
