@@ -119,6 +119,13 @@ func moveWithBlow(t *testing.T, at int, ask func(*world, resource.ID) error, b b
 		t.Fatal(err)
 	}
 	id := p.order[0]
+	// The guest of an owner who wants it elsewhere when its host is lost is cut off with its host, and rightly started again.
+	if _, err := w.control.compute.SetKeep(p.ctx, id, func(k *compute.Keep) { k.Elsewhere = false }); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.settle(); err != nil {
+		t.Fatal(err)
+	}
 	server := func() *compute.Server {
 		s, _ := compute.Servers().PeekOne(w.control.state.Latest(), id)
 		return s
