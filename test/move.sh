@@ -55,7 +55,7 @@ for n in 2 3; do
 	ip -n "$(ns $n)" link set wan master "$prefix$name-public"
 done
 plug 4 world out
-ip -n "$(ns 4)" addr add "${pool%.*}.200/24" dev out
+ip -n "$(ns 4)" addr add "${pool%.*}.1/24" dev out # the outside network's gateway, which is nobody else there
 
 : >"$work/c.out"
 inside 1 "$unkai" controller --data "$work/controller" --listen $net.1:8700 --insecure-plain-http --hosts $net.1:8702 --pool "$pool" </dev/null >"$work/c.out" 2>>"$work/c.log" &
