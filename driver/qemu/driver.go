@@ -29,6 +29,7 @@ import (
 // Options says where and how guests live. Only Dir has no default.
 type Options struct {
 	Dir    string // the driver's own directory; guests are in "guests" in it
+	Disks  string // a folder that other hosts reach too, for guests' disks; "" for none
 	Binary string // of QEMU; "" finds the one for this machine's architecture
 	Accel  string // "kvm", "tcg", or "" for kvm where it works
 
@@ -62,7 +63,8 @@ type Driver struct {
 	jail       *jail
 	hypervisor *hypervisor
 	cgroups    *cgroups
-	peers      Peers // nil: guests stay where they are
+	peers      Peers    // nil: guests stay where they are
+	storage    *storage // that other hosts reach too; nil for none
 
 	// step is called between any two things that a crash could part. Tests end
 	// the program there.
@@ -82,6 +84,7 @@ var (
 	_ compute.Consoler = (*Driver)(nil)
 	_ compute.Notifier = (*Driver)(nil)
 	_ compute.Mover    = (*Driver)(nil)
+	_ compute.Eraser   = (*Driver)(nil)
 )
 
 // New finds out what this host can do, and adopts the guests that run on it.
@@ -140,6 +143,11 @@ func open(o Options, step func(string)) (d *Driver, err error) {
 			d.Close()
 		}
 	}()
+	if o.Disks != "" {
+		if d.storage, err = openStorage(o.Disks, d.dir); err != nil {
+			return nil, err
+		}
+	}
 	var failures error
 	d.jail, failures = findJail(filepath.Join(d.dir, "jail"), func(j *jail) (err error) {
 		d.hypervisor, err = probe(d.closing, d.binary, j, d.firstUID)
@@ -363,6 +371,14 @@ func (d *Driver) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 			return compute.Observation{}, err
 		}
 	}
+	if trouble == "" {
+		var err error
+		if trouble, err = g.mine(ctx, want); errors.Is(err, errClaimed) {
+			return g.lose(ctx)
+		} else if err != nil {
+			return compute.Observation{}, err
+		}
+	}
 	busy := false
 	if trouble == "" {
 		var err error
@@ -431,7 +447,7 @@ func (g *guest) create(ctx context.Context, want compute.Guest, from *way) error
 	if err != nil {
 		return err
 	}
-	rec := &record{UID: uid, Epoch: want.Epoch, HardBoots: want.HardBoots, SoftBoots: want.SoftBoots, Rebuilds: want.Rebuilds, Way: from}
+	rec := &record{UID: uid, Epoch: want.Epoch, Storage: want.Storage, HardBoots: want.HardBoots, SoftBoots: want.SoftBoots, Rebuilds: want.Rebuilds, Way: from}
 	if err := os.Mkdir(g.dir, 0o700); err != nil {
 		return err
 	}
@@ -439,7 +455,7 @@ func (g *guest) create(ctx context.Context, want compute.Guest, from *way) error
 	if err := rec.write(g.dir); err != nil {
 		return err
 	}
-	g.rec = rec
+	g.rec, g.claimed = rec, decision{}
 	g.driver.step("guest recorded")
 	return nil
 }
@@ -561,6 +577,12 @@ func (d *Driver) Halt(ctx context.Context, id resource.ID) (busy bool, err error
 	if w := g.rec.Way; w != nil && w.Incoming && !w.Done {
 		return false, fault.Missing("guest", id) // what has come of it is worth nothing
 	}
+	if lost, err := g.lost(ctx); lost || err != nil {
+		if err == nil {
+			_, err = g.lose(ctx)
+		}
+		return false, err
+	}
 	for {
 		// Not a wish like others: of one that names no disks, a guest that is off would have none.
 		now, lookErr := g.settle(ctx)
@@ -644,10 +666,14 @@ func (d *Driver) Capabilities(ctx context.Context) (compute.Capabilities, error)
 		return compute.Capabilities{}, fmt.Errorf("ask for the host's memory: %w", err)
 	}
 	var disk unix.Statfs_t
-	if err := unix.Statfs(d.dir, &disk); err != nil {
+	dir, storage := d.dir, ""
+	if d.storage != nil {
+		dir, storage = d.storage.dir, d.storage.id
+	}
+	if err := unix.Statfs(dir, &disk); err != nil {
 		return compute.Capabilities{}, fmt.Errorf("ask for the host's disk: %w", err)
 	}
-	ours, err := d.diskUsed()
+	ours, err := diskUsed(dir)
 	if err != nil {
 		return compute.Capabilities{}, fmt.Errorf("add up the guests' disks: %w", err)
 	}
@@ -662,13 +688,14 @@ func (d *Driver) Capabilities(ctx context.Context) (compute.Capabilities, error)
 		CPUModel:  cpuModel(),
 		MaxVCPUs:  d.hypervisor.machines["q35"].maxVCPUs,
 		Moves:     d.where() != "" && d.hypervisor.moves,
+		Storage:   storage,
 	}, nil
 }
 
-// diskUsed is how many bytes of the host's disk are the guests'. What the host
+// diskUsed is how many bytes of the disk, or of the storage that is shared, are the guests'. What the host
 // offers does not shrink as they come.
-func (d *Driver) diskUsed() (int64, error) {
-	files, err := filepath.Glob(filepath.Join(d.dir, "guests", "*", "disk-*"))
+func diskUsed(dir string) (int64, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "guests", "*", "disk-*"))
 	if err != nil {
 		return 0, err
 	}
