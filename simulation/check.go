@@ -33,7 +33,7 @@ func (w *world) startControl() error {
 	}
 	c := &control{state: st, compute: compute.New(st, compute.Config{}), network: network.New(st)}
 	c.operations = &operation.Service{State: st, Cancellers: c.compute.Cancellers()}
-	c.hub = host.NewHub(st, append(c.network.Sources(), c.compute.Source())...)
+	c.hub = host.NewHub(st, append(c.network.Sources(), c.compute.Sources()...)...)
 	c.hub.Now, c.hub.After = w.now, w.after
 	reaper := &operation.Reaper{State: st, Now: w.now, Expirers: c.compute.Expirers()}
 	fence := &host.Fence{State: st, Now: w.now, Awaited: compute.Awaited, Fencers: map[string]host.Fencer{"sim": fencer{w}}}
@@ -72,10 +72,10 @@ func (w *world) checkSafety() error {
 			return fmt.Errorf("%d servers have a seat on %s, where there are none", taken, h.Name)
 		}
 	}
-	return w.checkNoneTwice()
+	return errors.Join(w.checkNoneTwice(), w.checkKept())
 }
 
-// checkNoneTwice is that no guest runs on two machines. It is cheap enough for every step.
+// checkNoneTwice is that no guest runs on two machines, or has its disk open on two. It is cheap enough for every step.
 func (w *world) checkNoneTwice() error {
 	running := map[resource.ID]string{}
 	for _, n := range w.nodes {
@@ -86,7 +86,7 @@ func (w *world) checkNoneTwice() error {
 			running[id] = n.name
 		}
 	}
-	return nil
+	return w.checkOneWriter()
 }
 
 // restless says what is not settled; "" when everything is.
@@ -114,7 +114,7 @@ func (w *world) restless() string {
 		}
 		return fmt.Sprintf("%s %s is left on host %s (ordered away: %v)", l.Kind, l.ThingID, l.HostID, l.Ordered)
 	}
-	if err := w.checkReality(); err != nil {
+	if err := errors.Join(w.checkReality(), w.checkStorage(tx)); err != nil {
 		return err.Error()
 	}
 	return ""

@@ -133,7 +133,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 	if c.authority, err = host.OpenAuthority(ctx, c.state, time.Now()); err != nil {
 		return nil, err
 	}
-	c.hub = host.NewHub(c.state, append(c.network.Sources(), c.compute.Source())...)
+	c.hub = host.NewHub(c.state, append(c.network.Sources(), c.compute.Sources()...)...)
 	c.hosts = &hostlink.Server{Hub: c.hub, Authority: c.authority, Now: time.Now, Image: c.openImage}
 	expirers := c.compute.Expirers()
 	expirers[image.Table().Kind()] = c.image.Expire

@@ -49,6 +49,7 @@ func State(tx *state.Tx) []Finding {
 	a.operations()
 	a.servers()
 	a.migrations()
+	a.estates()
 	a.images()
 	a.ports()
 	a.aggregates()
@@ -107,6 +108,9 @@ func (a *auditor) servers() {
 		}
 		a.move(s)
 		a.kept(s)
+		if s.Kept && s.Storage == "" {
+			a.find("server", s.ID, "has its disks on storage that other hosts reach, and that has no name")
+		}
 		if s.Task == "" && s.Stage() == compute.Building {
 			a.find("server", s.ID, "is being built, and nobody does it")
 		}
@@ -161,6 +165,19 @@ func (a *auditor) migrations() {
 	for m := range compute.Migrations().Peek(a.tx, "", state.Range{}) {
 		if !compute.Servers().Has(a.tx, m.ServerID) {
 			a.find("migration", m.ID, "is of server %s, which is gone", m.ServerID)
+		}
+	}
+}
+
+// estates: nobody's disks are to be erased that somebody has.
+func (a *auditor) estates() {
+	for e := range compute.Estates().Peek(a.tx, "", state.Range{}) {
+		s, ok := compute.Servers().PeekOne(a.tx, e.ServerID)
+		if e.Storage == "" {
+			a.find("estate", e.ID, "is on no storage")
+		}
+		if ok && (s.Storage == e.Storage && s.Epoch <= e.Epoch || s.Move != nil && s.Move.Storage == e.Storage && s.Move.Number < e.Epoch) {
+			a.find("estate", e.ID, "would take the disks of server %s away, which is there", s.ID)
 		}
 	}
 }

@@ -57,6 +57,7 @@ type Capacity struct {
 	Moves     bool `since:"2,soft"` // guests can go to other hosts, and come from them
 	Arch      string
 	CPUModel  string
+	Storage   string `json:",omitempty" since:"2,soft"` // names that on which its guests' disks are, to hosts that reach the same one; "" for its own
 }
 
 // Up reports whether the host can be heard.
@@ -71,6 +72,12 @@ const DefaultZone = "nova"
 var hosts = state.NewTable[Host]("host",
 	state.Unique("name", func(h *Host) state.Key { return state.KeyOf(h.Name) }),
 	state.Index("zone", func(h *Host) state.Key { return state.KeyOf(h.Zone) }),
+	state.Index("storage", func(h *Host) state.Key {
+		if h.Capacity.Storage == "" {
+			return ""
+		}
+		return state.KeyOf(h.Capacity.Storage)
+	}),
 )
 
 var _ = identity.Rules(map[string]identity.Rule{

@@ -25,9 +25,8 @@ import (
 // It is changed under a lock beside it, which is held for that moment only. What keeps two hypervisors from one disk, whatever
 // their agents do, are their own locks on the images.
 type claim struct {
-	Era   int64 // of the state that decided; a restored backup begins a new one
-	Epoch int   // the number of the decision
-	By    string
+	decision
+	By    string // the machine's name, for who looks at it
 	Proof string `json:",omitempty"` // written by the host that sends the guest, for the other to find
 
 	// What is there, for whoever takes it up.
@@ -41,8 +40,19 @@ const (
 	claimLock = "claim.lock"
 )
 
-func (c *claim) compare(era int64, epoch int) int {
-	return cmp.Or(cmp.Compare(c.Era, era), cmp.Compare(c.Epoch, epoch))
+// A decision of the controllers gave a guest to a host.
+type decision struct {
+	Era   int64 `json:",omitempty"` // of the state that decided; a restored backup begins a new one
+	Epoch int   // its number
+}
+
+func (d decision) compare(other decision) int {
+	return cmp.Or(cmp.Compare(d.Era, other.Era), cmp.Compare(d.Epoch, other.Epoch))
+}
+
+func newClaim(d decision) *claim {
+	name, _ := os.Hostname()
+	return &claim{decision: d, By: name}
 }
 
 // errClaimed is the end of a guest that was given to another host.
@@ -160,12 +170,13 @@ func (g *guest) mine(ctx context.Context, want compute.Guest) (trouble string, e
 	if trouble := g.driver.lacks(r.Storage); r.Storage == "" || trouble != "" {
 		return trouble, nil
 	}
-	if g.claimed == (decision{want.Era, want.Epoch}) && time.Since(g.claimedAt) < claimHolds {
+	by := decision{want.Era, cmp.Or(want.Epoch, r.Epoch)} // 0 says nothing
+	if r.Claim == by && time.Since(g.claimedAt) < claimHolds {
 		return "", nil
 	}
-	want.Epoch = cmp.Or(want.Epoch, r.Epoch) // it says nothing
 	err = s.change(ctx, g.id, func(dir *os.Root, have *claim) (*claim, error) {
-		next := &claim{Era: want.Era, Epoch: want.Epoch, By: s.self, Rebuilds: r.Rebuilds}
+		next := newClaim(by)
+		next.Rebuilds = r.Rebuilds
 		if have == nil {
 			if want.Kept {
 				trouble = "The guest's disks are not on the storage on which they should be."
@@ -173,16 +184,16 @@ func (g *guest) mine(ctx context.Context, want compute.Guest) (trouble string, e
 			}
 			return next, nil
 		}
-		order := have.compare(want.Era, want.Epoch)
+		order, claimed := have.compare(by), r.Claim != decision{}
 		switch {
-		case order > 0 || order == 0 && (have.By != s.self || have.Erasing):
+		case order > 0 || order == 0 && have.Erasing:
 			return nil, errClaimed
-		case want.Kept && !r.Claimed:
+		case want.Kept && !claimed:
 			if trouble = have.unlike(want); trouble != "" {
 				return nil, nil
 			}
 			r.Rebuilds = min(have.Rebuilds, want.Rebuilds)
-		case have.Erasing || !want.Kept && !r.Claimed && have.Era == want.Era && have.Epoch < want.Epoch:
+		case have.Erasing || !want.Kept && !claimed && have.Era == by.Era && have.Epoch < by.Epoch:
 			return next, clearAway(dir) // of a life that the guest has lost
 		}
 		if order == 0 {
@@ -197,11 +208,11 @@ func (g *guest) mine(ctx context.Context, want compute.Guest) (trouble string, e
 	case trouble != "":
 		return trouble, nil
 	}
-	g.claimed, g.claimedAt = decision{want.Era, want.Epoch}, time.Now()
-	if r.Claimed {
+	g.claimedAt = time.Now()
+	if r.Claim == by {
 		return "", nil
 	}
-	r.Claimed = true
+	r.Claim = by
 	return "", g.write("disks claimed")
 }
 
@@ -232,20 +243,14 @@ func (g *guest) lose(ctx context.Context) (compute.Observation, error) {
 // lost reports whether another host has claimed the guest's disks.
 func (g *guest) lost(ctx context.Context) (lost bool, err error) {
 	s := g.driver.storage
-	if g.rec.Storage == "" || !g.rec.Claimed || g.driver.lacks(g.rec.Storage) != "" {
+	if g.rec.Storage == "" || g.rec.Claim == (decision{}) || g.driver.lacks(g.rec.Storage) != "" {
 		return false, nil
 	}
 	err = s.change(ctx, g.id, func(_ *os.Root, have *claim) (*claim, error) {
-		lost = have == nil || have.By != s.self || have.Erasing
+		lost = have == nil || have.decision != g.rec.Claim || have.Erasing
 		return nil, nil
 	})
 	return lost, err
-}
-
-// A decision of the controllers gave a guest to a host.
-type decision struct {
-	era   int64
-	epoch int
 }
 
 // claimHolds is for how long a claim is not looked at again, while a guest is being worked at.
@@ -272,7 +277,7 @@ func (g *guest) changeMine(ctx context.Context, change func(*claim)) error {
 		return errors.New(trouble)
 	}
 	return s.change(ctx, g.id, func(_ *os.Root, have *claim) (*claim, error) {
-		if have == nil || have.By != s.self || have.Erasing {
+		if have == nil || have.decision != g.rec.Claim || have.Erasing {
 			return nil, fmt.Errorf("guest %s: %w", g.id, errClaimed)
 		}
 		change(have)
@@ -341,11 +346,13 @@ func (d *Driver) Erase(ctx context.Context, e compute.Erasure) error {
 	}
 	gone := false
 	err = s.change(ctx, e.GuestID, func(dir *os.Root, have *claim) (*claim, error) {
-		if have != nil && have.compare(e.Era, e.Epoch) > 0 {
+		if have != nil && have.compare(decision{e.Era, e.Epoch}) > 0 {
 			return nil, nil // it has come back since
 		}
 		gone = true
-		return &claim{Era: e.Era, Epoch: e.Epoch, By: s.self, Erasing: true}, nil
+		next := newClaim(decision{e.Era, e.Epoch})
+		next.Erasing = true
+		return next, nil
 	})
 	if err != nil || !gone {
 		return err

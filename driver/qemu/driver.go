@@ -455,7 +455,7 @@ func (g *guest) create(ctx context.Context, want compute.Guest, from *way) error
 	if err := rec.write(g.dir); err != nil {
 		return err
 	}
-	g.rec, g.claimed = rec, decision{}
+	g.rec, g.claimedAt = rec, time.Time{}
 	g.driver.step("guest recorded")
 	return nil
 }

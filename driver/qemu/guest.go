@@ -41,8 +41,7 @@ type guest struct {
 	askedLast time.Time  // when the guest was last asked to let a device go
 	trip      *trip      // this driver has begun to send it; nil if not
 	arriving  *arrival   // this driver takes it in; nil if not
-	claimed   decision   // by which the disks were this host's when it last looked
-	claimedAt time.Time
+	claimedAt time.Time  // when the claim on its disks was looked at last
 
 	consoles sync.Mutex
 	serial   *serialConsole // guarded by consoles

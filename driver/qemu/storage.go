@@ -23,9 +23,8 @@ import (
 // Whoever else can write to the folder is another host, and may be broken into. What is opened there never leads out of it, and
 // is a plain file.
 type storage struct {
-	dir  string
-	id   string // as written in the folder
-	self string // who this driver is, to claims
+	dir string
+	id  string // as written in the folder
 }
 
 const (
@@ -42,7 +41,6 @@ type identity struct {
 // A remembered storage is what the driver keeps of it by itself.
 type remembered struct {
 	Storage string // its identity
-	Self    string
 }
 
 // openStorage finds out which storage a folder is, and makes one of a folder that is none yet.
@@ -76,7 +74,7 @@ func openStorage(dir, own string) (*storage, error) {
 	}
 	switch {
 	case known.Storage == "":
-		known = remembered{Storage: is.ID, Self: rand.Text()}
+		known.Storage = is.ID
 		data, err := json.Marshal(known)
 		if err != nil {
 			return nil, err
@@ -88,7 +86,7 @@ func openStorage(dir, own string) (*storage, error) {
 		return nil, fmt.Errorf("qemu: %s is storage %s, and this host's guests are on %s: is another one mounted there? If it is to be so, remove %s",
 			dir, is.ID, known.Storage, filepath.Join(own, rememberFile))
 	}
-	s.id, s.self = is.ID, known.Self
+	s.id = is.ID
 	if err := carriesLocks(root); err != nil {
 		return nil, fmt.Errorf("qemu: %s cannot hold shared disks: %w", dir, err)
 	}
@@ -111,7 +109,7 @@ func recall(own string) (known remembered, err error) {
 	if err == nil {
 		err = json.Unmarshal(data, &known)
 	}
-	if err == nil && (known.Storage == "" || known.Self == "") {
+	if err == nil && known.Storage == "" {
 		err = errors.New("it is not whole")
 	}
 	if err != nil {

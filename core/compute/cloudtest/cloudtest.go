@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -52,6 +53,7 @@ type Host struct {
 
 	Guests map[resource.ID]compute.Guest
 	Seen   map[resource.ID]compute.Observation
+	Erased []compute.Erasure // of shared storage
 	// What it says of guests that come and go; empty: it takes them in and lets them go at once.
 	Receives, Sends *compute.Transit
 	session         *host.Session
@@ -81,7 +83,7 @@ func New(t testing.TB, hosts int) *Cloud {
 	c.Compute, c.Network = compute.New(st, compute.Config{}), network.New(st)
 	c.Reaper = &operation.Reaper{State: st, Now: func() time.Time { return c.Clock }, Expirers: c.Compute.Expirers()}
 	c.Ops = &operation.Service{State: st, Cancellers: c.Compute.Cancellers()}
-	c.Hub = host.NewHub(st, c.Compute.Source())
+	c.Hub = host.NewHub(st, c.Compute.Sources()...)
 	c.Admin = identity.Internal(context.Background())
 	c.Project, c.Other = resource.NewID(c.Clock, nil), resource.NewID(c.Clock, nil)
 	c.User = c.Member(c.Project)
@@ -180,6 +182,17 @@ func (c *Cloud) work(h *Host) bool {
 		h.waiting = reports
 		return false
 	}
+	d.Items = slices.DeleteFunc(d.Items, func(item host.Item) bool {
+		if item.Kind == "estate" && item.Body != nil {
+			var left compute.Erasure
+			c.Must(json.Unmarshal(item.Body, &left))
+			h.Erased = append(h.Erased, left)
+			text, err := json.Marshal(compute.Erased{Era: left.Era, Epoch: left.Epoch})
+			c.Must(err)
+			reports = append(reports, host.Observation{Key: item.Key, Seen: text})
+		}
+		return item.Kind == "estate"
+	})
 	named := map[resource.ID]bool{}
 	tell := func(id resource.ID, seen any) {
 		text, err := json.Marshal(seen)
