@@ -164,7 +164,7 @@ func storageShares(s *Server) (shares []state.Share) {
 
 // stored makes the disk that is taken of a host all that is taken of its storage, by whichever host's servers.
 func stored(tx *state.Tx, h *host.Host, taken *state.Amounts) {
-	if h.Capacity.Storage != "" {
+	if h.Capacity.Storage != "" && estates.Usable(tx) {
 		_, sums := servers.Sum(tx, "storage", state.KeyOf(h.Capacity.Storage))
 		taken[diskAmount] = sums[diskAmount]
 	}

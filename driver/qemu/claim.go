@@ -189,7 +189,7 @@ func (g *guest) mine(ctx context.Context, want compute.Guest) (trouble string, e
 		case order > 0 || order == 0 && have.Erasing:
 			return nil, errClaimed
 		case want.Kept && !claimed:
-			if trouble = have.unlike(want); trouble != "" {
+			if trouble = have.unlike(dir, want); trouble != "" {
 				return nil, nil
 			}
 			r.Rebuilds = min(have.Rebuilds, want.Rebuilds)
@@ -217,7 +217,7 @@ func (g *guest) mine(ctx context.Context, want compute.Guest) (trouble string, e
 }
 
 // unlike is why the disks that are there cannot be the guest's.
-func (c *claim) unlike(want compute.Guest) (trouble string) {
+func (c *claim) unlike(dir *os.Root, want compute.Guest) (trouble string) {
 	root := want.Disks[0]
 	image, made := c.Disks[root.Name]
 	switch {
@@ -227,6 +227,19 @@ func (c *claim) unlike(want compute.Guest) (trouble string) {
 		return "The guest's root disk is not on the storage on which it should be."
 	case c.Rebuilds >= want.Rebuilds && root.Image != nil && image != root.Image.ID:
 		return "The guest's root disk lies over another image."
+	}
+	for _, w := range want.Disks {
+		name, found := w.Name, w.Name == root.Name && c.Rebuilds < want.Rebuilds // then it is made anew
+		if _, made := c.Disks[name]; !made {
+			continue
+		}
+		for _, format := range []string{"raw", "qcow2"} {
+			_, err := dir.Lstat((&device{Name: name, Format: format}).file(""))
+			found = found || err == nil
+		}
+		if !found {
+			return "A disk of the guest is not on the storage on which it should be."
+		}
 	}
 	return ""
 }

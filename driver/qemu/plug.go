@@ -143,7 +143,10 @@ func (g *guest) discard(ctx context.Context, dev device) error {
 		}
 	}
 	g.rec.forget(dev)
-	return g.write("device forgotten")
+	if err := g.write("device forgotten"); err != nil || dev.Kind != "disk" {
+		return err
+	}
+	return g.noteDisks(ctx, g.rec.Rebuilds)
 }
 
 func (r *record) forget(gone device) {

@@ -57,6 +57,7 @@ type Host struct {
 	// What it says of guests that come and go; empty: it takes them in and lets them go at once.
 	Receives, Sends *compute.Transit
 	session         *host.Session
+	capacity        host.Capacity
 	waiting         []host.Observation
 }
 
@@ -131,7 +132,7 @@ func (c *Cloud) addNetwork() {
 
 // AddHost adds a machine, and connects it.
 func (c *Cloud) AddHost(name string, capacity host.Capacity) *Host {
-	h := &Host{ID: resource.NewID(c.Clock, nil), Name: name, Guests: map[resource.ID]compute.Guest{}, Seen: map[resource.ID]compute.Observation{}}
+	h := &Host{ID: resource.NewID(c.Clock, nil), Name: name, capacity: capacity, Guests: map[resource.ID]compute.Guest{}, Seen: map[resource.ID]compute.Observation{}}
 	c.Hosts = append(c.Hosts, h)
 	c.Must(host.Arrive(c.Admin, c.State, h.ID, host.Hello{Name: name, Capacity: capacity}))
 	h.session = c.Hub.Connect(h.ID)
@@ -147,7 +148,7 @@ func (c *Cloud) Lose(h *Host) {
 // Return connects a host again.
 func (c *Cloud) Return(h *Host) {
 	h.Silent = false
-	c.Must(host.Arrive(c.Admin, c.State, h.ID, host.Hello{Name: h.Name, Capacity: Capacity}))
+	c.Must(host.Arrive(c.Admin, c.State, h.ID, host.Hello{Name: h.Name, Capacity: h.capacity}))
 	h.session = c.Hub.Connect(h.ID)
 }
 
