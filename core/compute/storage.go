@@ -7,6 +7,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
 )
 
 // Some hosts keep their guests' disks on storage that others reach, too. A server's Storage says which its disks are on: it is decided
@@ -29,6 +30,8 @@ var estates = state.NewTable("estate",
 	state.Index("storage", func(e *Estate) state.Key { return state.KeyOf(e.Storage) }),
 	state.Unique("server", func(e *Estate) state.Key { return state.KeyOf(e.ServerID, e.Storage) }),
 )
+
+var _ = identity.Rules(map[string]identity.Rule{"estate.get": identity.Admin, "estate.list": identity.Admin})
 
 // Estates gives the native API and the auditor a look at every estate.
 func Estates() *state.Table[Estate] { return estates }
