@@ -60,9 +60,14 @@ var errClaimed = errors.New("its disks are another host's by a later decision")
 
 const notHere = "The storage that the guest's disks are on is not to be had on this host."
 
-// change has f look at a guest's claim, nil if there is none, while nobody else does; what f answers is written, if anything.
-func (s *storage) change(ctx context.Context, id resource.ID, f func(dir *os.Root, have *claim) (*claim, error)) error {
-	dir, lock, err := s.enter(ctx, id)
+// change has f look at a guest's claim, nil if there is none, while nobody else does; what f answers is written, if anything. Of a guest
+// that has nothing there f is told so, and begins only if it is to.
+func (s *storage) change(ctx context.Context, id resource.ID, begin bool, f func(dir *os.Root, have *claim) (*claim, error)) error {
+	dir, lock, err := s.enter(ctx, id, begin)
+	if errors.Is(err, fs.ErrNotExist) && !begin {
+		_, err := f(nil, nil)
+		return err
+	}
 	if err != nil {
 		return err
 	}
@@ -91,15 +96,20 @@ func (s *storage) change(ctx context.Context, id resource.ID, f func(dir *os.Roo
 	return dir.Rename(claimFile+".new", claimFile)
 }
 
-// enter opens a guest's directory, made if need be, and locks its claim.
-func (s *storage) enter(ctx context.Context, id resource.ID) (dir *os.Root, lock *os.File, err error) {
+// enter opens a guest's directory, which begin makes if need be, and locks its claim.
+func (s *storage) enter(ctx context.Context, id resource.ID, begin bool) (dir *os.Root, lock *os.File, err error) {
 	root, err := s.root()
 	if err != nil {
 		return nil, nil, err
 	}
 	defer root.Close()
 	for deadline := time.Now().Add(lockPatience); ; {
-		if err := root.Mkdir(guestOn(id), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		if begin {
+			err = root.Mkdir(guestOn(id), 0o700)
+		} else {
+			_, err = root.Lstat(guestOn(id))
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, nil, err
 		}
 		dir, lock, err = tryEnter(root, id)
@@ -174,19 +184,23 @@ func (g *guest) mine(ctx context.Context, want compute.Guest) (trouble string, e
 	if r.Claim == by && time.Since(g.claimedAt) < claimHolds {
 		return "", nil
 	}
-	err = s.change(ctx, g.id, func(dir *os.Root, have *claim) (*claim, error) {
+	claimed := r.Claim != decision{}
+	err = s.change(ctx, g.id, !want.Kept && !claimed, func(dir *os.Root, have *claim) (*claim, error) {
 		next := newClaim(by)
 		next.Rebuilds = r.Rebuilds
-		if have == nil {
-			if want.Kept {
-				trouble = "The guest's disks are not on the storage on which they should be."
-				return nil, nil
-			}
+		switch {
+		case have != nil:
+		case claimed: // and it was taken away since
+			return nil, errClaimed
+		case want.Kept:
+			trouble = "The guest's disks are not on the storage on which they should be."
+			return nil, nil
+		default:
 			return next, nil
 		}
-		order, claimed := have.compare(by), r.Claim != decision{}
+		order := have.compare(by)
 		switch {
-		case order > 0 || order == 0 && have.Erasing:
+		case order > 0 || have.Erasing && (order == 0 || claimed):
 			return nil, errClaimed
 		case want.Kept && !claimed:
 			if trouble = have.unlike(dir, want); trouble != "" {
@@ -259,7 +273,7 @@ func (g *guest) lost(ctx context.Context) (lost bool, err error) {
 	if g.rec.Storage == "" || g.rec.Claim == (decision{}) || g.driver.lacks(g.rec.Storage) != "" {
 		return false, nil
 	}
-	err = s.change(ctx, g.id, func(_ *os.Root, have *claim) (*claim, error) {
+	err = s.change(ctx, g.id, false, func(_ *os.Root, have *claim) (*claim, error) {
 		lost = have == nil || have.decision != g.rec.Claim || have.Erasing
 		return nil, nil
 	})
@@ -289,7 +303,7 @@ func (g *guest) changeMine(ctx context.Context, change func(*claim)) error {
 	if trouble := g.driver.lacks(g.rec.Storage); trouble != "" {
 		return errors.New(trouble)
 	}
-	return s.change(ctx, g.id, func(_ *os.Root, have *claim) (*claim, error) {
+	return s.change(ctx, g.id, false, func(_ *os.Root, have *claim) (*claim, error) {
 		if have == nil || have.decision != g.rec.Claim || have.Erasing {
 			return nil, fmt.Errorf("guest %s: %w", g.id, errClaimed)
 		}
@@ -306,7 +320,7 @@ func (g *guest) prove(ctx context.Context) (mark string, err error) {
 
 // finds reports whether a mark is there.
 func (s *storage) finds(ctx context.Context, id resource.ID, mark string) (found bool, err error) {
-	err = s.change(ctx, id, func(_ *os.Root, have *claim) (*claim, error) {
+	err = s.change(ctx, id, false, func(_ *os.Root, have *claim) (*claim, error) {
 		found = have != nil && mark != "" && have.Proof == mark && !have.Erasing
 		return nil, nil
 	})
@@ -349,17 +363,9 @@ func (d *Driver) Erase(ctx context.Context, e compute.Erasure) error {
 	if r := g.rec; r != nil && r.Storage == e.Storage && r.Epoch <= e.Epoch {
 		return fmt.Errorf("erase the disks of guest %s: it is still on this host", e.GuestID)
 	}
-	root, err := s.root()
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	if _, err := root.Lstat(guestOn(e.GuestID)); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
 	gone := false
-	err = s.change(ctx, e.GuestID, func(dir *os.Root, have *claim) (*claim, error) {
-		if have != nil && have.compare(decision{e.Era, e.Epoch}) > 0 {
+	err := s.change(ctx, e.GuestID, false, func(dir *os.Root, have *claim) (*claim, error) {
+		if dir == nil || have != nil && have.compare(decision{e.Era, e.Epoch}) > 0 {
 			return nil, nil // it has come back since
 		}
 		gone = true
@@ -370,7 +376,12 @@ func (d *Driver) Erase(ctx context.Context, e compute.Erasure) error {
 	if err != nil || !gone {
 		return err
 	}
-	err = s.change(ctx, e.GuestID, func(dir *os.Root, have *claim) (*claim, error) {
+	root, err := s.root()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	err = s.change(ctx, e.GuestID, false, func(dir *os.Root, have *claim) (*claim, error) {
 		if have == nil || !have.Erasing {
 			return nil, nil
 		}

@@ -238,6 +238,14 @@ func TestClaimOfANewLife(t *testing.T) {
 	if _, err := os.Stat(filepath.Dir(path)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("it was not erased: %v", err)
 	}
+	for _, g := range []*guest{a, b} {
+		if got := g.claims(placed(id, 0, g.rec.Claim.Epoch, false)); got != "another's" {
+			t.Errorf("who had what is erased takes it up again: %s", got)
+		}
+	}
+	if _, err := os.Stat(filepath.Dir(path)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("something of it is there again: %v", err)
+	}
 }
 
 // Whoever else writes to the folder does not lead us out of it.
