@@ -34,5 +34,5 @@ func (g *Guests) erase(ctx context.Context, _ resource.ID, body json.RawMessage)
 	if err := eraser.Erase(ctx, left); err != nil {
 		return nil, whileLeft, err
 	}
-	return compute.Erased{Era: left.Era, Epoch: left.Epoch}, 0, nil
+	return compute.Erased{Era: left.Era, Epoch: left.Epoch, Final: left.Final}, 0, nil
 }

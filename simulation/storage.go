@@ -8,6 +8,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/host"
 )
 
 // checkOneWriter is that no disk is open for writing on two machines, by what the machines do and not by what the storage says of it.
@@ -41,9 +42,22 @@ func (w *world) checkStorage(tx *state.Tx) (wrong error) {
 		}
 	}
 	for e := range compute.Estates().Peek(tx, "", state.Range{}) {
+		if w.owed(tx, e.ServerID) {
+			continue // it is erased, and will be again when the dead host is taken out of the cloud
+		}
 		wrong = errors.Join(wrong, fmt.Errorf("what server %s has left on %s is not erased", e.ServerID, e.Storage))
 	}
 	return wrong
+}
+
+// owed reports whether a host that is dead was told to take a guest away.
+func (w *world) owed(tx *state.Tx, id resource.ID) bool {
+	for _, n := range w.nodes {
+		if n.dead && host.Owes(tx, n.id, "guest", id) {
+			return true
+		}
+	}
+	return false
 }
 
 // checkKept is that what a guest has written is there as long as it was not rebuilt, or lost with a host's own disk.

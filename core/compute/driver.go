@@ -265,6 +265,9 @@ type Erasure struct {
 	Storage string
 	Era     int64 `json:",omitempty"` // as a Guest's
 	Epoch   int   // of the last placement in which it had them
+	// No host is left that may not have heard that it has the guest no more, and might begin with it. Until then it is erased
+	// once, and is asked for again.
+	Final bool `json:",omitempty"`
 }
 
 // A Consoler is a Driver whose guests have consoles.

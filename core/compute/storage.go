@@ -62,6 +62,17 @@ func (e *Estate) heir(tx *state.Tx) resource.ID {
 	return resource.ID{}
 }
 
+// final reports whether each host that reaches the storage has said that it has the guest no more. One that has not may come back with
+// what was wanted of it once, and begin with the guest where nothing is.
+func (e *Estate) final(tx *state.Tx) bool {
+	for h := range host.Table().Peek(tx, "storage", state.Range{Prefix: state.KeyOf(e.Storage)}) {
+		if host.Owes(tx, h.ID, "guest", e.ServerID) {
+			return false
+		}
+	}
+	return true
+}
+
 // forgetEstates lets go of what nobody can reach any more once a host has left the cloud.
 func forgetEstates(tx *state.Tx) error {
 	for e := range estates.Each(tx, "storage", "") {
@@ -90,7 +101,7 @@ func (s *Service) estateSource() host.Source {
 			if !ok || e.heir(tx) != h {
 				return nil, false
 			}
-			return &Erasure{GuestID: e.ServerID, Storage: e.Storage, Era: e.Era, Epoch: e.Epoch}, true
+			return &Erasure{GuestID: e.ServerID, Storage: e.Storage, Era: e.Era, Epoch: e.Epoch, Final: e.final(tx)}, true
 		},
 		Touched: estatesTouched,
 		Observe: func(tx *state.Tx, h, id resource.ID, report json.RawMessage) error {
@@ -98,8 +109,8 @@ func (s *Service) estateSource() host.Source {
 			if err := json.Unmarshal(report, &seen); err != nil {
 				return fmt.Errorf("decode a report of what was erased: %w", err)
 			}
-			if e, ok := estates.PeekOne(tx, id); !ok || e.Era != seen.Era || e.Epoch != seen.Epoch {
-				return nil // of an earlier one
+			if e, ok := estates.PeekOne(tx, id); !ok || e.Era != seen.Era || e.Epoch != seen.Epoch || !seen.Final || !e.final(tx) {
+				return nil // of an earlier one, or not the last word
 			}
 			return estates.Delete(tx, id)
 		},
@@ -110,6 +121,7 @@ func (s *Service) estateSource() host.Source {
 type Erased struct {
 	Era   int64 `json:",omitempty"`
 	Epoch int
+	Final bool `json:",omitempty"`
 }
 
 // estatesTouched follows the estates, and the hosts that come and go: what one was to erase another is then.
@@ -117,6 +129,11 @@ func estatesTouched(tx *state.Tx, e state.Event) (refs []host.Ref) {
 	for _, obj := range []resource.Object{e.Before, e.After} {
 		if left, ok := obj.(*Estate); ok {
 			refs = append(refs, host.Ref{Host: left.heir(tx), ID: left.ID})
+		}
+		if order, ok := obj.(*host.Leftover); ok && order.Kind == "guest" {
+			for left := range estates.Peek(tx, "server", state.Range{Prefix: state.KeyOf(order.ThingID)}) {
+				refs = append(refs, host.Ref{Host: left.heir(tx), ID: left.ID})
+			}
 		}
 	}
 	was, _ := e.Before.(*host.Host)

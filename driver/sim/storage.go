@@ -93,6 +93,9 @@ func (m *Machine) claim(g *guest, want *compute.Guest) (trouble string, lost boo
 	defer s.mu.Unlock()
 	d := s.disks[want.ID]
 	if d == nil {
+		if g.claimed { // and it was taken away since
+			return "", true
+		}
 		if want.Kept {
 			return "The guest's disks are not on the storage on which they should be.", false
 		}

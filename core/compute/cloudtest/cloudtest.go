@@ -188,7 +188,7 @@ func (c *Cloud) work(h *Host) bool {
 			var left compute.Erasure
 			c.Must(json.Unmarshal(item.Body, &left))
 			h.Erased = append(h.Erased, left)
-			text, err := json.Marshal(compute.Erased{Era: left.Era, Epoch: left.Epoch})
+			text, err := json.Marshal(compute.Erased{Era: left.Era, Epoch: left.Epoch, Final: left.Final})
 			c.Must(err)
 			reports = append(reports, host.Observation{Key: item.Key, Seen: text})
 		}
