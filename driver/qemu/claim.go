@@ -58,13 +58,16 @@ func newClaim(d decision) *claim {
 // errClaimed is the end of a guest that was given to another host.
 var errClaimed = errors.New("its disks are another host's by a later decision")
 
+// errNothing is that a guest has nothing on a storage, which is there.
+var errNothing = errors.New("there is nothing of the guest")
+
 const notHere = "The storage that the guest's disks are on is not to be had on this host."
 
 // change has f look at a guest's claim, nil if there is none, while nobody else does; what f answers is written, if anything. Of a guest
 // that has nothing there f is told so, and begins only if it is to.
 func (s *storage) change(ctx context.Context, id resource.ID, begin bool, f func(dir *os.Root, have *claim) (*claim, error)) error {
 	dir, lock, err := s.enter(ctx, id, begin)
-	if errors.Is(err, fs.ErrNotExist) && !begin {
+	if errors.Is(err, errNothing) {
 		_, err := f(nil, nil)
 		return err
 	}
@@ -108,6 +111,9 @@ func (s *storage) enter(ctx context.Context, id resource.ID, begin bool) (dir *o
 			err = root.Mkdir(guestOn(id), 0o700)
 		} else {
 			_, err = root.Lstat(guestOn(id))
+		}
+		if errors.Is(err, fs.ErrNotExist) && !begin { // and the storage is there: see root
+			return nil, nil, errNothing
 		}
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, nil, err

@@ -248,6 +248,31 @@ func TestClaimOfANewLife(t *testing.T) {
 	}
 }
 
+// A storage that is not mounted for a moment takes no guest away from anybody.
+func TestStorageThatIsAway(t *testing.T) {
+	dir, id := t.TempDir(), resource.NewID(time.Now(), nil)
+	g := claimant(t, dir, id)
+	g.claims(placed(id, 0, 1, false))
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if got := g.claims(placed(id, 0, 1, false)); got == "mine" || got == "another's" {
+			t.Errorf("it is %s", got)
+		}
+		if lost, err := g.lost(t.Context()); lost || err == nil {
+			t.Errorf("lost: %v, %v", lost, err)
+		}
+		os.Mkdir(dir, 0o700) // as under a mount that is gone
+	}
+	if err := errors.Join(os.Remove(dir), os.Rename(dir+".away", dir)); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.claims(placed(id, 0, 1, false)); got != "mine" {
+		t.Error(got)
+	}
+}
+
 // Whoever else writes to the folder does not lead us out of it.
 func TestOtherHostsAreNotTrusted(t *testing.T) {
 	dir, id := t.TempDir(), resource.NewID(time.Now(), nil)
