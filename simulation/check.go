@@ -3,6 +3,7 @@ package simulation
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,7 +40,7 @@ func (w *world) startControl() error {
 	cancellers, expirers := c.compute.Cancellers(), c.compute.Expirers()
 	cancellers[image.Table().Kind()], expirers[image.Table().Kind()] = c.images.Cancel, c.images.Expire
 	c.operations = &operation.Service{State: st, Cancellers: cancellers}
-	c.hub = host.NewHub(st, append(c.network.Sources(), c.compute.Source(), host.Muteness())...)
+	c.hub = host.NewHub(st, slices.Concat(c.network.Sources(), c.compute.Sources(), []host.Source{host.Muteness()})...)
 	c.hub.Now, c.hub.After = w.now, w.after
 	reaper := &operation.Reaper{State: st, Now: w.now, Expirers: expirers}
 	fence := &host.Fence{State: st, Now: w.now, Awaited: compute.Awaited, Fencers: map[string]host.Fencer{"sim": fencer{w}}}
@@ -78,10 +79,10 @@ func (w *world) checkSafety() error {
 			return fmt.Errorf("%d servers have a seat on %s, where there are none", taken, h.Name)
 		}
 	}
-	return errors.Join(w.client.broken, w.checkNoneTwice(), w.checkDisks(tx))
+	return errors.Join(w.client.broken, w.checkNoneTwice(), w.checkDisks(tx), w.checkKept())
 }
 
-// checkNoneTwice is that no guest runs on two machines. It is cheap enough for every step.
+// checkNoneTwice is that no guest runs on two machines, or has its disk open on two. It is cheap enough for every step.
 func (w *world) checkNoneTwice() error {
 	running := map[resource.ID]string{}
 	for _, n := range w.nodes {
@@ -92,7 +93,7 @@ func (w *world) checkNoneTwice() error {
 			running[id] = n.name
 		}
 	}
-	return nil
+	return w.checkOneWriter()
 }
 
 // restless says what is not settled; "" when everything is.
@@ -126,7 +127,7 @@ func (w *world) restless() string {
 		}
 		return fmt.Sprintf("%s %s is left on host %s (ordered away: %v)", l.Kind, l.ThingID, l.HostID, l.Ordered)
 	}
-	if err := w.checkReality(); err != nil {
+	if err := errors.Join(w.checkReality(), w.checkStorage(tx)); err != nil {
 		return err.Error()
 	}
 	return ""
@@ -142,6 +143,9 @@ func (w *world) checkReality() error {
 		}
 		want := map[host.Key]bool{}
 		for _, source := range w.control.hub.Sources {
+			if source.Kind == "estate" {
+				continue // what is wanted there is that nothing is: see checkStorage
+			}
 			for _, id := range source.All(tx, n.id) {
 				if body, ok := source.Want(tx, n.id, id); ok && body != nil {
 					want[host.Key{Kind: source.Kind, ID: id}] = true

@@ -241,11 +241,16 @@ func (c *client) forecast(id resource.ID) error {
 }
 
 // evacuate has an operator make a server anew elsewhere, who first makes sure that its host is dead: here it loses
-// all that it has, and hears of the cloud again only with its agent's memory gone.
+// all that it has, and hears of the cloud again only with its agent's memory gone. Where the disks are shared he is careless, and
+// the host may run the guest still.
 func (c *client) evacuate(id resource.ID) error {
 	w := c.w
 	srv, ok := compute.Servers().PeekOne(w.control.state.Latest(), id)
 	if !ok || !w.lost(srv.HostID) {
+		return w.control.compute.Evacuate(identity.Internal(w.ctx), id, "", "")
+	}
+	if srv.Storage != "" && w.chance(800) {
+		w.fault("evacuated on a guess")
 		return w.control.compute.Evacuate(identity.Internal(w.ctx), id, "", "")
 	}
 	for _, n := range w.nodes {

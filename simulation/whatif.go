@@ -96,7 +96,7 @@ func Ask(ctx context.Context, q Question) (*Answer, error) {
 	}
 	defer t.state.Close()
 	t.compute = compute.New(t.state, compute.Config{Pack: q.Pack})
-	t.hub = host.NewHub(t.state, t.compute.Source())
+	t.hub = host.NewHub(t.state, t.compute.Sources()...)
 	t.hub.Now, t.hub.After = func() time.Time { return t.clock }, func(time.Duration, func()) {}
 	if err := t.furnish(); err != nil {
 		return nil, err

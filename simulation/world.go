@@ -69,6 +69,8 @@ type world struct {
 	followers []*follower
 	nodes     []*node
 	net       sim.Net
+	storage   *sim.Storage // that machines share; nil for none
+	marks     map[resource.ID]mark
 	client    *client
 	result    Result
 	calm      bool // no more faults
@@ -110,9 +112,13 @@ func newWorld(ctx context.Context, o Options) (*world, error) {
 		o.Steps = 2000
 	}
 	w := &world{Options: o, ctx: ctx, rng: rand.New(rand.NewPCG(o.Seed, 0x756e6b6169)), clock: begin,
-		engine: state.NewMemory(100_000), print: sha256.New(), blobs: new(imagetest.Memory), result: Result{Seed: o.Seed, Faults: map[string]int{}}}
+		engine: state.NewMemory(100_000), print: sha256.New(), blobs: new(imagetest.Memory), result: Result{Seed: o.Seed, Faults: map[string]int{}},
+		marks: map[resource.ID]mark{}}
 	w.engine.Fault = w.commitFault
 	w.calm = true
+	if o.Seed%3 > 0 {
+		w.storage = sim.NewStorage("shared")
+	}
 	if err := w.startControl(); err != nil {
 		return nil, err
 	}
@@ -176,6 +182,9 @@ func Run(ctx context.Context, o Options) (Result, error) {
 		}
 		if err := w.checkNoneTwice(); err != nil {
 			return w.result, fmt.Errorf("seed %d, step %d: %w", o.Seed, n, err)
+		}
+		if n%10 == 0 {
+			w.scribble()
 		}
 		if n%50 == 0 {
 			if err := w.checkSafety(); err != nil {
@@ -386,6 +395,9 @@ func (w *world) newNode(n int) *node {
 	node.id = resource.NewID(w.clock, w)
 	node.machine = sim.New(compute.Capabilities{VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Arch: "x86_64"})
 	w.net.Join(node.machine)
+	if w.Seed%3 == 1 || n%2 == 0 { // all of them, or every other
+		node.machine.Storage = w.storage
+	}
 	node.machine.Now = w.now
 	node.machine.Takes = func(string) time.Duration {
 		if w.clock.Before(node.slowUntil) {
@@ -413,7 +425,7 @@ func (n *node) restart() {
 	networks := &agent.Networks{Driver: n.machine.Networks(), Taps: taps, Wired: func(server resource.ID) {
 		n.agent.Touch(host.Key{Kind: "guest", ID: server}, n.w.clock)
 	}}
-	a, err := agent.New(n.store, n.w.clock, append(networks.Handlers(), guests.Handler())...)
+	a, err := agent.New(n.store, n.w.clock, append(networks.Handlers(), guests.Handlers()...)...)
 	if err != nil {
 		panic(err) // a store in memory does not fail
 	}
@@ -483,6 +495,9 @@ func (n *node) converse() bool {
 	if n.session == nil {
 		n.agent.Begin()
 		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Renews: true, Watchdog: true, Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Where: n.machine.Where(), Snapshots: "raw", Arch: "x86_64"}}
+		if n.machine.Storage != nil {
+			hello.Capacity.Storage = n.machine.Storage.Name
+		}
 		if n.at != nil {
 			n.session = n.at.arrive(n, hello)
 		} else if host.Arrive(w.ctx, w.control.state, n.id, hello) == nil {

@@ -1,7 +1,8 @@
 #!/bin/bash
 # One controller and two hosts, each in a network namespace of its own, and a client outside: real guests change hosts, live and
 # off, while they are pinged and spoken to from outside by a floating address, and from another guest. It prints for how long
-# nobody answered. A move is aborted and one is hurried; nothing is left where a guest was.
+# nobody answered. A move is aborted and one is hurried; nothing is left where a guest was. With SHARED=1 the guests' disks are in a
+# folder that both hosts reach: they are not copied, and outlive the host that dies in the end.
 PREFIX=${PREFIX:-ukm}
 POOL=${POOL:-172.31.253.0/24}
 . "$(dirname "$0")/lib.sh"
@@ -25,7 +26,7 @@ hostdir() { echo "$work/agent-$1"; }
 agent() {
 	local n=$1 name=$2; shift 2
 	: >"$work/a$n.out"
-	inside "$n" "$unkai" agent --data "$(hostdir "$name")" --join https://$net.1:8702 --prefix "$prefix$name" --pool "$pool" --name "host-$name" --address $net."$n" "$@" \
+	inside "$n" "$unkai" agent --data "$(hostdir "$name")" --join https://$net.1:8702 --prefix "$prefix$name" --pool "$pool" --name "host-$name" --address $net."$n" ${SHARED:+--shared-disks "$work/shared"} "$@" \
 		</dev/null >"$work/a$n.out" 2>>"$work/a$n.log" &
 	pids[$n]=$!
 	until_ok 40 grep -q ^ready "$work/a$n.out" || { tail "$work/a$n.log" >&2; fail "the agent of host-$name is not ready"; }
@@ -38,6 +39,7 @@ ending() {
 	for n in 1 2 3 4 0; do ip netns del "$(ns $n)"; done
 }
 
+[ -z "${SHARED:-}" ] || mkdir "$work/shared"
 "$root/guest/build.sh" "$guest" >/dev/null
 for n in 0 1 2 3 4; do ip netns add "$(ns $n)"; ip -n "$(ns $n)" link set lo up; done
 for bridge in wire world; do ip -n "$(ns 0)" link add name $bridge type bridge mcast_snooping 0; ip -n "$(ns 0)" link set $bridge up; done
@@ -130,12 +132,14 @@ lost=()
 moved() {
 	local since=$1 what=$2 from=$3 to=$4
 	until_ok 60 at "${vm[one]}" "host-$to" ACTIVE || { ask GET "/compute/v2.1/servers/${vm[one]}/os-instance-actions" >&2; fail "$what: it is not on host-$to"; }
+	local took
+	took=$(awk -v from="$since" -v to="$(date +%s.%N)" 'BEGIN { printf "%.1f", to - from }')
 	until_ok "${6:-5}" fresh "$work/pings" && until_ok "${6:-5}" fresh "$work/stream"
 	sleep 0.5
 	kill -0 "${pids[6]}" 2>/dev/null || { cat "$work/stream.log" >&2; fail "$what: the connection from outside broke"; }
 	local ping stream guest
 	ping=$(gap "$since" "$work/pings") stream=$(gap "$since" "$work/stream") guest=$(ticks "$uptime")
-	step "  $what: nobody answered for $ping ms (ping), $stream ms (TCP from outside), $guest ms (TCP from another guest)"
+	step "  $what, after $took s: nobody answered for $ping ms (ping), $stream ms (TCP from outside), $guest ms (TCP from another guest)"
 	lost+=("$ping")
 	[ "$ping" -lt "${5:-3000}" ] && [ "$stream" -lt "${5:-3000}" ] || fail "$what: too much was lost"
 	[ "$guest" -lt $((${5:-3000} + 500)) ] && until_ok "${6:-5}" talking || fail "$what: the connection from the other guest broke, or too much was lost ($guest ms)"
@@ -161,7 +165,7 @@ mark
 act "${vm[one]}" '{"os-migrateLive":{"host":"host-b","block_migration":"auto"}}'
 moved "$since" "live, to host-b" a b
 seen
-sshin "${floating[one]}" 'echo written >proof; sync'
+sshin "${floating[one]}" 'echo written >proof; dd if=/dev/urandom of=ballast bs=1M count=48 2>/dev/null; sync'
 forecast
 mark
 act "${vm[one]}" '{"os-migrateLive":{"host":null,"block_migration":"auto"}}'
@@ -240,9 +244,11 @@ step "  off, to host-a: nobody answered for $(gap "$since" "$work/pings") ms (pi
 until_ok 20 left b || fail "something is left on host-b"
 ok "a guest goes with its disks, and starts there"
 
+[ -z "${SHARED:-}" ] || . "$root/test/move_shared.sh"
 "$unkai" audit --data "$work/controller" >"$work/audit" || { cat "$work/audit" >&2; fail "the audit found contradictions"; }
 for name in one two; do ask DELETE "/compute/v2.1/servers/${vm[$name]}"; done
 until_ok 60 bash -c "! pgrep -f '^[^ ]*qemu-system.*(${vm[one]}|${vm[two]})'" || fail "a QEMU is left"
+[ -z "${SHARED:-}" ] || until_ok 20 bash -c "! ls '$work/shared/guests' | grep ." || fail "disks are left in the shared folder"
 ok "the audit is clean, and nothing is left"
 step "done"
 echo "move: $passed passed, 0 failed"

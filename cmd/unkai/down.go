@@ -60,6 +60,7 @@ func (d *downCommand) Run(ctx context.Context) error {
 // clear ends the guests, and removes the networks.
 func (d *downCommand) clear(ctx context.Context, dir string) error {
 	d.AllowLooseJails = true // nothing is started
+	d.SharedDisks = ""       // nor is anything of it this machine's alone
 	guests, err := openQEMU(d.machineOptions, dir)
 	if err != nil {
 		return err

@@ -33,6 +33,7 @@ type machineOptions struct {
 	AllowLooseJails bool   `help:"Run guests even where they can have no file system or no user of their own (see unkai doctor). Whoever breaks out of one then reads the host's files."`
 	Zone            string `help:"The availability zone that a new host is in."`
 	Watchdog        string `help:"A watchdog of the kernel's, such as /dev/watchdog. With one this machine stops guests that are restarted elsewhere when it cannot reach a controller for a minute, and is reset if it fails to: see docs/decisions/fencing.md." type:"path"`
+	SharedDisks     string `help:"A folder that other hosts reach too (NFS, CephFS, GFS2, ...), with locks: guests' disks are kept there. They then change hosts without being copied, and outlive this one. See docs/decisions/shared-storage.md." type:"path"`
 	Moves           int    `default:"8704" help:"The TCP port at --address on which guests come in from other hosts (mutual TLS); 0 for none."`
 	Wire            int    `placeholder:"MBIT" help:"How many megabits a second this machine sends to other hosts, as long as no move has told: for forecasts."`
 	Address         string `help:"This machine's address for the tunnels between hosts. An agent takes the one on its way to the controller; a cloud on one machine needs none."`
@@ -106,7 +107,7 @@ func openNetwork(o machineOptions, md func(resource.ID) http.Handler) (*linuxnet
 }
 
 func openQEMU(o machineOptions, dir string) (*qemu.Driver, error) {
-	return qemu.New(qemu.Options{Dir: filepath.Join(dir, "qemu"), SMBIOS: smbios, Cgroup: o.Prefix, AllowLooseJails: o.AllowLooseJails})
+	return qemu.New(qemu.Options{Dir: filepath.Join(dir, "qemu"), Disks: o.SharedDisks, SMBIOS: smbios, Cgroup: o.Prefix, AllowLooseJails: o.AllowLooseJails})
 }
 
 // wantsDir is where, in a machine's directory, lies what is wanted of it.
@@ -159,7 +160,7 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 	networks := &agent.Networks{Driver: m.network, Taps: taps, Wired: func(server resource.ID) {
 		m.agent.Touch(host.Key{Kind: "guest", ID: server}, time.Now())
 	}}
-	if m.agent, err = agent.New(m.store, time.Now(), append(networks.Handlers(), m.guests.Handler())...); err != nil {
+	if m.agent, err = agent.New(m.store, time.Now(), append(networks.Handlers(), m.guests.Handlers()...)...); err != nil {
 		return nil, err
 	}
 	m.agent.Lease = m.lease
@@ -223,7 +224,8 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 
 func capacityOf(c compute.Capabilities) host.Capacity {
 	return host.Capacity{Driver: c.Driver, Release: c.Version, VCPUs: c.VCPUs, MemoryMiB: c.MemoryMiB, DiskGiB: c.DiskGiB,
-		MaxVCPUs: c.MaxVCPUs, Isolating: c.Isolating, Moves: c.Moves, Where: c.Where, Snapshots: c.Snapshots, Arch: c.Arch, CPUModel: c.CPUModel}
+		MaxVCPUs: c.MaxVCPUs, Isolating: c.Isolating, Moves: c.Moves, Where: c.Where, Snapshots: c.Snapshots, Arch: c.Arch, CPUModel: c.CPUModel,
+		Storage: c.Storage}
 }
 
 // join lets guests go to other hosts and come from them, if the machine has an address for that.

@@ -45,7 +45,7 @@ func (c *cloud) startSimulated(ctx context.Context, count int, start func(string
 			a.Touch(host.Key{Kind: "guest", ID: server}, time.Now())
 		}}
 		var err error
-		if a, err = agent.New(nil, time.Now(), append(networks.Handlers(), guests.Handler())...); err != nil {
+		if a, err = agent.New(nil, time.Now(), append(networks.Handlers(), guests.Handlers()...)...); err != nil {
 			return err
 		}
 		capacity := capacityOf(simulatedHost)

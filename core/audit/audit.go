@@ -49,6 +49,7 @@ func State(tx *state.Tx) []Finding {
 	a.operations()
 	a.servers()
 	a.migrations()
+	a.estates()
 	a.images()
 	a.ports()
 	a.aggregates()
@@ -108,6 +109,9 @@ func (a *auditor) servers() {
 		a.move(s)
 		a.shelf(s)
 		a.kept(s)
+		if s.Kept && s.Storage == "" {
+			a.find("server", s.ID, "has its disks on storage that other hosts reach, and that has no name")
+		}
 		if s.Task == "" && s.Stage() == compute.Building {
 			a.find("server", s.ID, "is being built, and nobody does it")
 		}
@@ -189,6 +193,19 @@ func (a *auditor) migrations() {
 		}
 		if m.Passage != (compute.Passage{}) && (m.Task != compute.LiveMigrating || m.State == compute.Preparing || m.State == compute.Sending) {
 			a.find("migration", m.ID, "is %s and tells what it came to", m.State)
+		}
+	}
+}
+
+// estates: nobody's disks are to be erased that somebody has.
+func (a *auditor) estates() {
+	for e := range compute.Estates().Peek(a.tx, "", state.Range{}) {
+		s, ok := compute.Servers().PeekOne(a.tx, e.ServerID)
+		if e.Storage == "" {
+			a.find("estate", e.ID, "is on no storage")
+		}
+		if ok && (s.Storage == e.Storage && s.Epoch <= e.Epoch || s.Move != nil && s.Move.Storage == e.Storage && s.Move.Number < e.Epoch) {
+			a.find("estate", e.ID, "would take the disks of server %s away, which is there", s.ID)
 		}
 	}
 }

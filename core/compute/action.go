@@ -254,6 +254,9 @@ func (s *Service) bury(tx *state.Tx, srv *Server, message string) error {
 	if err := srv.clearShelf(tx); err != nil {
 		return err
 	}
+	if err := srv.bequeath(tx, srv.Storage, srv.Epoch, srv.HostID); err != nil {
+		return err
+	}
 	return servers.Delete(tx, srv.ID)
 }
 

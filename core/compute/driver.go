@@ -45,6 +45,13 @@ type Guest struct {
 	// Epoch goes up whenever the guest is given to a host. What a driver still holds of an earlier one is not this guest: it
 	// was elsewhere since, and has to be made anew. 0, here or in what is held, says nothing.
 	Epoch int `json:",omitempty"`
+	// Era goes before Epoch in what hosts tell each other: it goes up when a backup of the state was restored, and numbers are
+	// given a second time.
+	Era int64 `json:",omitempty"`
+	// Storage is that on which the guest's disks are to be, of what several hosts reach, by the name that hosts report for it; ""
+	// for the host's own. Kept: they are there already, left by the host that had the guest before, and must not be made anew.
+	Storage string `json:",omitempty"`
+	Kept    bool   `json:",omitempty"`
 	// StayOff leaves a guest off that ended with its host's power, as if it had switched itself off.
 	StayOff bool `json:",omitempty"`
 	// Leased: it may be started elsewhere when the host is lost, so that the agent runs it only under the host's lease. It
@@ -204,7 +211,8 @@ type Driver interface {
 	// reported as Busy. A wish that cannot be met is an Observation with Trouble;
 	// an error is a fault of the host, and is tried again.
 	Ensure(ctx context.Context, want Guest) (Observation, error)
-	// Remove ends the guest and takes away everything of it. No error if there is none.
+	// Remove ends the guest and takes away everything of it that is this host's own, which disks on shared storage are not. No
+	// error if there is none.
 	Remove(ctx context.Context, id resource.ID) error
 	// Halt ends a guest that nobody wants any more, gently if it listens, and keeps everything
 	// else of it: its disks, and its memory if that is saved. busy: it goes on by itself, come again
@@ -224,6 +232,7 @@ type Leave struct {
 	Where  string // what the other host's driver answered
 	Live   bool   // memory and all, while it runs; else only the disks, of a guest that is off
 	Urgent bool   // stop it and be done with it
+	Kept   bool   `json:",omitempty"` // the disks stay where they are: the other host reaches them there
 }
 
 // Arrive is how a guest is to be taken in.
@@ -231,6 +240,7 @@ type Arrive struct {
 	Move int
 	Live bool
 	From resource.ID // the host that sends it
+	Kept bool        `json:",omitempty"` // the disks stay where they are
 }
 
 // A Mover is a Driver whose guests can go to another host of its kind, and come from one. Both calls return
@@ -270,6 +280,24 @@ type Copy struct {
 	Open    func() (io.ReadCloser, error) // reads one that is done
 }
 
+// An Eraser is a Driver that keeps disks on storage which other hosts reach too. What is there outlives the guest on any host,
+// until it is erased in so many words.
+type Eraser interface {
+	// Erase takes away what a guest that is gone has left. No error if there is nothing, or the guest has come back since.
+	Erase(ctx context.Context, e Erasure) error
+}
+
+// An Erasure is the word of the controllers that a guest's disks are nobody's any more.
+type Erasure struct {
+	GuestID resource.ID
+	Storage string
+	Era     int64 `json:",omitempty"` // as a Guest's
+	Epoch   int   // of the last placement in which it had them
+	// No host is left that may not have heard that it has the guest no more, and might begin with it. Until then it is erased
+	// once, and is asked for again.
+	Final bool `json:",omitempty"`
+}
+
 // A Consoler is a Driver whose guests have consoles.
 type Consoler interface {
 	// ConsoleLog is the newest part of what the guest wrote to its first serial
@@ -299,4 +327,5 @@ type Capabilities struct {
 	Moves     bool   // guests can be sent to other hosts, and taken in: the driver is a Mover
 	Where     string // where it takes them in, in words for the other host's driver; "" if it does not
 	Snapshots string // the format of its copies, "raw" or "qcow2"; "" if the driver is no Snapshotter
+	Storage   string // names the storage that guests' disks are on, to hosts that reach the same one; "" for the host's own
 }

@@ -50,6 +50,9 @@ func (s *Service) dismiss(ctx context.Context, id resource.ID, may func(*host.Ho
 				return err
 			}
 		}
-		return host.Remove(tx, id)
+		if err := host.Remove(tx, id); err != nil {
+			return err
+		}
+		return forgetEstates(tx)
 	})
 }

@@ -29,6 +29,8 @@ type Move struct {
 	Urgent bool  // an operator wants it over: what is still missing goes with the guest stopped
 	Was    Shape // the server's shape if it stays
 	Since  time.Time
+	// What the disks are on there, if several hosts reach it. If it is what they are on already they stay where they are.
+	Storage string `json:",omitempty"`
 
 	// Reported by the hosts.
 	Here  Transit // by that which the server is on
@@ -72,6 +74,9 @@ func Load(tx *state.Tx, h resource.ID) (count int64, taken state.Amounts) {
 	_, more := servers.SumOf(tx, "beside", h)
 	for i := range taken {
 		taken[i] += more[i]
+	}
+	if on, ok := host.Table().PeekOne(tx, h); ok {
+		stored(tx, on, &taken)
 	}
 	return count, taken
 }
@@ -155,6 +160,7 @@ func (s *Service) demandOf(tx *state.Tx, srv *Server, shape *Shape, from *host.H
 		d.load[i] = max(d.load[i], n)
 	}
 	d.zone, d.self, d.leaves, d.moves = srv.Zone, srv.ID, srv.HostID, true
+	d.storage, d.stored = srv.Storage, srv.taken()[diskAmount]
 	if from != nil {
 		d.arch = from.Capacity.Arch
 	}
@@ -186,7 +192,7 @@ func (s *Service) setOut(ctx context.Context, tx *state.Tx, srv *Server, task Ta
 		srv.Before = &Reshaped{Shape: srv.Shape, Power: srv.Power, HostID: srv.HostID, At: tx.Now()}
 	}
 	srv.Moves++
-	srv.Move = &Move{Number: srv.Moves, To: to, Live: task == LiveMigrating, Was: srv.Shape, Since: tx.Now()}
+	srv.Move = &Move{Number: srv.Moves, To: to, Live: task == LiveMigrating, Was: srv.Shape, Since: tx.Now(), Storage: storageOf(tx, to)}
 	srv.Shape = shape
 	if err := network.ExpectPorts(tx, srv.ID, to); err != nil {
 		return nil, err
@@ -304,6 +310,13 @@ func (s *Server) handOver(tx *state.Tx) error {
 	if err := s.keepPassage(tx); err != nil {
 		return err
 	}
+	kept := s.Move.keeps(s)
+	if !kept {
+		if err := s.bequeath(tx, s.Storage, s.Epoch, s.HostID); err != nil {
+			return err
+		}
+	}
+	s.Storage, s.Kept = s.Move.Storage, kept
 	s.HostID, s.Epoch, s.Move = s.Move.To, s.Move.Number+1, nil
 	s.Wish++
 	s.Sworn = s.Wish
@@ -365,13 +378,18 @@ func (s *Server) turnBack(tx *state.Tx) error {
 	if err := host.Discard(tx, s.Move.To, "guest", s.ID); err != nil {
 		return err
 	}
+	if !s.Move.keeps(s) {
+		if err := s.bequeath(tx, s.Move.Storage, s.Move.Number+1, s.Move.To); err != nil {
+			return err
+		}
+	}
 	s.Shape, s.Move = s.Move.Was, nil
 	return network.ExpectPorts(tx, s.ID, resource.ID{})
 }
 
 // Evacuate makes a server anew on another host when its own is lost for good. What was on its disks is lost with
-// it: the root disk is as its image. Whoever asks vouches that the lost host no longer runs the guest; if it
-// comes back, it is told to take away what it has.
+// it: the root disk is as its image; unless they are on shared storage, from where one of the hosts takes them up that reach
+// it. Whoever asks vouches that the lost host no longer runs the guest; if it comes back, it is told to take away what it has.
 func (s *Service) Evacuate(ctx context.Context, id resource.ID, toHost, adminPassword string) error {
 	_, err := s.change(ctx, "server.move", id, func(tx *state.Tx, srv *Server) error {
 		_, err := s.evacuate(ctx, tx, srv, toHost, adminPassword)
@@ -400,11 +418,12 @@ func (s *Service) evacuate(ctx context.Context, tx *state.Tx, srv *Server, toHos
 		return nil, err
 	}
 	d.moves = false // nothing is sent
+	d.reaches = srv.Storage != ""
 	chosen, why := s.place(tx, d)
 	if chosen == nil {
 		return nil, fault.Errorf(fault.Exhausted, "%s", explain(why)).WithCode("no-host")
 	}
-	if adminPassword != "" {
+	if adminPassword != "" && srv.Storage == "" {
 		srv.AdminPassword = adminPassword
 	}
 	return s.startAnew(ctx, tx, srv, chosen.ID, why)
@@ -420,6 +439,10 @@ func (s *Service) startAnew(ctx context.Context, tx *state.Tx, srv *Server, to r
 	}
 	srv.Moves++
 	srv.Epoch = srv.Moves + 1
+	srv.Kept = srv.Storage != ""
+	if !srv.Kept && estates.Usable(tx) {
+		srv.Storage = storageOf(tx, to)
+	}
 	srv.HostID, srv.Seen, srv.Failure, srv.Sworn, srv.Stranded = to, Seen{}, nil, 0, nil
 	if srv.Power == Suspended {
 		srv.Power = Off // what it had in memory is gone

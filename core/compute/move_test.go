@@ -394,7 +394,7 @@ func TestAResizeMayMove(t *testing.T) {
 	}
 	to := c.AddHost("large", cloudtest.Capacity)
 	c.Must(c.Compute.Reshape(c.Ctx, id, "1", nil))
-	if g, _ := c.Compute.Source().Want(c.State.Latest(), from.ID, id); g.(*compute.Guest).MemoryMiB != 128 {
+	if g, _ := c.Compute.Sources()[0].Want(c.State.Latest(), from.ID, id); g.(*compute.Guest).MemoryMiB != 128 {
 		t.Errorf("the full host is to give it %d MiB", g.(*compute.Guest).MemoryMiB)
 	}
 	c.Settle()

@@ -31,8 +31,8 @@ func (s *Server) told() string {
 	return s.Password.Text
 }
 
-// Passwords takes in the passwords that guests tell.
-func (s *Service) Passwords() host.Source {
+// passwordSource takes in the passwords that guests tell.
+func passwordSource() host.Source {
 	return host.Source{
 		Kind:    PasswordKind,
 		All:     func(*state.Tx, resource.ID) []resource.ID { return nil },

@@ -30,6 +30,9 @@ type demand struct {
 	leaves    resource.ID          // the host that the server is on already; zero for none
 	self      resource.ID          // the server, of one that there is
 	moves     bool                 // it is sent there by another host
+	storage   string               // that its disks are on; "" for none that hosts share
+	stored    int64                // what it takes of that already
+	reaches   bool                 // the host has to reach them there
 }
 
 // isolatingKey is the flavor's demand for hardware that separates guests; aggregateKey begins
@@ -101,6 +104,8 @@ var constraints = []constraint{
 	{"takes new servers", nil, func(p *placing, h *host.Host) bool { return !h.Maintenance && !h.Disabled }},
 	{"can take in servers from other hosts", func(p *placing) bool { return p.moves },
 		func(_ *placing, h *host.Host) bool { return h.Capacity.Moves }},
+	{"reaches the server's disks", func(p *placing) bool { return p.reaches },
+		func(p *placing, h *host.Host) bool { return h.Capacity.Storage == p.storage }},
 	{"is in the zone", func(p *placing) bool { return p.zone != "" },
 		func(p *placing, h *host.Host) bool { return p.zones.Of(h) == p.zone }},
 	{"has the architecture", func(p *placing) bool { return p.arch != "" },
@@ -153,7 +158,11 @@ func (p *placing) room(h *host.Host, what int) bool {
 		p.total = p.service.total(h)
 		p.loaded = true
 	}
-	lack := p.used[what] + p.load[what] - p.total[what]
+	load := p.load[what]
+	if what == diskAmount && p.on(h) {
+		load = max(0, load-p.stored)
+	}
+	lack := p.used[what] + load - p.total[what]
 	if lack > 0 {
 		p.short = shortage{lack, units[what]}
 	}
@@ -172,6 +181,9 @@ func (p *placing) score(h *host.Host) float64 {
 	score /= float64(max(1, counted))
 	if p.service.config.Pack {
 		score = 1 - score
+	}
+	if p.on(h) {
+		score++ // its disks need not be sent
 	}
 	if p.group != nil {
 		switch p.group.Policy {

@@ -33,7 +33,8 @@ func Awaited(tx *state.Tx, h resource.ID) bool {
 	return false
 }
 
-// awaits reports whether the server is to run, and elsewhere if not here. One that is off has nothing to gain by that, and its disks to lose.
+// awaits reports whether the server is to run, and elsewhere if not here. One that is off has nothing to gain by that, and its disks to lose, if
+// they are its host's own.
 func (s *Server) awaits() bool {
 	return s.Keep.Elsewhere && !s.Doomed() && !s.LaunchedAt.IsZero() && s.Shelf == nil && (s.Power == On || s.Power == Paused)
 }
@@ -184,7 +185,8 @@ func (s *Service) rescueOne(ctx context.Context, id, from resource.ID) error {
 		if enoughRescued(tx) {
 			return errEnough
 		}
-		if h.Fenced.How != host.ByWord && !srv.sworn() {
+		// Of disks on shared storage it finds that they are another host's.
+		if h.Fenced.How != host.ByWord && !srv.sworn() && srv.Storage == "" {
 			return fault.Errorf(fault.Conflict, "Its host may not have learned that it runs the server under its lease alone, and would start it again when it is switched on.")
 		}
 		op, err := s.evacuate(ctx, tx, srv, "", "")

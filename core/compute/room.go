@@ -51,6 +51,7 @@ func (s *Service) Room(ctx context.Context, flavor, zone string) ([]ZoneRoom, er
 	shape := f.shape()
 	p := s.search(tx, shape.ask())
 	all := []ZoneRoom{}
+	left := map[string]int64{} // of storage that hosts share
 	for h := range host.Table().Peek(tx, "zone", state.Range{}) {
 		in := p.zones.Of(h)
 		if zone != "" && in != zone {
@@ -60,7 +61,19 @@ func (s *Service) Room(ctx context.Context, flavor, zone string) ([]ZoneRoom, er
 		if n < 0 {
 			n, all = len(all), append(all, ZoneRoom{Zone: in})
 		}
-		all[n].add(p.times(h))
+		more, ends := p.times(h)
+		if storage := h.Capacity.Storage; storage != "" && more > 0 && p.load[diskAmount] > 0 {
+			free, known := left[storage]
+			if !known {
+				_, used := Load(tx, h.ID)
+				free = s.total(h)[diskAmount] - used[diskAmount]
+			}
+			if fit := free / p.load[diskAmount]; fit < more {
+				more, ends = fit, "has the disk"
+			}
+			left[storage] = free - more*p.load[diskAmount]
+		}
+		all[n].add(more, ends)
 	}
 	for _, r := range all {
 		slices.SortFunc(r.Why, func(a, b RoomEnds) int { return cmp.Or(b.Hosts-a.Hosts, cmp.Compare(a.Constraint, b.Constraint)) })

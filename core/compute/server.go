@@ -53,7 +53,9 @@ type Server struct {
 
 	// Decided by the control plane.
 	HostID      resource.ID
-	Task        Task        `json:",omitempty"` // what is under way
+	Storage     string      `json:",omitempty" since:"2"` // that its disks are on, of what several hosts reach; "" for its host's own
+	Kept        bool        `json:",omitempty" since:"2"` // they were there before it came to its host
+	Task        Task        `json:",omitempty"`           // what is under way
 	OperationID resource.ID // of the task
 	Move        *Move       `json:",omitempty" since:"2"`      // to another host, under way
 	Moves       int         `json:",omitempty" since:"2"`      // begun so far
@@ -326,6 +328,7 @@ var servers = state.NewTable("server",
 		return state.KeyOf(s.HostID), s.taken()
 	}),
 	state.MultiTally("claims", claimShares),
+	state.MultiTally("storage", storageShares),
 	// What is held on another host than its own: see beside.
 	state.Tally("beside", func(s *Server) (state.Key, state.Amounts) {
 		h := s.beside()

@@ -46,11 +46,14 @@ func tidy(c *cloudtest.Cloud) {
 	c.Settle()
 }
 
-// sound makes sure that nothing contradicts anything.
+// sound makes sure that nothing contradicts anything, and nothing is left on shared storage of what is gone.
 func sound(t *testing.T, c *cloudtest.Cloud) {
 	t.Helper()
 	if found := audit.State(c.State.Latest()); len(found) > 0 {
 		t.Errorf("the auditor found %v", found)
+	}
+	if n := compute.Estates().Len(c.State.Latest()); n > 0 {
+		t.Errorf("%d estates are left", n)
 	}
 }
 

@@ -11,8 +11,13 @@ import (
 	"github.com/unkai-cloud/unkai/core/operation"
 )
 
-// Source tells hosts which guests they are to run, and takes in what became of them.
-func (s *Service) Source() host.Source {
+// Sources tell hosts what they are to do about servers, and take in what these tell.
+func (s *Service) Sources() []host.Source {
+	return []host.Source{s.guestSource(), s.estateSource(), passwordSource()}
+}
+
+// guestSource tells hosts which guests they are to run, and takes in what became of them.
+func (s *Service) guestSource() host.Source {
 	return host.Source{
 		Kind: "guest",
 		All: func(tx *state.Tx, h resource.ID) []resource.ID {
@@ -32,7 +37,8 @@ func (s *Service) want(tx *state.Tx, h, id resource.ID) (any, bool) {
 		return nil, false
 	case srv.Move != nil && srv.Move.To == h:
 		g := s.guest(tx, srv, h, &srv.Shape)
-		g.Arrive, g.Epoch = &Arrive{Move: srv.Move.Number, Live: srv.Move.Live, From: srv.HostID}, srv.Move.Number+1
+		g.Arrive, g.Epoch = &Arrive{Move: srv.Move.Number, Live: srv.Move.Live, From: srv.HostID, Kept: srv.Move.keeps(srv)}, srv.Move.Number+1
+		g.Storage, g.Kept = srv.Move.Storage, g.Arrive.Kept
 		return g, true
 	case srv.HostID != h:
 		return nil, false
@@ -51,7 +57,7 @@ func (s *Service) leaving(tx *state.Tx, srv *Server) *Guest {
 	if m.There.Where == "" {
 		return g
 	}
-	g.Leave = &Leave{Move: m.Number, Where: m.There.Where, Live: m.Live, Urgent: m.Urgent}
+	g.Leave = &Leave{Move: m.Number, Where: m.There.Where, Live: m.Live, Urgent: m.Urgent, Kept: m.keeps(srv)}
 	if !m.Live {
 		g.Power = Off
 	}
@@ -78,6 +84,9 @@ func (s *Service) guest(tx *state.Tx, srv *Server, on resource.ID, shape *Shape)
 		Hostname: srv.Hostname, Zone: srv.Zone, Type: shape.Name, ImageID: srv.Boot.ImageID(), LaunchIndex: srv.LaunchIndex,
 		ReservationID: srv.ReservationID, CreatedAt: srv.CreatedAt, Tags: srv.Metadata, UserData: srv.UserData,
 		Files: srv.Files, AdminPassword: srv.AdminPassword, Told: srv.told(),
+	}
+	if srv.Storage != "" {
+		g.Storage, g.Kept, g.Era = srv.Storage, srv.Kept, host.MarkOf(tx).Era
 	}
 	if h, ok := host.Table().PeekOne(tx, on); ok && g.Metadata.Zone == "" {
 		g.Metadata.Zone = ZonesOf(tx).Of(h)

@@ -63,6 +63,7 @@ type Capacity struct {
 	Snapshots string `json:",omitempty" since:"2,soft"` // the format of the copies that it makes of guests' disks; "" if it makes none
 	Arch      string
 	CPUModel  string
+	Storage   string `json:",omitempty" since:"2,soft"` // names that on which its guests' disks are, to hosts that reach the same one; "" for its own
 }
 
 // Up reports whether the host can be heard.
@@ -77,6 +78,12 @@ const DefaultZone = "nova"
 var hosts = state.NewTable[Host]("host",
 	state.Unique("name", func(h *Host) state.Key { return state.KeyOf(h.Name) }),
 	state.Index("zone", func(h *Host) state.Key { return state.KeyOf(h.Zone) }),
+	state.Index("storage", func(h *Host) state.Key {
+		if h.Capacity.Storage == "" {
+			return ""
+		}
+		return state.KeyOf(h.Capacity.Storage)
+	}),
 )
 
 var _ = identity.Rules(map[string]identity.Rule{

@@ -457,7 +457,7 @@ func orNull(body []byte) []byte {
 // to take it away.
 func (source *Source) body(tx *state.Tx, host, id resource.ID) ([]byte, error) {
 	want, ok := source.Want(tx, host, id)
-	if !ok && !ordered(tx, host, source.Kind, id) {
+	if !ok && !Owes(tx, host, source.Kind, id) {
 		return nil, nil
 	}
 	if want == nil {

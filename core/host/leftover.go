@@ -72,8 +72,8 @@ func (s *Service) Discard(ctx context.Context, host, id resource.ID) error {
 	})
 }
 
-// ordered reports whether a thing is to be taken away though its domain does not know it.
-func ordered(tx *state.Tx, host resource.ID, kind string, id resource.ID) bool {
+// Owes reports whether a host was ordered to take a thing away that its domain need not know any more, and has not said that it is gone.
+func Owes(tx *state.Tx, host resource.ID, kind string, id resource.ID) bool {
 	for l := range leftovers.Peek(tx, "thing", state.Range{Prefix: state.KeyOf(host, kind, id)}) {
 		return l.Ordered
 	}

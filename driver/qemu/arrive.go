@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,7 +28,7 @@ func (d *Driver) Receive(ctx context.Context, want compute.Guest) (compute.Trans
 		return compute.Transit{}, err
 	}
 	t := compute.Transit{Move: want.Arrive.Move, Where: d.where()}
-	if t.Trouble = d.unmet(want); t.Where == "" && t.Trouble == "" {
+	if t.Trouble = cmp.Or(d.unmet(want), d.lacks(want.Storage)); t.Where == "" && t.Trouble == "" {
 		t.Trouble = "This host cannot be reached by others."
 	}
 	g := d.guest(want.ID)
@@ -39,7 +40,7 @@ func (d *Driver) Receive(ctx context.Context, want compute.Guest) (compute.Trans
 	}
 	g.began = time.Now()
 	if r := g.rec; r == nil || r.Removing || r.Way == nil || !r.Way.Incoming || r.Way.Move != want.Arrive.Move {
-		w := &way{Move: want.Arrive.Move, Incoming: true, Live: want.Arrive.Live, From: want.Arrive.From}
+		w := &way{Move: want.Arrive.Move, Incoming: true, Live: want.Arrive.Live, Kept: want.Arrive.Kept, From: want.Arrive.From}
 		if err := g.create(ctx, want, w); err != nil {
 			d.forget(g)
 			return t, err
@@ -192,6 +193,8 @@ func (d *Driver) admit(ctx context.Context, from resource.ID, conn net.Conn, h h
 		return nil, trouble, err
 	case h.Purpose == forLog && w.Begun:
 		return nil, "", g.appendLog(log)
+	case h.Purpose == forEnd && w.Begun && !w.Done && w.Kept && !w.Live:
+		return nil, "", g.arrivedKept()
 	case w.Done || !w.Begun || g.proc == nil:
 		return nil, notAwaited, nil
 	case h.Purpose == forDisk:
@@ -243,16 +246,28 @@ func (g *guest) makeRoom(ctx context.Context, l *luggage, files map[string][]byt
 	if err := g.write("room planned"); err != nil {
 		return "", err
 	}
+	if r.Way.Kept {
+		trouble, err = g.findDisks(ctx, l.Proof)
+	} else {
+		trouble, err = g.mine(ctx, want)
+	}
+	if trouble != "" || err != nil {
+		return trouble, err
+	}
 	for name, body := range files {
-		if err := writeFile(filepath.Join(g.dir, name), body); err != nil {
+		dir := g.dir
+		if name == firmwareFile {
+			dir = g.disks()
+		}
+		if err := writeFile(filepath.Join(dir, name), body); err != nil {
 			return "", err
 		}
 	}
 	for i := range r.Devices {
-		if dev := &r.Devices[i]; dev.Kind == "disk" {
+		if dev := &r.Devices[i]; dev.Kind == "disk" && !dev.Made {
 			blank := *dev
 			blank.Label = "" // what is in it comes
-			if err := blank.make(ctx, g.dir); err != nil {
+			if err := blank.make(ctx, g.disks()); err != nil {
 				return "", err
 			}
 			dev.Made = true
@@ -264,11 +279,14 @@ func (g *guest) makeRoom(ctx context.Context, l *luggage, files map[string][]byt
 		}
 	}
 	if want.UEFI {
-		if err := d.firmware.variables(filepath.Join(g.dir, firmwareFile)); err != nil {
+		if err := d.firmware.variables(filepath.Join(g.disks(), firmwareFile)); err != nil {
 			return "", err
 		}
 	}
 	d.step("room made")
+	if r.Way.Kept && !r.Way.Live {
+		return "", nil
+	}
 	launched := &launch{Shape: l.Shape, Boot: bootID(), Incoming: true}
 	line := func() (inmate, *cargo, error) { return g.commandLine(l.Shape, fromPeer) }
 	if !r.Way.Live {
@@ -280,6 +298,9 @@ func (g *guest) makeRoom(ctx context.Context, l *luggage, files map[string][]byt
 	}
 	if err := g.await(ctx); err != nil {
 		return "", err
+	}
+	if r.Way.Kept {
+		return "", nil
 	}
 	return "", g.export(ctx)
 }
@@ -330,7 +351,8 @@ func (g *guest) export(ctx context.Context) error {
 
 // letMemoryIn has the machine read its memory from a connection.
 func (g *guest) letMemoryIn(ctx context.Context) (net.Conn, error) {
-	if err := g.ask(ctx, "migrate-set-capabilities", object{"capabilities": []object{{"capability": "events", "state": true}}}, nil); err != nil {
+	if err := g.ask(ctx, "migrate-set-capabilities", object{"capabilities": []object{
+		{"capability": "events", "state": true}, {"capability": "late-block-activate", "state": g.rec.Way.Kept}}}, nil); err != nil {
 		return nil, err
 	}
 	here, there, err := socketPair()

@@ -58,7 +58,7 @@ func (d *Driver) Send(ctx context.Context, want compute.Guest) (compute.Observat
 				return compute.Observation{}, transit, err
 			}
 		}
-		g.rec.Way = &way{Move: want.Leave.Move, Live: want.Leave.Live}
+		g.rec.Way = &way{Move: want.Leave.Move, Live: want.Leave.Live, Kept: want.Leave.Kept}
 		if err := g.write("departure announced"); err != nil {
 			return compute.Observation{}, transit, err
 		}
@@ -88,8 +88,11 @@ func (g *guest) depart(ctx context.Context, want compute.Guest) error {
 			return nil
 		}
 		leave := g.leaveCold
-		if w.Live {
+		switch {
+		case w.Live:
 			leave = g.leaveLive
+		case w.Kept:
+			leave = g.leaveColdKept
 		}
 		p, trouble, err := leave(ctx, want)
 		if err != nil {
@@ -165,6 +168,9 @@ func (g *guest) carry(ctx context.Context, want compute.Guest) (progress, string
 		default:
 			return waiting, "", nil // it tells when it is done
 		}
+	case !t.mirrored && w.Kept: // the disks are there
+		t.mirrored, t.leavesOff, t.mirrorsEnded = true, true, true
+		return settled, "", nil
 	case !t.mirrored:
 		t.mirrored, t.clock.began = true, time.Now()
 		for _, dev := range g.rec.Devices {
@@ -229,6 +235,11 @@ func (g *guest) setOut(ctx context.Context, want compute.Guest) (progress, strin
 	l, files, err := g.pack()
 	if err != nil {
 		return settled, "", err
+	}
+	if g.rec.Way.Kept {
+		if l.Proof, err = g.prove(ctx); err != nil {
+			return settled, "", err
+		}
 	}
 	g.rec.Way.Begun = true
 	if err := g.write("departure begun"); err != nil {

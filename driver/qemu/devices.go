@@ -47,7 +47,7 @@ func (d device) file(dir string) string { return filepath.Join(dir, "disk-"+d.Na
 
 // blockdevs are the layers of a disk, lowest first.
 func (d device) blockdevs() []object {
-	file := object{"driver": "file", "node-name": d.node() + "f", "filename": fdset(diskSet(d.Slot)), "discard": "unmap"}
+	file := object{"driver": "file", "node-name": d.node() + "f", "filename": fdset(diskSet(d.Slot)), "discard": "unmap", "locking": "on"}
 	if d.Format == "raw" {
 		return []object{file, {"driver": "raw", "node-name": d.node(), "file": d.node() + "f", "discard": "unmap"}}
 	}

@@ -25,16 +25,30 @@ func imageBytes(image *compute.ImageRef) (int64, error) {
 		return 0, fmt.Errorf("open image %s: %w", image.ID, err)
 	}
 	defer f.Close()
-	var size int64
-	if image.Format == "qcow2" {
+	size, err := bytesIn(f, image.Format)
+	if err != nil {
+		return 0, fmt.Errorf("size of image %s: %w", image.ID, err)
+	}
+	return size, nil
+}
+
+// diskBytes is how large a disk is that was made already: its guest may have had it grown on another host.
+func diskBytes(path, format string) (int64, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return bytesIn(f, format)
+}
+
+func bytesIn(f *os.File, format string) (size int64, err error) {
+	if format == "qcow2" {
 		size, err = qcow2.Size(f)
 	} else {
 		size, err = f.Seek(0, io.SeekEnd)
 	}
-	if err != nil {
-		return 0, fmt.Errorf("size of image %s: %w", image.ID, err)
-	}
-	return (size + 511) &^ 511, nil
+	return (size + 511) &^ 511, err
 }
 
 // plan fills in how the disk is to be made. What is made already stays as it is.
@@ -60,9 +74,12 @@ func (d *device) make(ctx context.Context, dir string) error {
 	path := d.file(dir)
 	_, err := os.Stat(path)
 	switch {
+	case err == nil && d.Made:
+		return nil
 	case err == nil:
 		d.Made = true
-		return nil
+		d.Bytes, err = diskBytes(path, d.Format)
+		return err
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	case d.Made:

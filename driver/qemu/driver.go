@@ -29,6 +29,7 @@ import (
 // Options says where and how guests live. Only Dir has no default.
 type Options struct {
 	Dir    string // the driver's own directory; guests are in "guests" in it
+	Disks  string // a folder that other hosts reach too, for guests' disks; "" for none
 	Binary string // of QEMU; "" finds the one for this machine's architecture
 	Accel  string // "kvm", "tcg", or "" for kvm where it works
 
@@ -64,6 +65,7 @@ type Driver struct {
 	cgroups    *cgroups
 	peers      Peers // nil: guests stay where they are
 	trials     trials
+	storage    *storage // that other hosts reach too; nil for none
 
 	// step is called between any two things that a crash could part. Tests end
 	// the program there.
@@ -83,6 +85,7 @@ var (
 	_ compute.Consoler = (*Driver)(nil)
 	_ compute.Notifier = (*Driver)(nil)
 	_ compute.Mover    = (*Driver)(nil)
+	_ compute.Eraser   = (*Driver)(nil)
 
 	_ compute.Snapshotter = (*Driver)(nil)
 )
@@ -143,6 +146,11 @@ func open(o Options, step func(string)) (d *Driver, err error) {
 			d.Close()
 		}
 	}()
+	if o.Disks != "" {
+		if d.storage, err = openStorage(o.Disks, d.dir); err != nil {
+			return nil, err
+		}
+	}
 	var failures error
 	d.jail, failures = findJail(filepath.Join(d.dir, "jail"), func(j *jail) (err error) {
 		d.hypervisor, err = probe(d.closing, d.binary, j, d.firstUID)
@@ -382,6 +390,14 @@ func (d *Driver) ensure(ctx context.Context, want compute.Guest, copied bool) (c
 			return compute.Observation{}, err
 		}
 	}
+	if trouble == "" {
+		var err error
+		if trouble, err = g.mine(ctx, want); errors.Is(err, errClaimed) {
+			return g.lose(ctx)
+		} else if err != nil {
+			return compute.Observation{}, err
+		}
+	}
 	busy := false
 	if trouble == "" {
 		var err error
@@ -450,7 +466,7 @@ func (g *guest) create(ctx context.Context, want compute.Guest, from *way) error
 	if err != nil {
 		return err
 	}
-	rec := &record{UID: uid, Epoch: want.Epoch, HardBoots: want.HardBoots, SoftBoots: want.SoftBoots, Rebuilds: want.Rebuilds, Way: from}
+	rec := &record{UID: uid, Epoch: want.Epoch, Storage: want.Storage, HardBoots: want.HardBoots, SoftBoots: want.SoftBoots, Rebuilds: want.Rebuilds, Way: from}
 	if err := os.Mkdir(g.dir, 0o700); err != nil {
 		return err
 	}
@@ -458,7 +474,7 @@ func (g *guest) create(ctx context.Context, want compute.Guest, from *way) error
 	if err := rec.write(g.dir); err != nil {
 		return err
 	}
-	g.rec = rec
+	g.rec, g.claimedAt = rec, time.Time{}
 	g.driver.step("guest recorded")
 	return nil
 }
@@ -580,6 +596,12 @@ func (d *Driver) Halt(ctx context.Context, id resource.ID) (busy bool, err error
 	if w := g.rec.Way; w != nil && w.Incoming && !w.Done {
 		return false, fault.Missing("guest", id) // what has come of it is worth nothing
 	}
+	if lost, err := g.lost(ctx); lost || err != nil {
+		if err == nil {
+			_, err = g.lose(ctx)
+		}
+		return false, err
+	}
 	for {
 		// Not a wish like others: of one that names no disks, a guest that is off would have none.
 		now, lookErr := g.settle(ctx)
@@ -663,10 +685,14 @@ func (d *Driver) Capabilities(ctx context.Context) (compute.Capabilities, error)
 		return compute.Capabilities{}, fmt.Errorf("ask for the host's memory: %w", err)
 	}
 	var disk unix.Statfs_t
-	if err := unix.Statfs(d.dir, &disk); err != nil {
+	dir, storage := d.dir, ""
+	if d.storage != nil {
+		dir, storage = d.storage.dir, d.storage.id
+	}
+	if err := unix.Statfs(dir, &disk); err != nil {
 		return compute.Capabilities{}, fmt.Errorf("ask for the host's disk: %w", err)
 	}
-	ours, err := d.diskUsed()
+	ours, err := diskUsed(dir)
 	if err != nil {
 		return compute.Capabilities{}, fmt.Errorf("add up the guests' disks: %w", err)
 	}
@@ -683,13 +709,14 @@ func (d *Driver) Capabilities(ctx context.Context) (compute.Capabilities, error)
 		Snapshots: "qcow2",
 		Moves:     d.where() != "" && d.hypervisor.moves,
 		Where:     d.where(),
+		Storage:   storage,
 	}, nil
 }
 
-// diskUsed is how many bytes of the host's disk are the guests'. What the host
+// diskUsed is how many bytes of the disk, or of the storage that is shared, are the guests'. What the host
 // offers does not shrink as they come.
-func (d *Driver) diskUsed() (int64, error) {
-	files, err := filepath.Glob(filepath.Join(d.dir, "guests", "*", "disk-*"))
+func diskUsed(dir string) (int64, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "guests", "*", "disk-*"))
 	if err != nil {
 		return 0, err
 	}

@@ -30,12 +30,14 @@ const testCgroup = "unkai-qemu-test"
 
 // A host is a directory for drivers in a test, with an image and taps.
 type host struct {
-	dir    string
-	image  compute.ImageRef
-	cgroup string
-	netns  string // "" until a tap is asked for
-	taps   int
-	seen   map[resource.ID]int // boots that a test has waited for
+	dir     string
+	disks   string // that other hosts reach too; "" for none
+	storage string // what that is called
+	image   compute.ImageRef
+	cgroup  string
+	netns   string // "" until a tap is asked for
+	taps    int
+	seen    map[resource.ID]int // boots that a test has waited for
 }
 
 func newHost(t testing.TB) *host {
@@ -56,7 +58,7 @@ var hosts atomic.Int64
 
 func (h *host) options(t testing.TB) Options {
 	return Options{
-		Dir: filepath.Join(h.dir, "qemu"), Cgroup: h.cgroup, Accel: accelTCG, AllowLooseJails: true,
+		Dir: filepath.Join(h.dir, "qemu"), Disks: h.disks, Cgroup: h.cgroup, Accel: accelTCG, AllowLooseJails: true,
 		SMBIOS: SMBIOS{Manufacturer: "Unkai, tested", Product: "Test Machine"},
 		Log:    slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
@@ -109,7 +111,7 @@ func (h *host) guest(t testing.TB) compute.Guest {
 	return compute.Guest{
 		ID: resource.NewID(time.Now(), nil), Name: "a guest, of \"tests\"", VCPUs: 1, MemoryMiB: 32,
 		Disks: []compute.Disk{{Name: "root", Image: &image, Serial: "serial-0"}},
-		Power: compute.On, GraceSeconds: 3,
+		Power: compute.On, GraceSeconds: 3, Storage: h.storage,
 	}
 }
 

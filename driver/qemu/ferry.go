@@ -79,7 +79,7 @@ func (g *guest) ferryLine() (in inmate, c *cargo, err error) {
 		if dev.Kind != "disk" {
 			continue
 		}
-		args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", add(os.OpenFile(dev.file(g.dir), os.O_RDWR, 0)), diskSet(dev.Slot)))
+		args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", add(g.openDisk(dev.file(g.disks()), os.O_RDWR)), diskSet(dev.Slot)))
 		if dev.Image.Path != "" {
 			args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", add(os.OpenFile(dev.Image.Path, os.O_RDONLY, 0)), backingSet(dev.Slot)))
 		}

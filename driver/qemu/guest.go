@@ -41,6 +41,7 @@ type guest struct {
 	askedLast time.Time  // when the guest was last asked to let a device go
 	trip      *trip      // this driver has begun to send it; nil if not
 	arriving  *arrival   // this driver takes it in; nil if not
+	claimedAt time.Time  // when the claim on its disks was looked at last
 
 	consoles sync.Mutex
 	serial   *serialConsole // guarded by consoles
@@ -310,6 +311,10 @@ func (g *guest) comeBack(ctx context.Context, want compute.Guest) (progress, str
 	case g.rec.Ended != "":
 		return settled, "", nil
 	}
+	if trouble, err := g.occupied(); trouble != "" || err != nil {
+		g.comeAgain(time.Second)
+		return waiting, trouble, err
+	}
 	return again, "", g.start(ctx, want)
 }
 
@@ -510,8 +515,20 @@ func (g *guest) rebuild(ctx context.Context, want compute.Guest) error {
 	if err := g.dropMemory("memory lost by rebuild"); err != nil {
 		return err
 	}
-	if root := g.rec.disk(want.Disks[0].Name); root != nil {
-		if err := errors.Join(remove(root.file(g.dir)), remove(filepath.Join(g.dir, firmwareFile))); err != nil {
+	if trouble, err := g.occupied(); trouble != "" || err != nil {
+		return errors.Join(err, fmt.Errorf("guest %s is not rebuilt: %s", g.id, trouble))
+	}
+	root := g.rec.disk(want.Disks[0].Name)
+	if root == nil && g.rec.Storage != "" { // on another host it has one, perhaps
+		root = g.rec.newOr(nil, "disk", want.Disks[0].Name)
+	}
+	if root != nil {
+		for _, root.Format = range []string{"raw", "qcow2"} {
+			if err := remove(root.file(g.disks())); err != nil {
+				return err
+			}
+		}
+		if err := remove(filepath.Join(g.disks(), firmwareFile)); err != nil {
 			return err
 		}
 		g.driver.step("root disk thrown away")
@@ -519,12 +536,15 @@ func (g *guest) rebuild(ctx context.Context, want compute.Guest) error {
 		if err := root.plan(want.Disks[0]); err != nil {
 			return err
 		}
-		if err := root.make(ctx, g.dir); err != nil {
+		if err := root.make(ctx, g.disks()); err != nil {
 			return err
 		}
 		g.driver.step("root disk made anew")
 	}
 	r := g.rec
+	if err := g.noteDisks(ctx, want.Rebuilds); err != nil {
+		return err
+	}
 	r.Rebuilds, r.HardBoots, r.SoftBoots = want.Rebuilds, max(r.HardBoots, want.HardBoots), max(r.SoftBoots, want.SoftBoots)
 	return g.write("rebuilt")
 }
@@ -538,7 +558,7 @@ func (g *guest) prepare(ctx context.Context, want compute.Guest) error {
 			dev.Leaving = time.Time{}
 			kept = append(kept, dev)
 		} else if dev.Kind == "disk" {
-			if err := remove(dev.file(g.dir)); err != nil {
+			if err := remove(dev.file(g.disks())); err != nil {
 				return err
 			}
 		}
@@ -563,11 +583,14 @@ func (g *guest) prepare(ctx context.Context, want compute.Guest) error {
 	}
 	for i := range r.Devices {
 		if r.Devices[i].Kind == "disk" {
-			if err := r.Devices[i].make(ctx, g.dir); err != nil {
+			if err := r.Devices[i].make(ctx, g.disks()); err != nil {
 				return err
 			}
 			g.driver.step("disk made")
 		}
+	}
+	if err := g.noteDisks(ctx, r.Rebuilds); err != nil {
+		return err
 	}
 	if want.Kernel != nil {
 		if err := g.copyKernel(want); err != nil {
@@ -575,7 +598,7 @@ func (g *guest) prepare(ctx context.Context, want compute.Guest) error {
 		}
 	}
 	if want.UEFI {
-		return g.driver.firmware.variables(filepath.Join(g.dir, firmwareFile))
+		return g.driver.firmware.variables(filepath.Join(g.disks(), firmwareFile))
 	}
 	return nil
 }

@@ -83,6 +83,11 @@ func (g *guest) commandLine(s shape, incoming source) (in inmate, c *cargo, err 
 		}
 		return n
 	}
+	disk := func(path string) int { // likewise, of what may lie on shared storage
+		n, err := c.add(g.openDisk(path, os.O_RDWR))
+		failures = append(failures, err)
+		return n
+	}
 	args := []string{d.binary}
 	arg := func(a ...string) { args = append(args, a...) }
 	share := func(set, fd int) { arg("-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set)) }
@@ -109,7 +114,7 @@ func (g *guest) commandLine(s shape, incoming source) (in inmate, c *cargo, err 
 	if s.UEFI {
 		board += ",pflash0=code,pflash1=vars"
 		arg("-blockdev", text(object{"driver": "file", "node-name": "code", "filename": visible("firmware", d.firmware.Code), "read-only": true}))
-		share(firmwareSet, open(filepath.Join(g.dir, firmwareFile), os.O_RDWR))
+		share(firmwareSet, disk(filepath.Join(g.disks(), firmwareFile)))
 		arg("-blockdev", text(object{"driver": "file", "node-name": "vars", "filename": fdset(firmwareSet)}))
 	}
 	arg("-machine", board, "-cpu", s.CPU, "-smp", strconv.Itoa(s.VCPUs), "-m", strconv.Itoa(s.MemoryMiB)+"M", "-rtc", "base=utc")
@@ -153,7 +158,7 @@ func (g *guest) commandLine(s shape, incoming source) (in inmate, c *cargo, err 
 	for _, dev := range g.rec.Devices {
 		frontend := dev.frontend(s, ide)
 		if dev.Kind == "disk" {
-			share(diskSet(dev.Slot), open(dev.file(g.dir), os.O_RDWR))
+			share(diskSet(dev.Slot), disk(dev.file(g.disks())))
 			if dev.Image.Path != "" {
 				share(backingSet(dev.Slot), open(dev.Image.Path, os.O_RDONLY))
 			}

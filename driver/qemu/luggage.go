@@ -18,7 +18,8 @@ type way struct {
 	Move     int
 	Incoming bool        `json:",omitempty"`
 	Live     bool        `json:",omitempty"`
-	From     resource.ID `json:",omitzero"` // the host that it comes from
+	Kept     bool        `json:",omitempty"` // both hosts reach the disks where they are
+	From     resource.ID `json:",omitzero"`  // the host that it comes from
 	// Something of it is on its way: over connections that end with this agent.
 	Begun bool `json:",omitempty"`
 	// All of it is there, and it does not run; of one that leaves: it is stopped, and does not run again unless it stays.
@@ -37,6 +38,7 @@ type luggage struct {
 	StartedAt time.Time // likewise
 	Processor string    // of the host, if the guest sees it
 	Devices   []device
+	Proof     string `json:",omitempty"` // of disks that stay where they are: what is written beside them
 	Files     []parcel
 }
 
@@ -63,12 +65,16 @@ func (g *guest) pack() (*luggage, [][]byte, error) {
 		if l.Shape.Seed {
 			names = append(names, seedFile) // the guest may have read half of it: it is to stay as it was
 		}
-	} else {
+	} else if !r.Way.Kept {
 		names = append(names, firmwareFile) // live it goes with the memory
 	}
 	var bodies [][]byte
 	for _, name := range names {
-		body, end, err := readEnd(filepath.Join(g.dir, name), maxLuggage, g.driver.logBytes, name == consoleFile)
+		dir := g.dir
+		if name == firmwareFile {
+			dir = g.disks()
+		}
+		body, end, err := readEnd(filepath.Join(dir, name), maxLuggage, g.driver.logBytes, name == consoleFile)
 		switch {
 		case os.IsNotExist(err) && name != seedFile:
 			continue

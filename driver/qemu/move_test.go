@@ -120,6 +120,10 @@ func obeys(t testing.TB, d compute.Driver, id resource.ID) {
 
 func TestMover(t *testing.T) {
 	t.Parallel()
+	testMover(t, false)
+}
+
+func testMover(t *testing.T, shared bool) {
 	var mu sync.Mutex
 	byCase := map[string][]*host{} // guarded by mu
 	w := &wire{}
@@ -128,11 +132,12 @@ func TestMover(t *testing.T) {
 		defer mu.Unlock()
 		return hostOf(d, byCase[t.Name()])
 	}
-	o := contract(func(t testing.TB) *host {
+	first := func(t testing.TB) *host {
 		mu.Lock()
 		defer mu.Unlock()
 		return byCase[t.Name()][0]
-	})
+	}
+	o := contract(first)
 	o.Booted, o.Leftovers = obeys, nil
 	o.Impressed = func(t testing.TB, d compute.Driver, id resource.ID) {
 		before := strings.Count(log(t, d, id), "w.")
@@ -145,12 +150,46 @@ func TestMover(t *testing.T) {
 		h := of(t, d)
 		return w.join(t, h, h.reopen(t, d).(*Driver))
 	}
+	m := computetest.MoverOptions{Options: o, LeftoversOf: func(t testing.TB, d compute.Driver) []string { return of(t, d).leftovers(t) }}
+	if shared {
+		m.Disks = func(t testing.TB) (ids []resource.ID) {
+			found, err := filepath.Glob(filepath.Join(first(t).disks, "guests", "*"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, path := range found {
+				id, err := resource.ParseID(filepath.Base(path))
+				if err != nil {
+					t.Fatal(err)
+				}
+				ids = append(ids, id)
+			}
+			return ids
+		}
+		m.Dies = func(t testing.TB, d compute.Driver) {
+			ids, err := d.Present(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, id := range ids {
+				o.Crash(t, d, id)
+			}
+		}
+	}
 	computetest.TestMover(t, func(t testing.TB) (from, to compute.Driver) {
 		a, b := newHost(t), newHost(t)
 		b.image.ID = a.image.ID
+		if shared {
+			a.disks = t.TempDir()
+			b.disks = a.disks
+		}
 		mu.Lock()
 		byCase[t.Name()] = []*host{a, b}
 		mu.Unlock()
-		return w.join(t, a, a.open(t)), w.join(t, b, b.open(t))
-	}, computetest.MoverOptions{Options: o, LeftoversOf: func(t testing.TB, d compute.Driver) []string { return of(t, d).leftovers(t) }})
+		from = w.join(t, a, a.open(t))
+		if shared {
+			a.storage = from.(*Driver).storage.id
+		}
+		return from, w.join(t, b, b.open(t))
+	}, m)
 }

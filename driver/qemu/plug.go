@@ -138,12 +138,15 @@ func (g *guest) discard(ctx context.Context, dev device) error {
 	}
 	g.driver.step("device's backend gone")
 	if dev.Kind == "disk" {
-		if err := remove(dev.file(g.dir)); err != nil {
+		if err := remove(dev.file(g.disks())); err != nil {
 			return err
 		}
 	}
 	g.rec.forget(dev)
-	return g.write("device forgotten")
+	if err := g.write("device forgotten"); err != nil || dev.Kind != "disk" {
+		return err
+	}
+	return g.noteDisks(ctx, g.rec.Rebuilds)
 }
 
 func (r *record) forget(gone device) {
@@ -203,20 +206,22 @@ func (g *guest) attachDisk(ctx context.Context, w compute.Disk) error {
 	if err := g.write("disk planned"); err != nil {
 		return err
 	}
-	if err := dev.make(ctx, g.dir); err != nil {
+	if err := dev.make(ctx, g.disks()); err != nil {
 		return err
 	}
-	if err := g.write("disk made"); err != nil {
+	if err := errors.Join(g.write("disk made"), g.noteDisks(ctx, g.rec.Rebuilds)); err != nil {
 		return err
 	}
 	if err := g.unback(ctx, *dev); err != nil { // what an earlier attempt left
 		return err
 	}
-	if err := g.pass(ctx, diskSet(dev.Slot), dev.file(g.dir), os.O_RDWR); err != nil {
+	f, err := g.openDisk(dev.file(g.disks()), os.O_RDWR)
+	if err := g.pass(ctx, diskSet(dev.Slot), f, err); err != nil {
 		return err
 	}
 	if dev.Image.Path != "" {
-		if err := g.pass(ctx, backingSet(dev.Slot), dev.Image.Path, os.O_RDONLY); err != nil {
+		f, err := os.Open(dev.Image.Path)
+		if err := g.pass(ctx, backingSet(dev.Slot), f, err); err != nil {
 			return err
 		}
 	}
@@ -233,9 +238,8 @@ func (g *guest) attachDisk(ctx context.Context, w compute.Disk) error {
 	return nil
 }
 
-// pass hands QEMU a file to open by the number of a set.
-func (g *guest) pass(ctx context.Context, set int, path string, flags int) error {
-	f, err := os.OpenFile(path, flags, 0)
+// pass hands QEMU a file, if it could be opened, to open by the number of a set.
+func (g *guest) pass(ctx context.Context, set int, f *os.File, err error) error {
 	if err != nil {
 		return err
 	}

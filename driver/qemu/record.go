@@ -22,6 +22,9 @@ type record struct {
 	Removing bool // Remove has begun, and nothing but its end can follow
 	Epoch    int  // of the wish that it was made for; 0 if that said nothing
 
+	Storage string   `json:",omitempty"` // that its disks are on; "" for beside this record
+	Claim   decision `json:",omitzero"`  // by which they are this host's; see claim
+
 	// Carried out so far.
 	HardBoots, SoftBoots, Rebuilds int
 

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"hash/maphash"
@@ -23,6 +24,9 @@ type guest struct {
 	boots                          int  // of its operating system
 	epoch                          int  // of its placement
 	lostPower                      bool // with the machine
+	shared                         bool // its disks are on the machine's Storage
+	claimed                        bool // and were its own there
+	waits                          bool // for another machine to let go of them
 	devices                        uint64
 	startedAt                      time.Time
 	startTook                      time.Duration
@@ -48,6 +52,7 @@ var (
 	_ compute.Consoler = (*Guests)(nil)
 	_ compute.Notifier = (*Guests)(nil)
 	_ compute.Mover    = (*Guests)(nil)
+	_ compute.Eraser   = (*Guests)(nil)
 
 	_ compute.Snapshotter = (*Guests)(nil)
 )
@@ -66,10 +71,11 @@ func (d *Guests) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	trouble := want.Check(m.Capacity.MaxVCPUs)
+	trouble := cmp.Or(want.Check(m.Capacity.MaxVCPUs), m.lacks(&want))
 	g := m.guests[want.ID]
 	if g != nil && g.epoch != 0 && g.epoch < want.Epoch {
 		m.unplugConsoles(want.ID) // it was elsewhere since
+		m.shut(want.ID, g)
 		delete(m.guests, want.ID)
 		g = nil
 	}
@@ -77,18 +83,33 @@ func (d *Guests) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 		if trouble != "" {
 			return compute.Observation{Power: compute.Crashed, Trouble: trouble, Isolating: m.Capacity.Isolating}, nil
 		}
-		g = &guest{power: compute.Off, hardBoots: want.HardBoots, softBoots: want.SoftBoots, rebuilds: want.Rebuilds, epoch: want.Epoch}
+		g = &guest{power: compute.Off, hardBoots: want.HardBoots, softBoots: want.SoftBoots, rebuilds: want.Rebuilds, epoch: want.Epoch, shared: want.Storage != ""}
 		m.guests[want.ID] = g
 	}
 	m.settle(want.ID, g)
 	if g.way != nil && g.way.incoming && !g.way.done {
 		return compute.Observation{Power: compute.Crashed, Trouble: "The guest has not arrived.", Isolating: m.Capacity.Isolating}, nil
 	}
-	g.way, g.copy = nil, nil // it is ours, and nobody asks for a copy
+	g.copy = nil // nobody asks for one
+	if trouble == "" {
+		var lost bool
+		if trouble, lost = m.claim(g, &want); lost {
+			m.cut(want.ID, g)
+			g.change = nil
+			return compute.Observation{Power: compute.Off, Trouble: givenUp, Isolating: m.Capacity.Isolating}, nil
+		}
+	}
+	g.waits = false
+	if trouble == "" && (g.power == compute.On || g.power == compute.Paused) && !m.open(want.ID, g) {
+		g.waits, trouble = true, inUse
+	} else {
+		g.way = nil // it is ours
+	}
 	if trouble == "" {
 		trouble = m.converge(g, &want)
 	}
 	seen := m.observe(g)
+	seen.Busy = seen.Busy || g.waits
 	if trouble != "" {
 		seen.Trouble = trouble
 	}
@@ -132,6 +153,7 @@ func (m *Machine) step(g *guest, want *compute.Guest) (more bool, trouble string
 	case want.Rebuilds > g.rebuilds:
 		m.cut(want.ID, g)
 		g.written = false
+		m.disk(want.ID, g, func(d *disk) { d.written, d.rebuilds = false, want.Rebuilds })
 		g.hardBoots, g.softBoots, g.rebuilds = max(g.hardBoots, want.HardBoots), max(g.softBoots, want.SoftBoots), want.Rebuilds
 		return true, ""
 	case want.HardBoots > g.hardBoots:
@@ -175,6 +197,9 @@ func (m *Machine) toPower(g *guest, want *compute.Guest, process bool) (more boo
 		return false, "Only a running guest can be suspended."
 	case want.Power == compute.Suspended:
 		return m.begin(g, "suspend", change{to: compute.Suspended, devices: g.devices}), ""
+	case !process && !m.open(want.ID, g):
+		g.waits = true
+		return false, inUse
 	case g.power == compute.Suspended:
 		return m.begin(g, "resume", next), ""
 	case !process:
@@ -237,6 +262,7 @@ func (m *Machine) become(id resource.ID, g *guest, power compute.Power) {
 	if power != compute.On && power != compute.Paused {
 		g.startedAt = time.Time{}
 		m.unplugConsoles(id)
+		m.shut(id, g)
 	}
 }
 
@@ -295,6 +321,9 @@ func (d *Guests) Remove(ctx context.Context, id resource.ID) error {
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()
 	d.m.unplugConsoles(id)
+	if g := d.m.guests[id]; g != nil {
+		d.m.shut(id, g)
+	}
 	delete(d.m.guests, id)
 	return nil
 }
@@ -382,5 +411,8 @@ func (d *Guests) Capabilities(ctx context.Context) (compute.Capabilities, error)
 	}
 	c := d.m.Capacity
 	c.Moves, c.Snapshots = d.m.Net != nil, "raw"
+	if d.m.Storage != nil {
+		c.Storage = d.m.Storage.Name
+	}
 	return c, d.m.fault("guest.capabilities", resource.ID{})
 }

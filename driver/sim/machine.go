@@ -31,7 +31,8 @@ type Machine struct {
 	Fault func(call string, id resource.ID) error
 	// Net is how guests get to other machines, and from there; nil: they do not.
 	Net     *Net
-	listens string // where others of the net find it
+	Storage *Storage // that guests' disks are on, if they are not this machine's own
+	listens string   // where others of the net find it
 
 	mu       sync.Mutex
 	guests   map[resource.ID]*guest     // guarded by mu
@@ -91,14 +92,24 @@ func (m *Machine) Restart(id resource.ID) { m.toRunning(id, (*guest).boot) }
 func (m *Machine) Deafen(id resource.ID) { m.toRunning(id, func(g *guest) { g.deaf = true }) }
 
 // Write has a guest write to its root disk.
-func (m *Machine) Write(id resource.ID) { m.toRunning(id, func(g *guest) { g.written = true }) }
+func (m *Machine) Write(id resource.ID) {
+	m.toRunning(id, func(g *guest) {
+		g.written = true
+		m.disk(id, g, func(d *disk) { d.written = true })
+	})
+}
 
 // Written tells whether a guest's root disk is no longer as its image is.
 func (m *Machine) Written(id resource.ID) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	g := m.guests[id]
-	return g != nil && g.written
+	if g == nil {
+		return false
+	}
+	written := g.written
+	m.disk(id, g, func(d *disk) { written = d.written })
+	return written
 }
 
 // Running lists the guests whose processors run, whatever a driver of the machine could tell now, in the order of their IDs.
@@ -146,6 +157,7 @@ func (m *Machine) Reboot() {
 	for id, g := range m.guests {
 		g.change, g.copy = nil, nil
 		g.way.breakOff(g)
+		m.shut(id, g)
 		if g.power == compute.On || g.power == compute.Paused {
 			m.become(id, g, compute.Off)
 			g.lostPower = true
@@ -157,8 +169,9 @@ func (m *Machine) Reboot() {
 func (m *Machine) Wipe() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for id := range m.guests {
+	for id, g := range m.guests {
 		m.unplugConsoles(id)
+		m.shut(id, g)
 	}
 	clear(m.guests)
 	clear(m.things)

@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -58,20 +59,36 @@ func TestGuests(t *testing.T) {
 	}
 }
 
-func TestMoves(t *testing.T) {
+func TestMoves(t *testing.T) { testMoves(t, false) }
+
+func TestSharedDisks(t *testing.T) { testMoves(t, true) }
+
+func testMoves(t *testing.T, shared bool) {
+	var byCase sync.Map
 	for name, takes := range map[string]func(string) time.Duration{
 		"changes take time": func(string) time.Duration { return 5 * time.Millisecond },
 		"changes take none": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
-			open := func(testing.TB) (from, to compute.Driver) {
+			open := func(t testing.TB) (from, to compute.Driver) {
 				joined, a, b := new(Net), machine(takes), machine(takes)
+				if shared {
+					a.Storage = NewStorage("shared")
+					b.Storage = a.Storage
+					byCase.Store(t.Name(), a.Storage)
+				}
 				joined.Join(a)
 				joined.Join(b)
 				return a.Guests(), b.Guests()
 			}
-			computetest.TestMover(t, open, computetest.MoverOptions{Options: computetest.Options{
-				Guest:     func(testing.TB) compute.Guest { return wish() },
+			o := computetest.MoverOptions{Options: computetest.Options{
+				Guest: func(testing.TB) compute.Guest {
+					want := wish()
+					if shared {
+						want.Storage = "shared"
+					}
+					return want
+				},
 				Reopen:    func(_ testing.TB, d compute.Driver) compute.Driver { return d.(*Guests).m.Guests() },
 				Crash:     to((*Machine).Crash),
 				Impressed: to((*Machine).Write),
@@ -83,7 +100,15 @@ func TestMoves(t *testing.T) {
 					t.Fatal(err)
 				}
 				return left(ids)
-			}})
+			}}
+			if shared {
+				o.Dies = func(_ testing.TB, d compute.Driver) { d.(*Guests).m.Reboot() }
+				o.Disks = func(t testing.TB) []resource.ID {
+					s, _ := byCase.Load(t.Name())
+					return s.(*Storage).Guests()
+				}
+			}
+			computetest.TestMover(t, open, o)
 		})
 	}
 }

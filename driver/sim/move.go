@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -104,13 +105,16 @@ func (d *Guests) Receive(ctx context.Context, want compute.Guest) (compute.Trans
 	if m.Net == nil {
 		return compute.Transit{Move: want.Arrive.Move, Trouble: "This host is joined to no other."}, nil
 	}
-	if trouble := want.Check(m.Capacity.MaxVCPUs); trouble != "" {
+	if trouble := cmp.Or(want.Check(m.Capacity.MaxVCPUs), m.lacks(&want)); trouble != "" {
 		return compute.Transit{Move: want.Arrive.Move, Trouble: trouble}, nil
 	}
 	g := m.guests[want.ID]
 	if g == nil || g.way == nil || !g.way.incoming || g.way.move != want.Arrive.Move {
 		m.unplugConsoles(want.ID)
-		g = &guest{power: compute.Off, epoch: want.Epoch, way: &way{move: want.Arrive.Move, incoming: true, live: want.Arrive.Live}}
+		if g != nil {
+			m.shut(want.ID, g)
+		}
+		g = &guest{power: compute.Off, epoch: want.Epoch, shared: want.Storage != "", way: &way{move: want.Arrive.Move, incoming: true, live: want.Arrive.Live}}
 		m.guests[want.ID] = g
 	}
 	t := g.way.report(m.now(), &want)
@@ -174,22 +178,24 @@ func (m *Machine) further(g *guest, want *compute.Guest) {
 		g.power = compute.Paused
 	}
 	sent := *g
+	m.disk(want.ID, g, func(d *disk) { sent.written = d.written })
 	var peer *Machine
 	if m.Net != nil {
 		peer = m.Net.at(want.Leave.Where)
 	}
 	m.mu.Unlock()
-	taken := peer != nil && peer != m && peer.take(want.ID, w.move, sent)
+	taken := peer != nil && peer != m && peer.take(want.ID, w.move, sent, want.Leave.Kept, want.Era)
 	m.mu.Lock()
 	if !taken {
 		w.done, g.power, w.trouble = false, was, "The other host did not take the guest in."
 		return
 	}
 	m.unplugConsoles(want.ID)
+	m.shut(want.ID, g)
 }
 
 // take lets a guest in that is expected; false for any other.
-func (m *Machine) take(id resource.ID, move int, sent guest) bool {
+func (m *Machine) take(id resource.ID, move int, sent guest, kept bool, era int64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	g := m.guests[id]
@@ -198,7 +204,12 @@ func (m *Machine) take(id resource.ID, move int, sent guest) bool {
 	}
 	w := *g.way
 	w.done = true
-	sent.way, sent.change, sent.epoch = &w, nil, g.epoch
+	sent.way, sent.change, sent.epoch, sent.shared, sent.claimed, sent.waits = &w, nil, g.epoch, g.shared, false, false
+	if g.shared && !kept {
+		if !m.copied(id, &sent, era) {
+			return false
+		}
+	}
 	m.guests[id] = &sent
 	select {
 	case m.changed <- id:

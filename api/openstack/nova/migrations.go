@@ -59,7 +59,12 @@ func (s *server) migrateLive(w http.ResponseWriter, r *http.Request, id resource
 		return err
 	}
 	if b.text("block_migration") != "auto" && !b.bool("block_migration") {
-		return fault.Errorf(fault.Invalid, "Instance %s is not on shared storage: live migration without block_migration requires shared storage.", id)
+		switch _, srv, err := s.compute.Get(r.Context(), id); {
+		case err != nil:
+			return err
+		case srv.Storage == "":
+			return fault.Errorf(fault.Invalid, "Instance %s is not on shared storage: live migration without block_migration requires shared storage.", id)
+		}
 	}
 	if err := s.compute.LiveMigrate(r.Context(), id, b.text("host")); err != nil {
 		return err
@@ -71,17 +76,28 @@ func (s *server) evacuate(w http.ResponseWriter, r *http.Request, id resource.ID
 	if err := unforced(b); err != nil {
 		return err
 	}
-	if b.bool("onSharedStorage") {
-		return fault.Errorf(fault.Invalid, "Invalid shared storage: the disks of instance %s are on its host.", id)
+	_, srv, err := s.compute.Get(r.Context(), id)
+	if err != nil {
+		return err
 	}
-	password := b.text("adminPass")
-	if password == "" {
+	password, shared := b.text("adminPass"), srv.Storage != ""
+	switch {
+	case minorOf(r) < 14 && b.bool("onSharedStorage") && !shared:
+		return fault.Errorf(fault.Invalid, "Invalid shared storage: the disks of instance %s are on its host.", id)
+	case minorOf(r) < 14 && !b.bool("onSharedStorage") && shared:
+		return fault.Errorf(fault.Invalid, "Invalid shared storage: the disks of instance %s are on storage that other hosts reach, and are kept: onSharedStorage must be true.", id)
+	case shared && password != "":
+		return fault.Errorf(fault.Invalid, "admin password can't be changed on existing disk")
+	case !shared && password == "":
 		password = newPassword()
 	}
 	if err := s.compute.Evacuate(r.Context(), id, b.text("host"), password); err != nil {
 		return err
 	}
-	if minorOf(r) < 14 {
+	switch {
+	case minorOf(r) < 14 && shared:
+		return answer(w, http.StatusOK, map[string]string{})
+	case minorOf(r) < 14:
 		return answer(w, http.StatusOK, map[string]string{"adminPass": password})
 	}
 	return accepted(w, http.StatusOK)

@@ -222,6 +222,40 @@ func FuzzCreateServer(f *testing.F) {
 	})
 }
 
+// What is on shared storage is kept: a client that says otherwise is told, and no password is given or taken.
+func TestEvacuateWithItsDisks(t *testing.T) {
+	server, c := serve(t, 0)
+	capacity := cloudtest.Capacity
+	capacity.Storage = "nas"
+	c.AddHost("one", capacity)
+	c.AddHost("two", capacity)
+	id := c.Launch(compute.Launch{})[0]
+	c.Settle()
+	if status, got := ask(t, server.URL, "admin", "POST", "/v2.1/servers/"+id.String()+"/action", "", `{"os-migrateLive": {"host": null, "block_migration": false, "disk_over_commit": false}}`); status != 202 {
+		t.Errorf("a live migration without copies answers %d: %s", status, got)
+	}
+	c.Settle()
+	c.Lose(c.HostOf(id))
+	for _, test := range []struct {
+		minor, body string
+		status      int
+	}{
+		{"", `{"evacuate": {"onSharedStorage": false}}`, 400},
+		{"", `{"evacuate": {"onSharedStorage": true, "adminPass": "secret"}}`, 400},
+		{"14", `{"evacuate": {"adminPass": "secret"}}`, 400},
+		{"", `{"evacuate": {"onSharedStorage": true}}`, 200},
+	} {
+		status, got := ask(t, server.URL, "admin", "POST", "/v2.1/servers/"+id.String()+"/action", test.minor, test.body)
+		if status != test.status || strings.Contains(string(got), `"adminPass"`) {
+			t.Errorf("in 2.%s %s is answered with %d: %s", test.minor, test.body, status, got)
+		}
+	}
+	c.Settle()
+	if srv := c.Server(id); srv.Stage() != compute.Running || !srv.Kept {
+		t.Errorf("it came to be %v", srv.Standing())
+	}
+}
+
 // Evacuation answers the new password until 2.14, and nothing from then on.
 func TestEvacuate(t *testing.T) {
 	server, c := serve(t, 2)

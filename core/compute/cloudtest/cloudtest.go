@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -57,12 +58,14 @@ type Host struct {
 
 	Guests map[resource.ID]compute.Guest
 	Seen   map[resource.ID]compute.Observation
+	Erased []compute.Erasure // of shared storage
 	// What it says of guests that come and go; empty: it takes them in and lets them go at once.
 	Receives, Sends *compute.Transit
 	// What it says of copies that it is to make; nil: it makes them at once.
-	Copies  *compute.Copying
-	session *host.Session
-	waiting []host.Observation
+	Copies   *compute.Copying
+	session  *host.Session
+	capacity host.Capacity
+	waiting  []host.Observation
 }
 
 // Capacity of each host.
@@ -90,7 +93,7 @@ func New(t testing.TB, hosts int) *Cloud {
 	c.Compute, c.Network = compute.New(st, compute.Config{Images: c.Images}), network.New(st)
 	c.Reaper = &operation.Reaper{State: st, Now: func() time.Time { return c.Clock }, Expirers: c.Compute.Expirers()}
 	c.Ops = &operation.Service{State: st, Cancellers: c.Compute.Cancellers()}
-	c.Hub = host.NewHub(st, c.Compute.Source(), c.Compute.Passwords(), host.Muteness())
+	c.Hub = host.NewHub(st, append(c.Compute.Sources(), host.Muteness())...)
 	c.Admin = identity.Internal(context.Background())
 	c.Project, c.Other = resource.NewID(c.Clock, nil), resource.NewID(c.Clock, nil)
 	c.User = c.Member(c.Project)
@@ -138,7 +141,7 @@ func (c *Cloud) addNetwork() {
 
 // AddHost adds a machine, and connects it.
 func (c *Cloud) AddHost(name string, capacity host.Capacity) *Host {
-	h := &Host{ID: resource.NewID(c.Clock, nil), Name: name, Guests: map[resource.ID]compute.Guest{}, Seen: map[resource.ID]compute.Observation{}}
+	h := &Host{ID: resource.NewID(c.Clock, nil), Name: name, capacity: capacity, Guests: map[resource.ID]compute.Guest{}, Seen: map[resource.ID]compute.Observation{}}
 	c.Hosts = append(c.Hosts, h)
 	c.Must(host.Arrive(c.Admin, c.State, h.ID, host.Hello{Name: name, Capacity: capacity}))
 	h.session = c.Hub.Connect(h.ID)
@@ -154,7 +157,7 @@ func (c *Cloud) Lose(h *Host) {
 // Return connects a host again.
 func (c *Cloud) Return(h *Host) {
 	h.Silent = false
-	c.Must(host.Arrive(c.Admin, c.State, h.ID, host.Hello{Name: h.Name, Capacity: Capacity}))
+	c.Must(host.Arrive(c.Admin, c.State, h.ID, host.Hello{Name: h.Name, Capacity: h.capacity}))
 	h.session = c.Hub.Connect(h.ID)
 }
 
@@ -189,6 +192,17 @@ func (c *Cloud) work(h *Host) bool {
 		h.waiting = reports
 		return false
 	}
+	d.Items = slices.DeleteFunc(d.Items, func(item host.Item) bool {
+		if item.Kind == "estate" && item.Body != nil {
+			var left compute.Erasure
+			c.Must(json.Unmarshal(item.Body, &left))
+			h.Erased = append(h.Erased, left)
+			text, err := json.Marshal(compute.Erased{Era: left.Era, Epoch: left.Epoch, Final: left.Final})
+			c.Must(err)
+			reports = append(reports, host.Observation{Key: item.Key, Seen: text})
+		}
+		return item.Kind == "estate"
+	})
 	named := map[resource.ID]bool{}
 	tell := func(id resource.ID, seen any) {
 		text, err := json.Marshal(seen)

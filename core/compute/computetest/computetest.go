@@ -140,6 +140,8 @@ func isNil(hook any) bool {
 		return f == nil
 	case func(testing.TB, compute.Driver) compute.Driver:
 		return f == nil
+	case func(testing.TB) []resource.ID:
+		return f == nil
 	case func(testing.TB) compute.NIC:
 		return f == nil
 	case func(testing.TB) compute.Disk:
@@ -153,6 +155,28 @@ type suite struct {
 	*testing.T
 	Options
 	driver compute.Driver
+	placed map[resource.ID]placement // of guests that have changed hosts
+}
+
+// A placement is what of a wish the control plane decides and no owner.
+type placement struct {
+	epoch int
+	kept  bool
+}
+
+// as is the wish as this host is told it.
+func (s *suite) as(want compute.Guest) compute.Guest {
+	if p, ok := s.placed[want.ID]; ok {
+		want.Epoch, want.Kept = max(want.Epoch, p.epoch), p.kept && want.Storage != ""
+	}
+	return want
+}
+
+func (s *suite) place(id resource.ID, p placement) {
+	if s.placed == nil {
+		s.placed = map[resource.ID]placement{}
+	}
+	s.placed[id] = p
 }
 
 // reach repeats the wish as an agent does until it is carried out, and says
@@ -162,7 +186,7 @@ func (s *suite) reach(want compute.Guest) compute.Observation {
 	deadline := time.Now().Add(s.Patience)
 	for {
 		began := time.Now()
-		got, err := s.driver.Ensure(s.Context(), want)
+		got, err := s.driver.Ensure(s.Context(), s.as(want))
 		if err != nil {
 			s.Fatalf("Ensure: %v", err)
 		}

@@ -16,6 +16,10 @@ type MoverOptions struct {
 	Options
 	// LeftoversOf lists what one of the two hosts holds of any guest, beside what Present says.
 	LeftoversOf func(t testing.TB, d compute.Driver) []string
+	// Disks lists the guests that have disks on the storage that both hosts reach; nil: they share none.
+	Disks func(t testing.TB) []resource.ID
+	// Dies ends all of a host's guests, as a power failure would.
+	Dies func(t testing.TB, d compute.Driver)
 }
 
 // TestMover is the contract of compute.Mover. open makes the drivers of two hosts that reach each other.
@@ -44,6 +48,11 @@ func TestMover(t *testing.T, open func(t testing.TB) (from, to compute.Driver), 
 		{"a guest that arrives can be removed", (*journey).removedOnArrival, nil},
 		{"a guest that leaves can be removed", (*journey).removedOnDeparture, nil},
 		{"an impossible guest is not let in", (*journey).impossible, nil},
+		{"disks outlive their host", (*journey).outliveHost, []any{o.Disks, o.Impressed, o.Fresh}},
+		{"two hosts never run a guest with the same disks", (*journey).oneAtATime, []any{o.Disks, o.Impressed, o.Fresh}},
+		{"disks go only when it is said so", (*journey).erased, []any{o.Disks}},
+		{"what a life before left is not taken up", (*journey).secondLife, []any{o.Disks, o.Impressed, o.Fresh}},
+		{"a rebuild that was not carried out is, elsewhere", (*journey).rebuiltElsewhere, []any{o.Disks, o.Impressed, o.Fresh}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for _, hook := range c.need {
@@ -72,13 +81,14 @@ type journey struct {
 func (j *journey) begin(want compute.Guest, move int, live bool) (leaving, arriving compute.Guest) {
 	t := j.from
 	t.Helper()
-	leaving, arriving = want, want
-	arriving.Arrive = &compute.Arrive{Move: move, Live: live}
+	leaving, arriving = t.as(want), want
+	arriving.Epoch = move + 1
+	arriving.Arrive = &compute.Arrive{Move: move, Live: live, Kept: want.Storage != ""}
 	got := j.receive(arriving, func(t compute.Transit) bool { return t.Where != "" })
 	if got.Done {
 		t.Fatal("it has arrived before it was sent")
 	}
-	leaving.Leave = &compute.Leave{Move: move, Where: got.Where, Live: live}
+	leaving.Leave = &compute.Leave{Move: move, Where: got.Where, Live: live, Kept: want.Storage != ""}
 	if !live {
 		leaving.Power = compute.Off
 	}
@@ -137,6 +147,7 @@ func (j *journey) travel(want compute.Guest, move int, live bool) (leaving, arri
 	if got := j.receive(arriving, func(t compute.Transit) bool { return t.Done }); got.Trouble != "" {
 		j.to.Fatalf("it did not arrive: %s", got.Trouble)
 	}
+	j.to.place(want.ID, placement{move + 1, true})
 	return leaving, arriving
 }
 

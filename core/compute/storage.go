@@ -1,0 +1,194 @@
+package compute
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
+)
+
+// Some hosts keep their guests' disks on storage that others reach, too. A server's Storage says which its disks are on: it is decided
+// with its host, and the host is told. What is on it is of no host, so that none takes anything away there unless it is told so
+// in an Estate.
+
+// An Estate is what a server has left on shared storage. One of the hosts that reach it erases that, whichever can be heard.
+type Estate struct {
+	resource.Meta
+
+	ServerID resource.ID
+	Storage  string
+	Era      int64 `json:",omitempty"` // see Guest
+	Epoch    int   // of the last placement in which the server had it: what is there by a later one stays
+	HostID   resource.ID
+}
+
+var estates = state.NewTable("estate",
+	state.Since[Estate](2),
+	state.Index("storage", func(e *Estate) state.Key { return state.KeyOf(e.Storage) }),
+	state.Unique("server", func(e *Estate) state.Key { return state.KeyOf(e.ServerID, e.Storage) }),
+)
+
+var _ = identity.Rules(map[string]identity.Rule{"estate.get": identity.Admin, "estate.list": identity.Admin})
+
+// Estates gives the native API and the auditor a look at every estate.
+func Estates() *state.Table[Estate] { return estates }
+
+// bequeath has erased what a placement of the server has on a storage; "" is none. on is the host that had it.
+func (s *Server) bequeath(tx *state.Tx, storage string, epoch int, on resource.ID) error {
+	if storage == "" {
+		return nil
+	}
+	e, ok := estates.Lookup(tx, "server", state.KeyOf(s.ID, storage))
+	if !ok {
+		e = &Estate{Meta: resource.Meta{ID: tx.NewID()}, ServerID: s.ID, Storage: storage}
+	}
+	e.Era, e.Epoch, e.HostID = host.MarkOf(tx).Era, epoch, on
+	return estates.Put(tx, e)
+}
+
+// heir is the host that erases an estate; zero if none can now.
+func (e *Estate) heir(tx *state.Tx) resource.ID {
+	if h, ok := host.Table().PeekOne(tx, e.HostID); ok && h.Up() && h.Capacity.Storage == e.Storage {
+		return h.ID
+	}
+	for h := range host.Table().Peek(tx, "storage", state.Range{Prefix: state.KeyOf(e.Storage)}) {
+		if h.Up() {
+			return h.ID
+		}
+	}
+	return resource.ID{}
+}
+
+// final reports whether each host that reaches the storage has said that it has the guest no more. One that has not may come back with
+// what was wanted of it once, and begin with the guest where nothing is.
+func (e *Estate) final(tx *state.Tx) bool {
+	for h := range host.Table().Peek(tx, "storage", state.Range{Prefix: state.KeyOf(e.Storage)}) {
+		if host.Owes(tx, h.ID, "guest", e.ServerID) {
+			return false
+		}
+	}
+	return true
+}
+
+// forgetEstates lets go of what nobody can reach any more once a host has left the cloud.
+func forgetEstates(tx *state.Tx) error {
+	for e := range estates.Each(tx, "storage", "") {
+		if len(host.Table().IDs(tx, "storage", state.KeyOf(e.Storage))) > 0 {
+			continue
+		}
+		if err := estates.Delete(tx, e.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// estateSource tells hosts what to erase on shared storage.
+func (s *Service) estateSource() host.Source {
+	return host.Source{
+		Kind: "estate",
+		All: func(tx *state.Tx, h resource.ID) (ids []resource.ID) {
+			if on, ok := host.Table().PeekOne(tx, h); ok && on.Capacity.Storage != "" {
+				ids = estates.IDs(tx, "storage", state.KeyOf(on.Capacity.Storage))
+			}
+			return ids
+		},
+		Want: func(tx *state.Tx, h, id resource.ID) (any, bool) {
+			e, ok := estates.PeekOne(tx, id)
+			if !ok || e.heir(tx) != h {
+				return nil, false
+			}
+			return &Erasure{GuestID: e.ServerID, Storage: e.Storage, Era: e.Era, Epoch: e.Epoch, Final: e.final(tx)}, true
+		},
+		Touched: estatesTouched,
+		Observe: func(tx *state.Tx, h, id resource.ID, report json.RawMessage) error {
+			var seen Erased
+			if err := json.Unmarshal(report, &seen); err != nil {
+				return fmt.Errorf("decode a report of what was erased: %w", err)
+			}
+			if e, ok := estates.PeekOne(tx, id); !ok || e.Era != seen.Era || e.Epoch != seen.Epoch || !seen.Final || !e.final(tx) {
+				return nil // of an earlier one, or not the last word
+			}
+			return estates.Delete(tx, id)
+		},
+	}
+}
+
+// Erased is what a host reports when there is nothing left of an estate.
+type Erased struct {
+	Era   int64 `json:",omitempty"`
+	Epoch int
+	Final bool `json:",omitempty"`
+}
+
+// estatesTouched follows the estates, and the hosts that come and go: what one was to erase another is then.
+func estatesTouched(tx *state.Tx, e state.Event) (refs []host.Ref) {
+	for _, obj := range []resource.Object{e.Before, e.After} {
+		if left, ok := obj.(*Estate); ok {
+			refs = append(refs, host.Ref{Host: left.heir(tx), ID: left.ID})
+		}
+		if order, ok := obj.(*host.Leftover); ok && order.Kind == "guest" {
+			for left := range estates.Peek(tx, "server", state.Range{Prefix: state.KeyOf(order.ThingID)}) {
+				refs = append(refs, host.Ref{Host: left.heir(tx), ID: left.ID})
+			}
+		}
+	}
+	was, _ := e.Before.(*host.Host)
+	is, _ := e.After.(*host.Host)
+	if was != nil && is != nil && was.Up() == is.Up() && was.Capacity.Storage == is.Capacity.Storage {
+		return refs
+	}
+	for _, h := range []*host.Host{was, is} {
+		if h == nil || h.Capacity.Storage == "" {
+			continue
+		}
+		for left := range estates.Peek(tx, "storage", state.Range{Prefix: state.KeyOf(h.Capacity.Storage)}) {
+			refs = append(refs, host.Ref{Host: h.ID, ID: left.ID})
+			if heir := left.heir(tx); heir != h.ID && !heir.IsZero() {
+				refs = append(refs, host.Ref{Host: heir, ID: left.ID})
+			}
+		}
+	}
+	return refs
+}
+
+// storageOf is the shared storage that a host keeps disks on; "" for its own.
+func storageOf(tx *state.Tx, h resource.ID) string {
+	if on, ok := host.Table().PeekOne(tx, h); ok {
+		return on.Capacity.Storage
+	}
+	return ""
+}
+
+// keeps reports whether the disks stay where they are.
+func (m *Move) keeps(s *Server) bool { return m.Storage != "" && m.Storage == s.Storage }
+
+// diskAmount is where the disk stands in a load.
+const diskAmount = 2
+
+// storageShares is what the server takes of storage that hosts share: once, however many of them have to do with it.
+func storageShares(s *Server) (shares []state.Share) {
+	amounts := state.Amounts{}
+	amounts[diskAmount] = s.taken()[diskAmount]
+	if s.Storage != "" && !s.HostID.IsZero() {
+		shares = append(shares, state.Share{Key: state.KeyOf(s.Storage), Amounts: amounts})
+	}
+	if s.Move != nil && s.Move.Storage != "" && s.Move.Storage != s.Storage {
+		shares = append(shares, state.Share{Key: state.KeyOf(s.Move.Storage), Amounts: amounts})
+	}
+	return shares
+}
+
+// stored makes the disk that is taken of a host all that is taken of its storage, by whichever host's servers.
+func stored(tx *state.Tx, h *host.Host, taken *state.Amounts) {
+	if h.Capacity.Storage != "" && estates.Usable(tx) {
+		_, sums := servers.Sum(tx, "storage", state.KeyOf(h.Capacity.Storage))
+		taken[diskAmount] = sums[diskAmount]
+	}
+}
+
+// on reports whether a host reaches the disks that the server has.
+func (d *demand) on(h *host.Host) bool { return d.storage != "" && h.Capacity.Storage == d.storage }

@@ -1,0 +1,317 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/core/compute"
+	"golang.org/x/sys/unix"
+)
+
+// TestSharedDisks is the contract of movers for two hosts that keep disks in one folder.
+func TestSharedDisks(t *testing.T) {
+	t.Parallel()
+	testMover(t, true)
+}
+
+func TestHostsFindTheSameStorage(t *testing.T) {
+	dir := t.TempDir()
+	ids := make([]string, 8)
+	var wg sync.WaitGroup
+	for n := range ids {
+		own := t.TempDir()
+		wg.Go(func() {
+			s, err := openStorage(dir, own)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			ids[n] = s.id
+		})
+	}
+	wg.Wait()
+	for _, id := range ids {
+		if id == "" || id != ids[0] {
+			t.Errorf("of one folder they say %q and %q", ids[0], id)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, ".unkai-*")); len(left) > 0 {
+		t.Errorf("left over: %q", left)
+	}
+}
+
+func TestStorageThatIsRefused(t *testing.T) {
+	fresh := func(t *testing.T) (dir, own string) {
+		dir, own = t.TempDir(), t.TempDir()
+		if _, err := openStorage(dir, own); err != nil {
+			t.Fatal(err)
+		}
+		return dir, own
+	}
+	for name, test := range map[string]struct {
+		make func(t *testing.T) (dir, own string)
+		says string
+	}{
+		"a copy": {func(t *testing.T) (string, string) {
+			dir, own := fresh(t)
+			other := t.TempDir()
+			if err := os.CopyFS(other, os.DirFS(dir)); err != nil {
+				t.Fatal(err)
+			}
+			return other, own
+		}, "copy"},
+		"an empty mount point": {func(t *testing.T) (string, string) {
+			_, own := fresh(t)
+			return t.TempDir(), own
+		}, "not mounted"},
+		"another one": {func(t *testing.T) (string, string) {
+			_, own := fresh(t)
+			other, _ := fresh(t)
+			return other, own
+		}, "another one"},
+		"one within the agent's folder": {func(t *testing.T) (string, string) {
+			own := t.TempDir()
+			return filepath.Join(own, "disks"), own
+		}, "one in the other"},
+		"none": {func(t *testing.T) (string, string) { return filepath.Join(t.TempDir(), "nowhere"), t.TempDir() }, "no such file"},
+		"a link": {func(t *testing.T) (string, string) {
+			dir, own := t.TempDir(), t.TempDir()
+			if err := os.Symlink("/etc/hostname", filepath.Join(dir, identityFile)); err != nil {
+				t.Fatal(err)
+			}
+			return dir, own
+		}, ""},
+		"gibberish": {func(t *testing.T) (string, string) {
+			dir, own := t.TempDir(), t.TempDir()
+			if err := os.WriteFile(filepath.Join(dir, identityFile), []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return dir, own
+		}, "understood"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, own := test.make(t)
+			if s, err := openStorage(dir, own); err == nil || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("it is %+v, %v", s, err)
+			}
+		})
+	}
+}
+
+// claimant is a guest on a host that keeps disks in a folder, without a hypervisor.
+func claimant(t *testing.T, dir string, id resource.ID) *guest {
+	t.Helper()
+	own := t.TempDir()
+	s, err := openStorage(dir, own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Driver{dir: own, storage: s, step: func(string) {}, guests: map[resource.ID]*guest{}}
+	g := d.guest(id)
+	g.rec = &record{Storage: s.id}
+	if err := os.MkdirAll(g.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// placed is a wish by a decision.
+func placed(id resource.ID, era int64, epoch int, kept bool) compute.Guest {
+	return compute.Guest{ID: id, Era: era, Epoch: epoch, Kept: kept, Disks: []compute.Disk{{Name: "root"}}}
+}
+
+// claims tries to have the guest's disks, and says how that ended.
+func (g *guest) claims(want compute.Guest) string {
+	g.claimedAt = time.Time{}
+	switch trouble, err := g.mine(context.Background(), want); {
+	case errors.Is(err, errClaimed):
+		return "another's"
+	case err != nil:
+		return err.Error()
+	case trouble != "":
+		return "trouble"
+	}
+	return "mine"
+}
+
+func TestClaimsOnlyRise(t *testing.T) {
+	dir, id := t.TempDir(), resource.NewID(time.Now(), nil)
+	a, b := claimant(t, dir, id), claimant(t, dir, id)
+	disk := func() string { return filepath.Join(dir, guestOn(id), "disk-root.qcow2") }
+	for n, step := range []struct {
+		g    *guest
+		want compute.Guest
+		says string
+	}{
+		{b, placed(id, 0, 2, true), "trouble"}, // nothing is there yet
+		{a, placed(id, 0, 1, false), "mine"},
+		{a, placed(id, 0, 1, false), "mine"},
+		{b, placed(id, 0, 2, true), "trouble"}, // nothing was made yet
+		{nil, compute.Guest{}, ""},             // now it is
+		{b, placed(id, 0, 2, true), "mine"},
+		{a, placed(id, 0, 1, false), "another's"},
+		{a, placed(id, 0, 3, true), "mine"},
+		{b, placed(id, 0, 2, true), "another's"},
+		{b, placed(id, 7, 1, false), "mine"}, // of a restored state: the numbers begin anew, the disks stay
+		{a, placed(id, 0, 9, true), "another's"},
+		{a, placed(id, 7, 2, true), "mine"},
+	} {
+		if step.g == nil {
+			a.rec.Devices = []device{{Kind: "disk", Name: "root", Format: "qcow2", Made: true}}
+			if err := errors.Join(a.noteDisks(t.Context(), 0), os.WriteFile(disk(), []byte("data"), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if got := step.g.claims(step.want); got != step.says {
+			t.Errorf("step %d: %s, want %s", n, got, step.says)
+		}
+	}
+	if data, err := os.ReadFile(disk()); err != nil || string(data) != "data" {
+		t.Errorf("the disk holds %q, %v", data, err)
+	}
+	if lost, err := b.lost(t.Context()); !lost || err != nil {
+		t.Errorf("the host that lost the guest does not know it: %v", err)
+	}
+	if err := b.noteDisks(t.Context(), 1); !errors.Is(err, errClaimed) {
+		t.Errorf("it writes to another's claim: %v", err)
+	}
+}
+
+// What an earlier life of the guest left is taken away for a new one, unless somebody holds it.
+func TestClaimOfANewLife(t *testing.T) {
+	dir, id := t.TempDir(), resource.NewID(time.Now(), nil)
+	a, b := claimant(t, dir, id), claimant(t, dir, id)
+	a.claims(placed(id, 0, 1, false))
+	path := filepath.Join(dir, guestOn(id), "disk-root.qcow2")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	// as QEMU has it
+	lock := unix.Flock_t{Type: unix.F_RDLCK, Start: imageLocksFrom + 1, Len: 1}
+	f2, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.FcntlFlock(f2.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+		t.Fatal(err)
+	}
+	erase := func(epoch int) error {
+		b.driver.guests = map[resource.ID]*guest{}
+		return b.driver.Erase(t.Context(), compute.Erasure{GuestID: id, Storage: b.driver.storage.id, Epoch: epoch})
+	}
+	if got := b.claims(placed(id, 0, 5, false)); !strings.Contains(got, "in use") {
+		t.Errorf("a disk that is in use was taken away: %s", got)
+	}
+	if err := erase(1); err == nil || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("a disk that is in use was erased: %v", err)
+	}
+	if got := a.claims(placed(id, 0, 1, false)); got != "another's" {
+		t.Errorf("who holds a disk that is to be erased is not told: %s", got)
+	}
+	f2.Close()
+	if got := b.claims(placed(id, 0, 5, false)); got != "mine" {
+		t.Fatal(got)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the disk of the life before is there: %v", err)
+	}
+	if err := erase(4); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Dir(path)); err != nil {
+		t.Errorf("an order of before took it away: %v", err)
+	}
+	if err := erase(5); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Dir(path)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it was not erased: %v", err)
+	}
+	for _, g := range []*guest{a, b} {
+		if got := g.claims(placed(id, 0, g.rec.Claim.Epoch, false)); got != "another's" {
+			t.Errorf("who had what is erased takes it up again: %s", got)
+		}
+	}
+	if _, err := os.Stat(filepath.Dir(path)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("something of it is there again: %v", err)
+	}
+}
+
+// A storage that is not mounted for a moment takes no guest away from anybody.
+func TestStorageThatIsAway(t *testing.T) {
+	dir, id := t.TempDir(), resource.NewID(time.Now(), nil)
+	g := claimant(t, dir, id)
+	g.claims(placed(id, 0, 1, false))
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if got := g.claims(placed(id, 0, 1, false)); got == "mine" || got == "another's" {
+			t.Errorf("it is %s", got)
+		}
+		if lost, err := g.lost(t.Context()); lost || err == nil {
+			t.Errorf("lost: %v, %v", lost, err)
+		}
+		os.Mkdir(dir, 0o700) // as under a mount that is gone
+	}
+	if err := errors.Join(os.Remove(dir), os.Rename(dir+".away", dir)); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.claims(placed(id, 0, 1, false)); got != "mine" {
+		t.Error(got)
+	}
+}
+
+// Whoever else writes to the folder does not lead us out of it.
+func TestOtherHostsAreNotTrusted(t *testing.T) {
+	dir, id := t.TempDir(), resource.NewID(time.Now(), nil)
+	g := claimant(t, dir, id)
+	g.claims(placed(id, 0, 1, false))
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	inside := filepath.Join(dir, guestOn(id))
+	path := filepath.Join(inside, "disk-root.raw")
+	for name, plant := range map[string]func() error{
+		"a link": func() error { return os.Symlink(secret, path) },
+		"a pipe": func() error { return unix.Mkfifo(path, 0o600) },
+		"a folder elsewhere": func() error {
+			elsewhere := t.TempDir()
+			return errors.Join(os.WriteFile(filepath.Join(elsewhere, "disk-root.raw"), nil, 0o600), os.RemoveAll(inside), os.Symlink(elsewhere, inside))
+		},
+	} {
+		os.Remove(path)
+		if info, err := os.Lstat(inside); err == nil && info.Mode()&os.ModeSymlink != 0 {
+			os.Remove(inside)
+			os.Mkdir(inside, 0o700)
+		}
+		if err := plant(); err != nil {
+			t.Fatal(err)
+		}
+		if f, err := g.openDisk(path, os.O_RDWR); err == nil {
+			f.Close()
+			t.Errorf("%s is opened as a disk", name)
+		}
+	}
+	os.Remove(inside)
+	os.Mkdir(inside, 0o700)
+	text, _ := json.Marshal(map[string]any{"Epoch": "many"})
+	if err := os.WriteFile(filepath.Join(inside, claimFile), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.claims(placed(id, 0, 1, false)); got == "mine" {
+		t.Error("a claim that cannot be understood is taken for ours")
+	}
+}
