@@ -241,7 +241,8 @@ func (t *trial) fullness(a *Answer) {
 	have := [3]float64{float64(t.Host.VCPUs) * cpu, float64(t.Host.MemoryMiB) * memory, float64(t.Host.DiskGiB) * disk}
 	var counts []int64
 	var full []float64
-	for _, h := range t.hosts {
+	for _, id := range t.hosts {
+		h, _ := host.Table().PeekOne(tx, id)
 		n, used := compute.Load(tx, h)
 		most := 0.0
 		for i := range have {

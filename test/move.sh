@@ -206,7 +206,7 @@ until_ok 60 under_way || fail "the memory is not sent: $(ask GET "/compute/v2.1/
 for _ in 1 2 3; do
 	progress=$(ask GET "/compute/v2.1/servers/${vm[one]}/migrations" | jq -c '.migrations[0] | [.status, .memory_total_bytes, .memory_processed_bytes, .memory_remaining_bytes, .disk_total_bytes, .disk_processed_bytes, .disk_remaining_bytes]')
 	step "  under way: [status, memory total, processed, remaining, disk total, processed, remaining] = $progress"
-	jq -e '.[0] == "running" and .[1] > 0 and .[2] > 0 and .[3] >= 0 and .[3] <= .[1] and .[4] > 0 and .[5] > 0 and .[4] == .[5] + .[6]' >/dev/null <<<"$progress" || fail "the progress cannot be"
+	jq -e '.[0] == "running" and .[1] > 0 and .[2] > 0 and .[3] >= 0 and .[3] <= .[1] and .[4] == .[5] + .[6] and .[4] >= 0 and (.[5] > 0) == ('"${SHARED:-0}"' == 0)' >/dev/null <<<"$progress" || fail "the progress cannot be"
 	sleep 1
 done
 ask DELETE "/compute/v2.1/servers/${vm[one]}/migrations/$(migration id)" -f || fail "the move cannot be aborted"

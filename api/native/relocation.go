@@ -20,6 +20,7 @@ type forecast struct {
 	From      string   `json:"from"`
 	To        string   `json:"to"`
 	Live      bool     `json:"live"`
+	Kept      bool     `json:"disks_stay"` // both hosts reach them where they are
 	Burden    burden   `json:"burden"`
 	Unknown   string   `json:"unknown"` // why the guest could not be looked at; the burden is then guessed from its shape
 	Wire      speed    `json:"wire"`
@@ -63,7 +64,7 @@ func forecastFrom(f *compute.Forecast) *forecast {
 		return nil
 	}
 	b, w := &f.Burden, &f.Wire
-	return &forecast{From: f.From, To: f.To, Live: f.Live, Unknown: f.Unknown,
+	return &forecast{From: f.From, To: f.To, Live: f.Live, Kept: f.Kept, Unknown: f.Unknown,
 		Burden:  burden{b.Live, b.Memory, b.Used, b.Disk, b.Seen, b.Dirty, b.DiskWrites, b.Seconds, b.Pages},
 		Wire:    speed{string(w.Basis), w.Moves, w.Least, w.Expected, w.Most},
 		Seconds: bounds(f.Seconds), PauseMs: bounds(f.PauseMs), Outcome: string(f.Outcome), Slowed: f.Slowed, HurriedMs: bounds(f.HurriedMs), Doubts: f.Doubts}

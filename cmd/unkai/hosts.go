@@ -39,7 +39,7 @@ type hostLeft struct {
 }
 
 func healthOf(tx *state.Tx, m *host.Host) hostHealth {
-	n, used := compute.Load(tx, m.ID)
+	n, used := compute.Load(tx, m)
 	return hostHealth{Name: m.Name, Zone: m.Zone, Driver: m.Capacity.Driver, Version: m.Version, Speaks: m.Speaks.OrFirst(), Up: m.Up(), Disabled: m.Disabled, Maintenance: m.Maintenance, Dead: m.Dead(),
 		Lost: m.Lost, Ahead: m.Ahead, Isolating: m.Capacity.Isolating, Servers: n, UsedVCPUs: used[0], VCPUs: int64(m.Capacity.VCPUs),
 		UsedMiB: used[1], MiB: int64(m.Capacity.MemoryMiB)}

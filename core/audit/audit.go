@@ -112,6 +112,9 @@ func (a *auditor) servers() {
 		if s.Kept && s.Storage == "" {
 			a.find("server", s.ID, "has its disks on storage that other hosts reach, and that has no name")
 		}
+		if s.HostID.IsZero() && s.Storage != "" {
+			a.find("server", s.ID, "is on no host, and has disks on storage %s", s.Storage)
+		}
 		if s.Task == "" && s.Stage() == compute.Building {
 			a.find("server", s.ID, "is being built, and nobody does it")
 		}

@@ -12,6 +12,7 @@ import (
 type Forecast struct {
 	From, To string // hosts, by their names
 	Live     bool
+	Kept     bool // its disks stay where they are: both hosts reach them
 
 	Burden  Burden
 	Unknown string // why the guest was not looked at; its burden is then its shape's
@@ -114,6 +115,9 @@ func (b *Burden) spread() (least, most float64) {
 func (f *Forecast) foretell() {
 	b, w := &f.Burden, &f.Wire
 	w.tried(b.Wire)
+	if f.Kept {
+		b.Disk, b.DiskWrites = 0, 0
+	}
 	slow, usual, fast := float64(max(1, w.Least)), float64(max(1, w.Expected)), float64(max(1, w.Most))
 	f.Seconds = around
 	if known := float64(w.AroundMs) / 1000; known > 0 {
@@ -178,6 +182,9 @@ func (f *Forecast) doubt() {
 		say("It was looked at for %.1f s, and of its memory at %d pages. It may do something else later; what is written often counts once, and what is written as it was not at all.", b.Seconds, b.Pages)
 	case f.Live && b.Seconds > 0:
 		say("It was looked at for %.1f s, and may do something else later.", b.Seconds)
+	}
+	if f.Kept {
+		say("Its disks are on storage that both hosts reach, and stay there.")
 	}
 	switch w.Basis {
 	case ByPair:

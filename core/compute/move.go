@@ -69,15 +69,13 @@ func (s *Server) beside() resource.ID {
 }
 
 // Load is how many servers a host has, and what is taken of it: by them, and by those that hold room there for a move.
-func Load(tx *state.Tx, h resource.ID) (count int64, taken state.Amounts) {
-	count, taken = servers.SumOf(tx, "load", h)
-	_, more := servers.SumOf(tx, "beside", h)
+func Load(tx *state.Tx, h *host.Host) (count int64, taken state.Amounts) {
+	count, taken = servers.SumOf(tx, "load", h.ID)
+	_, more := servers.SumOf(tx, "beside", h.ID)
 	for i := range taken {
 		taken[i] += more[i]
 	}
-	if on, ok := host.Table().PeekOne(tx, h); ok {
-		stored(tx, on, &taken)
-	}
+	stored(tx, h, &taken)
 	return count, taken
 }
 

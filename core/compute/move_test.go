@@ -67,7 +67,9 @@ func clean(t *testing.T, c *cloudtest.Cloud, id resource.ID) {
 }
 
 func loadOf(c *cloudtest.Cloud, h *cloudtest.Host) int64 {
-	_, taken := compute.Load(c.State.Latest(), h.ID)
+	tx := c.State.Latest()
+	is, _ := host.Table().PeekOne(tx, h.ID)
+	_, taken := compute.Load(tx, is)
 	return taken[1]
 }
 

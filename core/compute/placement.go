@@ -154,7 +154,7 @@ var units = [...]string{"processors", "MiB of memory", "GiB of disk"}
 
 func (p *placing) room(h *host.Host, what int) bool {
 	if !p.loaded {
-		_, p.used = Load(p.tx, h.ID)
+		_, p.used = Load(p.tx, h)
 		p.total = p.service.total(h)
 		p.loaded = true
 	}

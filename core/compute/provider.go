@@ -60,7 +60,7 @@ func memberships(tx *state.Tx) map[resource.ID][]resource.ID {
 
 func (s *Service) provider(tx *state.Tx, h *host.Host, in map[resource.ID][]resource.ID) *Provider {
 	p := &Provider{Host: h, Aggregates: in[h.ID], Inventory: s.inventory(h), Used: map[string]int64{}}
-	_, load := Load(tx, h.ID)
+	_, load := Load(tx, h)
 	for i, class := range loadClasses {
 		if _, ok := p.Inventory[class]; ok {
 			p.Used[class] = load[i]

@@ -68,7 +68,7 @@ func (s *Service) ForecastMove(ctx context.Context, id resource.ID, r Relocation
 		}
 		from, _ = host.Table().PeekOne(tx, srv.HostID)
 		to, _ = host.Table().PeekOne(tx, srv.Move.To)
-		return &Forecast{From: from.Name, To: to.Name, Live: srv.Move.Live, Wire: wireBetween(tx, from, to)}, nil
+		return &Forecast{From: from.Name, To: to.Name, Live: srv.Move.Live, Kept: srv.Move.keeps(srv), Wire: wireBetween(tx, from, to)}, nil
 	})
 	if err != nil {
 		return nil, err
@@ -110,7 +110,7 @@ func (s *Service) ForecastRetirement(ctx context.Context, id resource.ID, r Reti
 		if !ok || !found || l.Way != GoesLive && l.Way != GoesCold {
 			continue
 		}
-		l.Forecast = &Forecast{From: from.Name, To: to.Name, Live: l.Way == GoesLive, Wire: wireBetween(tx, from, to)}
+		l.Forecast = &Forecast{From: from.Name, To: to.Name, Live: l.Way == GoesLive, Kept: srv.reachedBy(to), Wire: wireBetween(tx, from, to)}
 		places <- struct{}{}
 		group.Go(func() {
 			defer func() { <-places }()

@@ -81,7 +81,7 @@ func (s *Service) fitsWhereItIs(tx *state.Tx, srv *Server, shape *Shape) error {
 	if !ok {
 		return wrongState(srv, string(Reshaping))
 	}
-	_, taken := Load(tx, h.ID)
+	_, taken := Load(tx, h)
 	total := s.total(h)
 	for i, n := range shape.load() {
 		if i == len(units) {

@@ -65,7 +65,7 @@ func (s *Service) Room(ctx context.Context, flavor, zone string) ([]ZoneRoom, er
 		if storage := h.Capacity.Storage; storage != "" && more > 0 && p.load[diskAmount] > 0 {
 			free, known := left[storage]
 			if !known {
-				_, used := Load(tx, h.ID)
+				_, used := Load(tx, h)
 				free = s.total(h)[diskAmount] - used[diskAmount]
 			}
 			if fit := free / p.load[diskAmount]; fit < more {
@@ -101,7 +101,7 @@ func (p *placing) times(h *host.Host) (more int64, ends string) {
 	if n := p.removes(h); n >= 0 {
 		return 0, p.asked[n].name
 	}
-	_, used := Load(p.tx, h.ID)
+	_, used := Load(p.tx, h)
 	total := p.service.total(h)
 	more = -1
 	for i, name := range []string{"has the processors", "has the memory", "has the disk"} {

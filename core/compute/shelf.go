@@ -56,13 +56,16 @@ func (s *Service) shelve(tx *state.Tx, srv *Server, img *image.Image) error {
 	return settle(tx, srv, operation.Succeeded, "")
 }
 
-// offload takes the server off its host, which is ordered to clear away what it has.
+// offload takes the server off its host, which is ordered to clear away what it has; disks on shared storage are erased.
 func (s *Server) offload(tx *state.Tx) error {
 	if err := host.Discard(tx, s.HostID, "guest", s.ID); err != nil {
 		return err
 	}
+	if err := s.bequeath(tx, s.Storage, s.Epoch, s.HostID); err != nil {
+		return err
+	}
 	s.Shelf.Offloaded = true
-	s.HostID, s.Stranded, s.Sworn = resource.ID{}, nil, 0
+	s.HostID, s.Storage, s.Kept, s.Stranded, s.Sworn = resource.ID{}, "", false, nil, 0
 	s.Seen = Seen{Observation: Observation{Power: Off}, Wish: s.Wish, Since: tx.Now()}
 	if err := dropConsoleTokens(tx, consoleTokens.IDs(tx, "server", state.KeyOf(s.ID))); err != nil {
 		return err
@@ -152,7 +155,7 @@ func (s *Service) fetchFromShelf(ctx context.Context, tx *state.Tx, srv *Server,
 	}
 	srv.Moves++
 	srv.Epoch = srv.Moves + 1
-	srv.HostID, srv.Seen = chosen.ID, Seen{}
+	srv.HostID, srv.Storage, srv.Seen = chosen.ID, chosen.Capacity.Storage, Seen{}
 	op, err := begin(ctx, tx, srv, Unshelving, moves[Unshelving].within)
 	if err != nil {
 		return err

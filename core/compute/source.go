@@ -38,7 +38,7 @@ func (s *Service) want(tx *state.Tx, h, id resource.ID) (any, bool) {
 	case srv.Move != nil && srv.Move.To == h:
 		g := s.guest(tx, srv, h, &srv.Shape)
 		g.Arrive, g.Epoch = &Arrive{Move: srv.Move.Number, Live: srv.Move.Live, From: srv.HostID, Kept: srv.Move.keeps(srv)}, srv.Move.Number+1
-		g.Storage, g.Kept = srv.Move.Storage, g.Arrive.Kept
+		g.lieOn(tx, srv.Move.Storage, g.Arrive.Kept)
 		return g, true
 	case srv.HostID != h:
 		return nil, false
@@ -85,9 +85,7 @@ func (s *Service) guest(tx *state.Tx, srv *Server, on resource.ID, shape *Shape)
 		ReservationID: srv.ReservationID, CreatedAt: srv.CreatedAt, Tags: srv.Metadata, UserData: srv.UserData,
 		Files: srv.Files, AdminPassword: srv.AdminPassword, Told: srv.told(),
 	}
-	if srv.Storage != "" {
-		g.Storage, g.Kept, g.Era = srv.Storage, srv.Kept, host.MarkOf(tx).Era
-	}
+	g.lieOn(tx, srv.Storage, srv.Kept)
 	if h, ok := host.Table().PeekOne(tx, on); ok && g.Metadata.Zone == "" {
 		g.Metadata.Zone = ZonesOf(tx).Of(h)
 	}

@@ -155,6 +155,14 @@ func estatesTouched(tx *state.Tx, e state.Event) (refs []host.Ref) {
 	return refs
 }
 
+// lieOn says where the guest's disks are to be.
+func (g *Guest) lieOn(tx *state.Tx, storage string, kept bool) {
+	g.Storage, g.Kept, g.Era = storage, kept, 0
+	if storage != "" {
+		g.Era = host.MarkOf(tx).Era
+	}
+}
+
 // storageOf is the shared storage that a host keeps disks on; "" for its own.
 func storageOf(tx *state.Tx, h resource.ID) string {
 	if on, ok := host.Table().PeekOne(tx, h); ok {
@@ -165,6 +173,9 @@ func storageOf(tx *state.Tx, h resource.ID) string {
 
 // keeps reports whether the disks stay where they are.
 func (m *Move) keeps(s *Server) bool { return m.Storage != "" && m.Storage == s.Storage }
+
+// reachedBy reports whether another host reaches the disks where they are.
+func (s *Server) reachedBy(h *host.Host) bool { return s.Storage != "" && h.Capacity.Storage == s.Storage }
 
 // diskAmount is where the disk stands in a load.
 const diskAmount = 2

@@ -5,6 +5,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/core/audit"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/compute/cloudtest"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -30,6 +31,14 @@ func sharing(t *testing.T, storages ...string) (*cloudtest.Cloud, resource.ID) {
 	return c, id
 }
 
+// diskOf is how many GiB of disk are taken of a host.
+func diskOf(c *cloudtest.Cloud, h *cloudtest.Host) int64 {
+	tx := c.State.Latest()
+	is, _ := host.Table().PeekOne(tx, h.ID)
+	_, taken := compute.Load(tx, is)
+	return taken[2]
+}
+
 func erased(h *cloudtest.Host, id resource.ID, storage string) bool {
 	for _, e := range h.Erased {
 		if e.GuestID == id && e.Storage == storage {
@@ -44,10 +53,7 @@ func TestMovesOnSharedStorage(t *testing.T) {
 	for name, way := range ways {
 		t.Run(name, func(t *testing.T) {
 			c, id := sharing(t, "nas", "nas", "", "san")
-			disk := func(h *cloudtest.Host) int64 {
-				_, taken := compute.Load(c.State.Latest(), h.ID)
-				return taken[2]
-			}
+			disk := func(h *cloudtest.Host) int64 { return diskOf(c, h) }
 			first := disk(c.Hosts[0])
 			for n, to := range []struct {
 				host   int
@@ -165,9 +171,163 @@ func TestSharedStorageIsNotOversubscribed(t *testing.T) {
 			break
 		}
 	}
-	_, one := compute.Load(c.State.Latest(), c.Hosts[0].ID)
-	if n == 0 || one[2] > 10 || one[2]+one[2]/int64(n) <= 10 {
-		t.Errorf("%d servers take %d of 10 GiB", n, one[2])
+	taken := diskOf(c, c.Hosts[0])
+	if n == 0 || taken > 10 || taken+taken/int64(n) <= 10 {
+		t.Errorf("%d servers take %d of 10 GiB", n, taken)
 	}
 	sound(t, c)
+}
+
+// A shelved server takes nothing of the storage, and comes back to it as one that was never there.
+func TestShelvingOnSharedStorage(t *testing.T) {
+	c, id := sharing(t, "nas", "nas")
+	c.Must(c.Compute.Shelve(c.Ctx, id, nil))
+	c.Settle()
+	srv := c.Server(id)
+	if srv.Stage() != compute.Offloaded || srv.Storage != "" || srv.Kept || diskOf(c, c.Hosts[0]) != 0 || !erased(c.Hosts[0], id, "nas") {
+		t.Fatalf("it is %v, on %q; erased are %v", srv.Standing(), srv.Storage, c.Hosts[0].Erased)
+	}
+	sound(t, c)
+	first := srv.Epoch
+	for _, h := range []*cloudtest.Host{c.Hosts[1], c.Hosts[0]} {
+		c.Must(c.Compute.Unshelve(c.Admin, id, compute.Place{Host: h.Name}))
+		c.Settle()
+		srv = c.Server(id)
+		if g := h.Guests[id]; srv.Stage() != compute.Running || srv.Storage != "nas" || srv.Kept || g.Storage != "nas" || g.Kept || g.Epoch <= first || diskOf(c, h) == 0 {
+			t.Fatalf("back on %s it is %v on %q, told %+v", h.Name, srv.Standing(), srv.Storage, g)
+		}
+		first = srv.Epoch
+		c.Must(c.Compute.Shelve(c.Ctx, id, nil))
+		c.Settle()
+		sound(t, c)
+	}
+	// What is given up on the way back is erased, too.
+	c.Hosts[1].Lazy = true
+	c.Must(c.Compute.Unshelve(c.Admin, id, compute.Place{Host: c.Hosts[1].Name}))
+	c.Settle()
+	_, err := c.Ops.Cancel(c.Ctx, c.Server(id).OperationID)
+	c.Must(err)
+	c.Hosts[1].Lazy = false
+	c.Settle()
+	if last := c.Hosts[1].Erased; c.Server(id).Stage() != compute.Offloaded || len(last) == 0 || last[len(last)-1].Epoch != c.Server(id).Epoch {
+		t.Errorf("given up it is %v, and erased are %v", c.Server(id).Standing(), last)
+	}
+	c.Must(c.Compute.Delete(c.Ctx, id))
+	c.Settle()
+	sound(t, c)
+}
+
+// What a server had on a host that is dead is erased by another, and does not hinder it there.
+func TestAShelvedServerOfADeadHost(t *testing.T) {
+	c, id := sharing(t, "nas", "nas")
+	c.Must(keepShelved(c, host.ShelvedForever))
+	c.Must(c.Compute.Shelve(c.Ctx, id, nil))
+	c.Settle()
+	if srv := c.Server(id); srv.Stage() != compute.Shelved || srv.Storage != "nas" || len(c.Hosts[0].Erased) > 0 {
+		t.Fatalf("it is %v", srv.Standing())
+	}
+	c.Lose(c.Hosts[0])
+	if err := c.Compute.Evacuate(c.Admin, id, "", ""); !fault.Is(err, fault.Conflict) {
+		t.Errorf("to evacuate it answers %v", err)
+	}
+	_, err := (&host.Service{State: c.State}).Vouch(c.Admin, c.Hosts[0].ID)
+	c.Must(err)
+	c.Must(c.Compute.Offload(c.Admin, id))
+	c.Must(c.Compute.Unshelve(c.Ctx, id, compute.Place{}))
+	c.Settle()
+	srv := c.Server(id)
+	if srv.Stage() != compute.Running || srv.HostID != c.Hosts[1].ID || compute.Estates().Len(c.State.Latest()) != 1 {
+		t.Errorf("it is %v", srv.Standing())
+	}
+	for _, e := range c.Hosts[1].Erased {
+		if e.Epoch >= srv.Epoch {
+			t.Errorf("the disks were erased that it has now: %+v", e)
+		}
+	}
+	if found := audit.State(c.State.Latest()); len(found) > 0 {
+		t.Errorf("the auditor found %v", found)
+	}
+	c.Return(c.Hosts[0])
+	c.Settle()
+	sound(t, c)
+}
+
+// From the shelf a server lies over its shelf's image, wherever its disks are kept from then on.
+func TestWhatCameFromTheShelfOutlivesItsHost(t *testing.T) {
+	c, id := sharing(t, "", "nas", "nas")
+	c.Must(c.Compute.Shelve(c.Ctx, id, nil))
+	c.Settle()
+	c.Must(c.Compute.Unshelve(c.Admin, id, compute.Place{Host: c.Hosts[1].Name}))
+	c.Settle()
+	root := c.Server(id).Root
+	c.Lose(c.Hosts[1])
+	c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
+	c.Settle()
+	srv, g := c.Server(id), c.Hosts[2].Guests[id]
+	if srv.Stage() != compute.Running || !g.Kept || g.Storage != "nas" || root == nil || g.Disks[0].Image.ID != root.ID {
+		t.Errorf("it is %v, told %+v", srv.Standing(), g)
+	}
+	_, err := c.Compute.Rebuild(c.Ctx, id, compute.Rebuild{ImageID: c.Image})
+	c.Must(err)
+	c.Settle()
+	if srv, g := c.Server(id), c.Hosts[2].Guests[id]; srv.Root != nil || !g.Kept || g.Rebuilds != 1 || g.Disks[0].Image.ID != c.Image {
+		t.Errorf("rebuilt it is %v, told %+v", srv.Standing(), g)
+	}
+	c.Return(c.Hosts[1])
+	c.Settle()
+	sound(t, c)
+}
+
+// An image of a server whose disks are shared is made by its host, and a host that is lost makes none.
+func TestAnImageOfAServerOnSharedStorage(t *testing.T) {
+	c, id := sharing(t, "nas", "nas")
+	_, err := c.Compute.CreateImage(c.Ctx, id, compute.ImageWanted{Name: "copy"})
+	c.Must(err)
+	c.Settle()
+	if srv := c.Server(id); imageNamed(c, "copy") == nil || srv.Snapshot != nil || srv.Storage != "nas" || srv.Stage() != compute.Running {
+		t.Errorf("it is %v", srv.Standing())
+	}
+	c.Hosts[0].Lazy = true
+	_, err = c.Compute.CreateImage(c.Ctx, id, compute.ImageWanted{Name: "another"})
+	c.Must(err)
+	c.Lose(c.Hosts[0])
+	c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
+	c.Settle()
+	if srv := c.Server(id); srv.Stage() != compute.Running || !srv.Kept || srv.Snapshot != nil || imageNamed(c, "another") != nil {
+		t.Errorf("evacuated it is %v, with %v", srv.Standing(), srv.Snapshot)
+	}
+	c.Hosts[0].Lazy = false
+	c.Return(c.Hosts[0])
+	c.Settle()
+	sound(t, c)
+}
+
+// A forecast counts what goes over the wire.
+func TestAForecastLeavesSharedDisksOut(t *testing.T) {
+	c, id := sharing(t, "nas", "nas", "")
+	weighed(c, compute.Burden{Live: true, Memory: 64 << 20, Used: 32 << 20, Disk: 1 << 40, DiskWrites: 1 << 40, Seen: true, Seconds: 1, Pages: 256, Limit: 200})
+	for to, kept := range map[*cloudtest.Host]bool{c.Hosts[1]: true, c.Hosts[2]: false} {
+		f, err := c.Compute.ForecastMove(c.Admin, id, compute.Relocation{To: to.Name})
+		c.Must(err)
+		if f.Kept != kept || (f.Burden.Disk == 0) != kept || (f.Outcome == compute.Surely) != kept {
+			t.Errorf("to %s it is %+v", to.Name, f)
+		}
+	}
+	all, err := c.Compute.ForecastRetirement(c.Admin, c.Hosts[0].ID, compute.Retirement{})
+	c.Must(err)
+	if len(all) != 1 || all[0].To != c.Hosts[1].Name || !all[0].Forecast.Kept || all[0].Forecast.Burden.Disk != 0 {
+		t.Errorf("of all of them it is %+v", all)
+	}
+}
+
+// In a restored state the numbers are given again: an era goes before them, also on a host that a server has yet to come to.
+func TestAMoveOntoSharedStorageSaysTheEra(t *testing.T) {
+	c, id := sharing(t, "", "nas")
+	c.Must(host.Restored(c.Admin, c.State))
+	c.Hosts[1].Receives = &compute.Transit{} // not yet
+	c.Must(c.Compute.LiveMigrate(c.Admin, id, ""))
+	c.Settle()
+	if g, era := c.Hosts[1].Guests[id], host.MarkOf(c.State.Latest()).Era; g.Arrive == nil || era == 0 || g.Era != era {
+		t.Errorf("it is told era %d, not %d", g.Era, era)
+	}
 }

@@ -221,7 +221,7 @@ func (s *server) hypervisorView(r *http.Request, tx *state.Tx, h *host.Host, det
 	if !detail {
 		return view
 	}
-	count, used := compute.Load(tx, h.ID)
+	count, used := compute.Load(tx, h)
 	c := h.Capacity
 	address := ""
 	if h.Address.IsValid() {
@@ -418,7 +418,7 @@ func (s *server) showHypervisorStatistics(w http.ResponseWriter, r *http.Request
 		if h.Disabled {
 			continue
 		}
-		count, used := compute.Load(tx, h.ID)
+		count, used := compute.Load(tx, h)
 		for word, n := range map[string]int64{"count": 1, "vcpus": int64(h.Capacity.VCPUs), "vcpus_used": used[0], "memory_mb": int64(h.Capacity.MemoryMiB),
 			"memory_mb_used": used[1], "free_ram_mb": int64(h.Capacity.MemoryMiB) - used[1], "local_gb": int64(h.Capacity.DiskGiB), "local_gb_used": used[2],
 			"free_disk_gb": int64(h.Capacity.DiskGiB) - used[2], "disk_available_least": int64(h.Capacity.DiskGiB) - used[2], "running_vms": count} {

@@ -93,7 +93,7 @@ func (s *server) showHost(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return fault.Errorf(fault.NotFound, "Compute host %s could not be found.", r.PathValue("name"))
 	}
-	_, used := compute.Load(tx, h.ID)
+	_, used := compute.Load(tx, h)
 	line := func(project string, cpu, memory, disk int64) map[string]any {
 		return map[string]any{"resource": map[string]any{"host": h.Name, "project": project, "cpu": cpu, "memory_mb": memory, "disk_gb": disk}}
 	}
