@@ -193,3 +193,28 @@ func testMover(t *testing.T, shared bool) {
 		return from, w.join(t, b, b.open(t))
 	}, m)
 }
+
+// Whoever closes one of two connections ends both: an agent that is told to end must not wait for a hypervisor that is silent.
+func TestAClosedPeerEndsTheWay(t *testing.T) {
+	hypervisor, silent, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	peer, far, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	ended := make(chan struct{})
+	go func() {
+		newPipes().join(hypervisor, peer)
+		close(ended)
+	}()
+	peer.Close()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it waits for the hypervisor")
+	}
+}

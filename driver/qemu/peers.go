@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -186,7 +185,7 @@ func pass(to, from net.Conn) {
 	if half, ok := to.(interface{ CloseWrite() error }); ok && err == nil {
 		err = half.CloseWrite()
 	}
-	if err != nil && !errors.Is(err, net.ErrClosed) {
+	if err != nil { // also if somebody has closed one of them: the other is not to wait for what does not come any more
 		to.Close()
 		from.Close()
 	}
