@@ -175,7 +175,9 @@ func storageOf(tx *state.Tx, h resource.ID) string {
 func (m *Move) keeps(s *Server) bool { return m.Storage != "" && m.Storage == s.Storage }
 
 // reachedBy reports whether another host reaches the disks where they are.
-func (s *Server) reachedBy(h *host.Host) bool { return s.Storage != "" && h.Capacity.Storage == s.Storage }
+func (s *Server) reachedBy(h *host.Host) bool {
+	return s.Storage != "" && h.Capacity.Storage == s.Storage
+}
 
 // diskAmount is where the disk stands in a load.
 const diskAmount = 2

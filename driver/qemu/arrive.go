@@ -267,7 +267,7 @@ func (g *guest) makeRoom(ctx context.Context, l *luggage, files map[string][]byt
 		if dev := &r.Devices[i]; dev.Kind == "disk" && !dev.Made {
 			blank := *dev
 			blank.Label = "" // what is in it comes
-			if err := blank.make(ctx, g.disks()); err != nil {
+			if err := g.makeDisk(ctx, &blank); err != nil {
 				return "", err
 			}
 			dev.Made = true

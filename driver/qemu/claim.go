@@ -208,6 +208,10 @@ func (g *guest) mine(ctx context.Context, want compute.Guest) (trouble string, e
 		switch {
 		case order > 0 || have.Erasing && (order == 0 || claimed):
 			return nil, errClaimed
+		case !claimed && !have.Erasing && have.Era != by.Era: // what is there may be of what a restored state knows nothing of
+			if trouble = have.overAnother(want); trouble != "" {
+				return nil, nil
+			}
 		case want.Kept && !claimed:
 			if trouble = have.unlike(dir, want); trouble != "" {
 				return nil, nil
@@ -236,17 +240,31 @@ func (g *guest) mine(ctx context.Context, want compute.Guest) (trouble string, e
 	return "", g.write("disks claimed")
 }
 
+// stillMine makes sure of the same for a guest that is copied or sent, which may take long; trouble is why it cannot be.
+func (g *guest) stillMine(ctx context.Context, want compute.Guest) (seen compute.Observation, trouble string, err error) {
+	if trouble, err = g.mine(ctx, want); errors.Is(err, errClaimed) {
+		seen, err = g.lose(ctx)
+		return seen, seen.Trouble, err
+	}
+	if trouble != "" && err == nil {
+		if g.seen, err = g.look(ctx); err == nil {
+			seen = g.observe(g.seen)
+		}
+	}
+	return seen, trouble, err
+}
+
 // unlike is why the disks that are there cannot be the guest's.
 func (c *claim) unlike(dir *os.Root, want compute.Guest) (trouble string) {
 	root := want.Disks[0]
-	image, made := c.Disks[root.Name]
-	switch {
+	switch _, made := c.Disks[root.Name]; {
 	case c.Erasing:
 		return "The guest's disks were taken away."
 	case !made:
 		return "The guest's root disk is not on the storage on which it should be."
-	case c.Rebuilds >= want.Rebuilds && root.Image != nil && image != root.Image.ID:
-		return "The guest's root disk lies over another image."
+	}
+	if trouble := c.overAnother(want); trouble != "" {
+		return trouble
 	}
 	for _, w := range want.Disks {
 		name, found := w.Name, w.Name == root.Name && c.Rebuilds < want.Rebuilds // then it is made anew
@@ -260,6 +278,15 @@ func (c *claim) unlike(dir *os.Root, want compute.Guest) (trouble string) {
 		if !found {
 			return "A disk of the guest is not on the storage on which it should be."
 		}
+	}
+	return ""
+}
+
+// overAnother is why the root disk that is there, if one is, would be read as something that it is not.
+func (c *claim) overAnother(want compute.Guest) (trouble string) {
+	root := want.Disks[0]
+	if image, made := c.Disks[root.Name]; made && c.Rebuilds >= want.Rebuilds && root.Image != nil && image != root.Image.ID {
+		return "The guest's root disk lies over another image."
 	}
 	return ""
 }
@@ -303,18 +330,50 @@ func (g *guest) noteDisks(ctx context.Context, rebuilds int) error {
 	return g.changeMine(ctx, func(c *claim) { c.Disks, c.Rebuilds = disks, rebuilds })
 }
 
-// changeMine changes what stands in a claim that is this host's still.
-func (g *guest) changeMine(ctx context.Context, change func(*claim)) error {
-	s := g.driver.storage
+// holdClaim has f look at a claim that is this host's still, while nobody else does; what f answers is written, if anything.
+func (g *guest) holdClaim(ctx context.Context, f func(dir *os.Root, have *claim) (*claim, error)) error {
 	if trouble := g.driver.lacks(g.rec.Storage); trouble != "" {
 		return errors.New(trouble)
 	}
-	return s.change(ctx, g.id, false, func(_ *os.Root, have *claim) (*claim, error) {
+	return g.driver.storage.change(ctx, g.id, false, func(dir *os.Root, have *claim) (*claim, error) {
 		if have == nil || have.decision != g.rec.Claim || have.Erasing {
 			return nil, fmt.Errorf("guest %s: %w", g.id, errClaimed)
 		}
+		return f(dir, have)
+	})
+}
+
+// changeMine changes what stands in the claim.
+func (g *guest) changeMine(ctx context.Context, change func(*claim)) error {
+	return g.holdClaim(ctx, func(_ *os.Root, have *claim) (*claim, error) {
 		change(have)
 		return have, nil
+	})
+}
+
+// amongDisks does something to the names of the guest's disks. What an agent began that then stood still for long must not become of
+// disks that are another host's by now.
+func (g *guest) amongDisks(ctx context.Context, f func(dir *os.Root) error) error {
+	if g.rec.Storage != "" {
+		return g.holdClaim(ctx, func(dir *os.Root, _ *claim) (*claim, error) { return nil, f(dir) })
+	}
+	dir, err := os.OpenRoot(g.dir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return f(dir)
+}
+
+// removeDisks takes files away that lie with the guest's disks; those that are not there are gone.
+func (g *guest) removeDisks(ctx context.Context, paths ...string) error {
+	return g.amongDisks(ctx, func(dir *os.Root) error {
+		for _, path := range paths {
+			if err := dir.Remove(filepath.Base(path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		return nil
 	})
 }
 

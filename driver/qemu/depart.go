@@ -52,6 +52,13 @@ func (d *Driver) Send(ctx context.Context, want compute.Guest) (compute.Observat
 		transit.Trouble = "The guest is not on its host."
 		return compute.Observation{Power: compute.Off}, transit, nil
 	}
+	if w := g.rec.Way; w == nil || !w.Done { // else it may be the other host's by now
+		var seen compute.Observation
+		var err error
+		if seen, transit.Trouble, err = g.stillMine(ctx, want); transit.Trouble != "" || err != nil {
+			return seen, transit, err
+		}
+	}
 	if w := g.rec.Way; w == nil || w.Move != want.Leave.Move {
 		if w != nil {
 			if err := g.turnBack(ctx); err != nil {

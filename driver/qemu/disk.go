@@ -69,9 +69,9 @@ func (d *device) plan(w compute.Disk) error {
 	return nil
 }
 
-// make makes the disk's file, which appears complete or not at all.
-func (d *device) make(ctx context.Context, dir string) error {
-	path := d.file(dir)
+// makeDisk makes a disk's file, which appears complete or not at all.
+func (g *guest) makeDisk(ctx context.Context, d *device) error {
+	path := d.file(g.disks())
 	_, err := os.Stat(path)
 	switch {
 	case err == nil && d.Made:
@@ -86,7 +86,10 @@ func (d *device) make(ctx context.Context, dir string) error {
 		return fmt.Errorf("disk %s is lost: %w", d.Name, err)
 	}
 	draft := path + ".new"
-	if err := os.Remove(draft); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if g.rec.Storage != "" { // where another host may have one of its own
+		draft = fmt.Sprintf("%s.%d-%d.new", path, g.rec.Claim.Era, g.rec.Claim.Epoch)
+	}
+	if err := remove(draft); err != nil {
 		return err
 	}
 	if d.Format == "qcow2" {
@@ -97,8 +100,8 @@ func (d *device) make(ctx context.Context, dir string) error {
 	if err != nil {
 		return fmt.Errorf("make disk %s: %w", d.Name, err)
 	}
-	if err := os.Rename(draft, path); err != nil {
-		return err
+	if err := g.amongDisks(ctx, func(dir *os.Root) error { return dir.Rename(filepath.Base(draft), filepath.Base(path)) }); err != nil {
+		return errors.Join(err, remove(draft))
 	}
 	d.Made = true
 	return nil

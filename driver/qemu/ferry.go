@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/unkai-cloud/unkai/core/compute"
 )
@@ -23,10 +24,7 @@ func (g *guest) leaveCold(ctx context.Context, want compute.Guest) (progress, st
 		if g.rec.Launch != nil {
 			return waiting, "", nil
 		}
-		if err := g.launch(ctx, &launch{Boot: bootID(), Ferry: true}, g.ferryLine); err != nil {
-			return settled, "", err
-		}
-		return again, "", nil
+		return g.ferry(ctx)
 	}
 	now, err := g.settle(ctx)
 	switch {
@@ -52,6 +50,15 @@ func (g *guest) leaveCold(ctx context.Context, want compute.Guest) (progress, st
 	}
 	g.rec.Way.Done = true
 	return settled, "", g.write("departure recorded")
+}
+
+// ferry has a process hold the guest's disks that is no machine, once nobody else holds them.
+func (g *guest) ferry(ctx context.Context) (progress, string, error) {
+	if trouble, err := g.occupied(); trouble != "" || err != nil {
+		g.comeAgain(time.Second)
+		return waiting, "", err
+	}
+	return again, "", g.launch(ctx, &launch{Boot: bootID(), Ferry: true}, g.ferryLine)
 }
 
 // ferryLine tells QEMU to hold a guest's disks and be no machine.

@@ -145,9 +145,18 @@ func (d *Driver) beTried(conn net.Conn) {
 // beginWatch finds out what there is of the guest, and begins to watch it write.
 func (g *guest) beginWatch(ctx context.Context, b *compute.Burden) (now state, wrote int64, err error) {
 	for _, dev := range g.rec.Devices {
-		var info unix.Stat_t
-		if dev.Kind != "disk" || !dev.Made || unix.Stat(dev.file(g.dir), &info) != nil {
+		if dev.Kind != "disk" || !dev.Made {
 			continue
+		}
+		f, err := g.openDisk(dev.file(g.disks()), os.O_RDONLY)
+		if err != nil {
+			return now, 0, err
+		}
+		var info unix.Stat_t
+		err = unix.Fstat(int(f.Fd()), &info)
+		f.Close()
+		if err != nil {
+			return now, 0, err
 		}
 		b.Disk += min(info.Blocks*512, dev.Bytes)
 	}

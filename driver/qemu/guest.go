@@ -523,12 +523,11 @@ func (g *guest) rebuild(ctx context.Context, want compute.Guest) error {
 		root = g.rec.newOr(nil, "disk", want.Disks[0].Name)
 	}
 	if root != nil {
+		files := []string{firmwareFile}
 		for _, root.Format = range []string{"raw", "qcow2"} {
-			if err := remove(root.file(g.disks())); err != nil {
-				return err
-			}
+			files = append(files, root.file(""))
 		}
-		if err := remove(filepath.Join(g.disks(), firmwareFile)); err != nil {
+		if err := g.removeDisks(ctx, files...); err != nil {
 			return err
 		}
 		g.driver.step("root disk thrown away")
@@ -536,7 +535,7 @@ func (g *guest) rebuild(ctx context.Context, want compute.Guest) error {
 		if err := root.plan(want.Disks[0]); err != nil {
 			return err
 		}
-		if err := root.make(ctx, g.disks()); err != nil {
+		if err := g.makeDisk(ctx, root); err != nil {
 			return err
 		}
 		g.driver.step("root disk made anew")
@@ -558,7 +557,7 @@ func (g *guest) prepare(ctx context.Context, want compute.Guest) error {
 			dev.Leaving = time.Time{}
 			kept = append(kept, dev)
 		} else if dev.Kind == "disk" {
-			if err := remove(dev.file(g.disks())); err != nil {
+			if err := g.removeDisks(ctx, dev.file(g.disks())); err != nil {
 				return err
 			}
 		}
@@ -583,7 +582,7 @@ func (g *guest) prepare(ctx context.Context, want compute.Guest) error {
 	}
 	for i := range r.Devices {
 		if r.Devices[i].Kind == "disk" {
-			if err := r.Devices[i].make(ctx, g.disks()); err != nil {
+			if err := g.makeDisk(ctx, &r.Devices[i]); err != nil {
 				return err
 			}
 			g.driver.step("disk made")

@@ -138,7 +138,7 @@ func (g *guest) discard(ctx context.Context, dev device) error {
 	}
 	g.driver.step("device's backend gone")
 	if dev.Kind == "disk" {
-		if err := remove(dev.file(g.disks())); err != nil {
+		if err := g.removeDisks(ctx, dev.file(g.disks())); err != nil {
 			return err
 		}
 	}
@@ -206,7 +206,7 @@ func (g *guest) attachDisk(ctx context.Context, w compute.Disk) error {
 	if err := g.write("disk planned"); err != nil {
 		return err
 	}
-	if err := dev.make(ctx, g.disks()); err != nil {
+	if err := g.makeDisk(ctx, dev); err != nil {
 		return err
 	}
 	if err := errors.Join(g.write("disk made"), g.noteDisks(ctx, g.rec.Rebuilds)); err != nil {

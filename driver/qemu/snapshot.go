@@ -77,6 +77,9 @@ func (d *Driver) copyOn(ctx context.Context, want compute.Guest) (compute.Observ
 	}
 	defer g.mu.Unlock()
 	g.began, g.forked, g.answered = time.Now(), time.Time{}, time.Time{}
+	if o, trouble, err := g.stillMine(ctx, want); trouble != "" || err != nil {
+		return o, compute.Copy{Trouble: trouble}, err
+	}
 	if c := g.rec.Copy; c == nil || c.Number != want.Snapshot.Number {
 		if err := g.endCopy(ctx); err != nil {
 			return compute.Observation{}, compute.Copy{}, err
@@ -137,7 +140,8 @@ func (g *guest) copyStep(ctx context.Context, want compute.Guest) (p progress, p
 		case g.rec.Launch != nil && want.Power == compute.Off:
 			return waiting, 0, "", nil
 		case g.rec.Launch == nil && (want.Power == compute.Off || want.Power == compute.Suspended):
-			return again, 0, "", g.launch(ctx, &launch{Boot: bootID(), Ferry: true}, g.ferryLine)
+			p, trouble, err := g.ferry(ctx)
+			return p, 0, trouble, err
 		case g.rec.Launch == nil:
 			return settled, 0, "The guest ended by itself.", nil
 		}

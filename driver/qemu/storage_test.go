@@ -315,3 +315,53 @@ func TestOtherHostsAreNotTrusted(t *testing.T) {
 		t.Error("a claim that cannot be understood is taken for ours")
 	}
 }
+
+// An agent that stood still for long makes nothing among disks that are another host's by now, and takes nothing away.
+func TestALateHandLeavesDisksAlone(t *testing.T) {
+	dir, id := t.TempDir(), resource.NewID(time.Now(), nil)
+	a, b := claimant(t, dir, id), claimant(t, dir, id)
+	a.claims(placed(id, 0, 1, false))
+	if got := b.claims(placed(id, 0, 2, false)); got != "mine" {
+		t.Fatal(got)
+	}
+	if err := a.makeDisk(t.Context(), &device{Kind: "disk", Name: "root", Format: "raw", Bytes: 512}); !errors.Is(err, errClaimed) {
+		t.Errorf("it makes a disk: %v", err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, guestOn(id), "disk-*")); len(left) > 0 {
+		t.Errorf("there is %q", left)
+	}
+	dev := device{Kind: "disk", Name: "root", Format: "raw", Bytes: 512}
+	if err := b.makeDisk(t.Context(), &dev); err != nil || !dev.Made {
+		t.Fatal(err)
+	}
+	if err := a.removeDisks(t.Context(), dev.file("")); !errors.Is(err, errClaimed) {
+		t.Errorf("it takes a disk away: %v", err)
+	}
+	if _, err := os.Stat(dev.file(b.disks())); err != nil {
+		t.Error(err)
+	}
+	if err := b.removeDisks(t.Context(), dev.file(""), "never-there"); err != nil {
+		t.Error(err)
+	}
+}
+
+// After a backup was restored disks are taken up that the state knows nothing of, but not as what they are not.
+func TestDisksOfALaterLife(t *testing.T) {
+	dir, id := t.TempDir(), resource.NewID(time.Now(), nil)
+	a, b := claimant(t, dir, id), claimant(t, dir, id)
+	is, other := resource.NewID(time.Now(), nil), resource.NewID(time.Now(), nil)
+	a.claims(placed(id, 0, 9, false))
+	a.rec.Devices = []device{{Kind: "disk", Name: "root", Format: "qcow2", Made: true, Image: imageFile{ID: is}}}
+	if err := a.noteDisks(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	want := placed(id, 7, 2, false)
+	want.Disks[0].Image = &compute.ImageRef{ID: other}
+	if got := b.claims(want); got != "trouble" {
+		t.Errorf("a disk over another image is %s", got)
+	}
+	want.Disks[0].Image.ID = is
+	if got := b.claims(want); got != "mine" {
+		t.Errorf("its own disk is %s", got)
+	}
+}

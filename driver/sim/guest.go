@@ -93,10 +93,8 @@ func (d *Guests) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 	g.copy = nil // nobody asks for one
 	if trouble == "" {
 		var lost bool
-		if trouble, lost = m.claim(g, &want); lost {
-			m.cut(want.ID, g)
-			g.change = nil
-			return compute.Observation{Power: compute.Off, Trouble: givenUp, Isolating: m.Capacity.Isolating}, nil
+		if trouble, lost = m.stillOurs(g, &want); lost {
+			return compute.Observation{Power: compute.Off, Trouble: trouble, Isolating: m.Capacity.Isolating}, nil
 		}
 	}
 	g.waits = false

@@ -81,8 +81,10 @@ func (w *way) report(now time.Time, want *compute.Guest) compute.Transit {
 		t.Memory = progress(want.MemoryMiB)
 	}
 	disks := 0
-	for i := range want.Disks {
-		disks += want.Disks[i].SizeMiB
+	if kept := want.Leave != nil && want.Leave.Kept || want.Arrive != nil && want.Arrive.Kept; !kept {
+		for i := range want.Disks {
+			disks += want.Disks[i].SizeMiB
+		}
 	}
 	t.Disk = progress(disks)
 	if w.live && w.done {
@@ -141,8 +143,11 @@ func (d *Guests) Send(ctx context.Context, want compute.Guest) (compute.Observat
 	if g.way == nil || g.way.move != want.Leave.Move {
 		g.way = &way{move: want.Leave.Move, live: want.Leave.Live}
 	}
-	if g.way.trouble == "" && !g.way.done {
-		m.further(g, &want)
+	if !g.way.done {
+		trouble, _ := m.stillOurs(g, &want)
+		if g.way.trouble = cmp.Or(g.way.trouble, trouble); g.way.trouble == "" {
+			m.further(g, &want)
+		}
 	}
 	return m.observe(g), g.way.report(m.now(), &want), nil
 }

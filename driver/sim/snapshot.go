@@ -44,7 +44,13 @@ func (d *Guests) Snapshot(ctx context.Context, want compute.Guest) (compute.Obse
 		return compute.Observation{Power: compute.Off}, compute.Copy{Trouble: "The guest is not on its host."}, nil
 	}
 	m.settle(want.ID, g)
-	trouble := m.converge(g, &want)
+	trouble, lost := m.stillOurs(g, &want)
+	if lost {
+		return m.observe(g), compute.Copy{Trouble: trouble}, nil
+	}
+	if trouble == "" {
+		trouble = m.converge(g, &want)
+	}
 	seen := m.observe(g)
 	if trouble != "" {
 		seen.Trouble = trouble

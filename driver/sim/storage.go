@@ -123,6 +123,15 @@ func (m *Machine) claim(g *guest, want *compute.Guest) (trouble string, lost boo
 	return "", false
 }
 
+// stillOurs is claim for a guest that is here: it ends if it is another machine's. The caller holds mu.
+func (m *Machine) stillOurs(g *guest, want *compute.Guest) (trouble string, lost bool) {
+	if trouble, lost = m.claim(g, want); lost {
+		m.cut(want.ID, g)
+		g.change, g.copy, trouble = nil, nil, givenUp
+	}
+	return trouble, lost
+}
+
 // copied lets in the disks of a guest that another machine has sent. The caller holds mu.
 func (m *Machine) copied(id resource.ID, g *guest, era int64) bool {
 	trouble, lost := m.claim(g, &compute.Guest{ID: id, Storage: m.Storage.Name, Era: era, Epoch: g.epoch, Rebuilds: g.rebuilds})

@@ -53,6 +53,9 @@ func TestMover(t *testing.T, open func(t testing.TB) (from, to compute.Driver), 
 		{"disks go only when it is said so", (*journey).erased, []any{o.Disks}},
 		{"what a life before left is not taken up", (*journey).secondLife, []any{o.Disks, o.Impressed, o.Fresh}},
 		{"a rebuild that was not carried out is, elsewhere", (*journey).rebuiltElsewhere, []any{o.Disks, o.Impressed, o.Fresh}},
+		{"from the shelf it begins anew", (*journey).offTheShelf, []any{o.Disks, o.Impressed, o.Fresh}},
+		{"shared disks are copied by whoever has them", (*journey).copiedElsewhere, []any{o.Disks, o.Impressed, o.Fresh}},
+		{"who copies or sends it finds out that it is another's", (*journey).foundOut, []any{o.Disks, o.Impressed, o.Fresh}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for _, hook := range c.need {

@@ -1,6 +1,7 @@
 package computetest
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -145,5 +146,103 @@ func (j *journey) rebuiltElsewhere() {
 	j.to.booted(want.ID)
 	if !j.Fresh(j.to, j.to.driver, want.ID) {
 		j.to.Error("the rebuild was forgotten")
+	}
+}
+
+// offTheShelf: what a server had on its host is left to be erased when it is shelved, and it comes back over what is there still.
+func (j *journey) offTheShelf() {
+	want := j.impressed()
+	there := func() bool { return slices.Contains(j.Disks(j.to), want.ID) }
+	j.vacated(j.from, want.ID)
+	want.Power = compute.Off // made ready, and not started yet
+	j.to.place(want.ID, placement{5, false})
+	j.to.reachAs(want, compute.Off)
+	j.erase(j.from, want, 1) // late
+	if !there() {
+		j.to.Fatal("what was made for it was taken away with what it had before")
+	}
+	// That is given up, and it comes back to the first host; the second one has not heard of that.
+	j.from.place(want.ID, placement{7, false})
+	j.from.reachAs(want, compute.Off)
+	for deadline := time.Now().Add(j.Patience); j.to.reach(want).Trouble == ""; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			j.to.Fatal("the other host does not notice")
+		}
+	}
+	j.vacated(j.to, want.ID)
+	j.erase(j.to, want, 5)
+	want.Power = compute.On
+	j.from.reachAs(want, compute.On)
+	j.from.booted(want.ID)
+	if !j.Fresh(j.from, j.from.driver, want.ID) {
+		j.from.Error("what was erased has come back")
+	}
+	j.vacated(j.from, want.ID)
+	j.erase(j.to, want, 7)
+	if there() {
+		j.to.Error("its disks are there still")
+	}
+}
+
+// copiedElsewhere: a copy is made of disks that another host has made, and of a guest that has never run here.
+func (j *journey) copiedElsewhere() {
+	j.from.snapshots()
+	want := j.impressed()
+	want.Snapshot = &compute.Snapshot{Number: 1}
+	if _, c := j.from.copied(want); j.from.reads(c) == "" {
+		j.from.Error("there is nothing in the copy")
+	}
+	j.Dies(j.from, j.from.driver)
+	want.Power = compute.Off
+	j.to.place(want.ID, placement{5, true})
+	without := want
+	without.Snapshot = nil
+	j.to.reachAs(without, compute.Off)
+	if got, c := j.to.copied(j.to.as(want)); got.Power != compute.Off || j.to.reads(c) == "" {
+		j.to.Errorf("one that is to be off is %q", got.Power)
+	}
+	without.Power = compute.On
+	j.to.reachAs(without, compute.On)
+	j.holds(j.to, want)
+}
+
+// foundOut: who copies a guest, or sends it, looks whose it is meanwhile.
+func (j *journey) foundOut() {
+	j.from.snapshots()
+	for n, keepsAt := range []func(want compute.Guest) (trouble string, done bool){
+		func(want compute.Guest) (string, bool) {
+			want.Snapshot = &compute.Snapshot{Number: 1}
+			got, c, err := j.from.snapshots().Snapshot(j.from.Context(), want)
+			if err != nil {
+				j.from.Fatal(err)
+			}
+			return cmp.Or(c.Trouble, got.Trouble), false // what was copied before may be there
+		},
+		func(want compute.Guest) (string, bool) {
+			want.Leave = &compute.Leave{Move: 1, Where: "nowhere", Live: true}
+			_, t, err := j.from.driver.(compute.Mover).Send(j.from.Context(), want)
+			if err != nil {
+				j.from.Fatal(err)
+			}
+			return t.Trouble, t.Done
+		},
+	} {
+		want := j.impressed()
+		keepsAt(want)
+		j.to.place(want.ID, placement{5, true})
+		for deadline := time.Now().Add(j.Patience); j.from.runs(want.ID); time.Sleep(50 * time.Millisecond) {
+			j.to.driver.Ensure(j.to.Context(), j.to.as(want)) // which waits
+			if _, done := keepsAt(want); done {
+				j.from.Fatalf("case %d: it is sent, and no more its host's", n)
+			}
+			if time.Now().After(deadline) {
+				j.from.Fatalf("case %d: it runs on though it was given to another host", n)
+			}
+		}
+		if trouble, _ := keepsAt(want); trouble == "" {
+			j.from.Errorf("case %d: its old host says nothing of it", n)
+		}
+		j.to.reachAs(want, compute.On)
+		j.holds(j.to, want)
 	}
 }
