@@ -168,6 +168,9 @@ func (c *client) request(p *project) (string, error) {
 	}
 	at := w.rng.IntN(len(p.order))
 	id := p.order[at]
+	if len(w.bequeathed(p)) > 0 && w.chance(500) {
+		return c.shelf(p, id)
+	}
 	if n < 58 {
 		remove := w.control.compute.Delete
 		if w.chance(200) {

@@ -72,6 +72,10 @@ func imageTask(s *image.Service) reconcile.Task {
 func (c *client) shelf(p *project, id resource.ID) (string, error) {
 	w, admin, s := c.w, identity.Internal(c.w.ctx), c.w.control.compute
 	n := w.rng.IntN(12)
+	if left := w.bequeathed(p); len(left) > 0 && w.chance(500) { // back to the storage before what it had there is erased
+		id = left[w.rng.IntN(len(left))]
+		return "unshelve at once " + id.String(), s.Unshelve(p.ctx, id, compute.Place{})
+	}
 	if shelved := w.shelvedOf(p); len(shelved) > 0 && w.chance(800) {
 		id, n = shelved[w.rng.IntN(len(shelved))], 4+w.rng.IntN(7)
 	} else if n < 10 {
@@ -105,6 +109,22 @@ func (w *world) shelvedOf(p *project) (ids []resource.ID) {
 	for _, id := range p.order {
 		if srv, ok := compute.Servers().PeekOne(w.control.state.Latest(), id); ok && (srv.Shelf != nil || srv.Task == compute.Shelving) {
 			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// bequeathed lists a project's servers that are shelved, and have left something that is not erased yet.
+func (w *world) bequeathed(p *project) (ids []resource.ID) {
+	tx := w.control.state.Latest()
+	for _, id := range p.order {
+		srv, ok := compute.Servers().PeekOne(tx, id)
+		if !ok || srv.Stage() != compute.Offloaded || srv.Task != "" {
+			continue
+		}
+		for range compute.Estates().Peek(tx, "server", state.Range{Prefix: state.KeyOf(id)}) {
+			ids = append(ids, id)
+			break
 		}
 	}
 	return ids

@@ -32,7 +32,7 @@ func (w *world) checkStorage(tx *state.Tx) (wrong error) {
 	}
 	there := w.storage.Guests()
 	for s := range compute.Servers().Peek(tx, "", state.Range{}) {
-		if s.Storage != "" && s.Failure == nil && !s.LaunchedAt.IsZero() && !slices.Contains(there, s.ID) {
+		if s.Storage != "" && s.Failure == nil && !s.LaunchedAt.IsZero() && s.Stage() != compute.Offloaded && !slices.Contains(there, s.ID) {
 			wrong = errors.Join(wrong, fmt.Errorf("server %s has lost its disks", s.ID))
 		}
 	}
@@ -65,21 +65,50 @@ func (w *world) checkKept() error {
 	tx := w.control.state.Latest()
 	for id, mark := range w.marks {
 		s, ok := compute.Servers().PeekOne(tx, id)
-		if !ok || s.Storage == "" || s.Rebuilds != mark.rebuilds || s.Storage != mark.storage || s.Doomed() {
+		if !ok || s.Doomed() || marked(s) != mark {
 			delete(w.marks, id)
 			continue
 		}
-		if !w.storage.Written(id) {
+		if written, _ := w.storage.Written(id); !written {
 			return fmt.Errorf("what guest %s has written is lost", id)
 		}
 	}
 	return nil
 }
 
-// A mark is what was written to a guest's disk.
+// checkFresh is that nobody comes back from the shelf over what was erased.
+func (w *world) checkFresh() error {
+	if w.storage == nil {
+		return nil
+	}
+	for s := range compute.Servers().Peek(w.control.state.Latest(), "standing", state.Range{Prefix: state.KeyOf(resource.ID{}, string(compute.Offloaded))}) {
+		if s.Storage == "" {
+			continue
+		}
+		if written, epoch := w.storage.Written(s.ID); written && epoch == s.Epoch {
+			return fmt.Errorf("server %s is made ready from its shelf over the disk that it had before", s.ID)
+		}
+	}
+	return nil
+}
+
+// A mark is what was written to a guest's disk: where, and of which of the disks that the server had one after the other.
 type mark struct {
 	storage  string
 	rebuilds int
+	root     resource.ID // the image of its shelf that the disk lies over; zero for its own
+}
+
+// marked is the mark of what a server writes now.
+func marked(s *compute.Server) mark {
+	m := mark{storage: s.Storage, rebuilds: s.Rebuilds}
+	switch {
+	case s.Shelf != nil && s.Shelf.Offloaded:
+		m.storage = "" // what it had is erased, and what it is to have is being made
+	case s.Root != nil:
+		m.root = s.Root.ID
+	}
+	return m
 }
 
 // scribble has guests write that run and whose disks are shared.
@@ -94,8 +123,9 @@ func (w *world) scribble() {
 			if !ok || s.HostID != n.id || s.Storage == "" || s.Task != "" || s.Seen.Rebuilds != s.Rebuilds {
 				continue
 			}
-			if n.machine.Write(id); w.storage.Written(id) {
-				w.marks[id] = mark{s.Storage, s.Rebuilds}
+			n.machine.Write(id)
+			if written, _ := w.storage.Written(id); written {
+				w.marks[id] = marked(s)
 			}
 		}
 	}

@@ -184,6 +184,9 @@ func Run(ctx context.Context, o Options) (Result, error) {
 			return w.result, fmt.Errorf("seed %d, step %d: %w", o.Seed, n, err)
 		}
 		if n%10 == 0 {
+			if err := w.checkFresh(); err != nil {
+				return w.result, fmt.Errorf("seed %d, step %d: %w", o.Seed, n, err)
+			}
 			w.scribble()
 		}
 		if n%50 == 0 {

@@ -43,12 +43,14 @@ func (s *Storage) Guests() []resource.ID {
 	return ids
 }
 
-// Written tells whether a guest's disk is no longer as its image is.
-func (s *Storage) Written(id resource.ID) bool {
+// Written tells whether a guest's disk is no longer as its image is, and by which placement it was claimed last.
+func (s *Storage) Written(id resource.ID) (written bool, epoch int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d := s.disks[id]
-	return d != nil && d.written
+	if d := s.disks[id]; d != nil {
+		written, epoch = d.written, d.epoch
+	}
+	return written, epoch
 }
 
 // Writing lists the guests with a process here that writes to disks on shared storage, in the order of their IDs. It asks no lock.
