@@ -293,3 +293,28 @@ func TestExternalPort(t *testing.T) {
 		t.Errorf("the world took it for %q", have)
 	}
 }
+
+// What an operator plugged into a bridge stays, whoever made the bridge: the next guest that comes to this host is to reach what it leads to.
+func TestABridgeThatLeadsAwayStays(t *testing.T) {
+	i := newInternet(t)
+	ctx := context.Background()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "cable"
+	ok(t, i.hostNS.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "far", PeerNamespace: i.beyond.fd()}))
+	cable := must(i.hostNS.LinkByName("cable"))(t)
+	ok(t, i.hostNS.LinkSetMaster(cable, must(i.hostNS.LinkByName(i.physicalBridge("public")))(t)))
+	thing := network.Thing{Kind: segmentKind, ID: i.external.ID}
+	ok(t, i.Remove(ctx, thing))
+	if link := must(i.hostNS.LinkByName("cable"))(t); link.Attrs().MasterIndex == 0 {
+		t.Error("the cable was pulled out")
+	}
+	if names := must(i.Connected())(t); len(names) != 1 {
+		t.Errorf("connected are %v", names)
+	}
+	ok(t, i.hostNS.LinkSetNoMaster(cable))
+	ok(t, i.EnsureSegment(ctx, i.external))
+	ok(t, i.Remove(ctx, thing))
+	if link, err := i.hostNS.LinkByName(i.physicalBridge("public")); err == nil {
+		t.Errorf("%s is left", link.Attrs().Name)
+	}
+}

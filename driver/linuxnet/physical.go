@@ -17,8 +17,8 @@ import (
 // A Physical is a network outside the cloud that provider networks are part
 // of. On this host it is a bridge in the host's own namespace.
 type Physical struct {
-	// Bridge is its name. It is made when it is not there, and taken away again
-	// only if it was made here. "" is the prefix, a dash and the network's name.
+	// Bridge is its name. It is made when it is not there, and taken away again only if it was made here and nothing was plugged into
+	// it. "" is the prefix, a dash and the network's name.
 	Bridge string
 	// HostAddresses are this machine's own in the network, e.g. the gateway of
 	// the pool that floating addresses are from. It has them while the network is
@@ -189,7 +189,7 @@ func (d *Driver) removePhysical(ctx context.Context, physical string, last resou
 		return err
 	}
 	delete(d.physicalApplied, physical)
-	if d.ours(bridge) {
+	if d.ours(bridge) && !d.leadsAway(bridge, links) { // by its name one is ours that an operator made and plugged something into
 		if err := d.host.removeLink(bridge); err != nil {
 			return fmt.Errorf("remove bridge %s: %w", bridge.Attrs().Name, err)
 		}
