@@ -128,8 +128,13 @@ func printForecast(out io.Writer, f *compute.Forecast) error {
 		}
 		fmt.Fprintln(t)
 	}
-	fmt.Fprintf(t, "disks\t%s", sizeText(b.Disk))
-	if b.Seen && f.Live {
+	fmt.Fprintf(t, "disks\t")
+	if f.Kept {
+		fmt.Fprint(t, "stay where they are")
+	} else {
+		fmt.Fprint(t, sizeText(b.Disk))
+	}
+	if b.Seen && f.Live && !f.Kept {
 		fmt.Fprintf(t, ", %s/s written", sizeText(b.DiskWrites))
 	}
 	fmt.Fprintf(t, "\nwire\t%s/s (%s to %s), %s\n", sizeText(w.Expected), sizeText(w.Least), sizeText(w.Most), w.Basis)
