@@ -64,6 +64,7 @@ type Driver struct {
 	cgroups    *cgroups
 	peers      Peers // nil: guests stay where they are
 	trials     trials
+	courseOf   func(accel string, major int) compute.Course // courseOf, but for tests
 
 	// step is called between any two things that a crash could part. Tests end
 	// the program there.
@@ -94,7 +95,7 @@ func open(o Options, step func(string)) (d *Driver, err error) {
 	d = &Driver{
 		dir: o.Dir, binary: o.Binary, accel: o.Accel, firstUID: o.FirstUID, uids: o.UIDs,
 		smbios: o.SMBIOS, firmware: o.Firmware.found(), logBytes: o.LogBytes, log: o.Log,
-		step: step, guests: map[resource.ID]*guest{}, trials: trials{turn: make(chan struct{}, 1)},
+		courseOf: courseOf, step: step, guests: map[resource.ID]*guest{}, trials: trials{turn: make(chan struct{}, 1)},
 	}
 	if d.dir == "" {
 		return nil, errors.New("qemu: no directory given")
