@@ -99,8 +99,7 @@ func (w *watcher) await(ctx context.Context, binary string, is introduction) err
 
 // runs reports whether the process lives, and executes a file.
 func (w *watcher) runs(binary string) (it, alive bool) {
-	ticks, state, err := lifeOf(w.PID)
-	if err != nil || ticks != w.Ticks || state == 'Z' {
+	if !lives(w.PID, w.Ticks) {
 		return false, false
 	}
 	a, err := os.Stat(fmt.Sprintf("/proc/%d/exe", w.PID))
@@ -109,6 +108,22 @@ func (w *watcher) runs(binary string) (it, alive bool) {
 	}
 	b, err := os.Stat(binary)
 	return err == nil && os.SameFile(a, b), true
+}
+
+// lives reports whether the process with this number still is the one that started then. While a process executes another binary its first
+// thread has ended for a moment, which looks like the end of it; but then there is another thread, which takes its place.
+func lives(pid int, since uint64) bool {
+	for range 2 {
+		ticks, state, err := lifeOf(pid)
+		if err != nil || ticks != since || state != 'Z' {
+			return err == nil && ticks == since
+		}
+		if threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid)); err == nil && len(threads) > 1 {
+			return true
+		}
+		// Either it has ended, or the other thread has taken its place just now.
+	}
+	return false
 }
 
 // lifeOf is when a process started, in clock ticks since the machine did, and its state.
