@@ -17,16 +17,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/audit"
 )
 
 // A standing is what has to be at least as well after an upgrade as it was before.
 type standing struct {
-	Revision  int64    `json:",omitempty"`
-	HostsUp   []string `json:",omitempty"`
-	Findings  []string `json:",omitempty"` // of the audit
-	Connected bool     `json:",omitempty"` // an agent, to a controller
-	Guests    int      `json:",omitempty"`
+	Revision  int64         `json:",omitempty"`
+	HostsUp   []string      `json:",omitempty"`
+	Findings  []string      `json:",omitempty"` // of the audit
+	Connected bool          `json:",omitempty"` // an agent, to a controller
+	Running   []resource.ID `json:",omitempty"` // its guests
 }
 
 // settle is for how long a successor has to be well without a break.
@@ -159,8 +160,11 @@ func (w *watcher) well(ctx context.Context, is introduction) error {
 		switch {
 		case w.Before.Connected && !h.Agent.Told:
 			return errors.New("it has no session with a controller")
-		case h.Agent.Guests < w.Before.Guests:
-			return fmt.Errorf("it has %d guests, and there were %d", h.Agent.Guests, w.Before.Guests)
+		}
+		for _, id := range w.Before.Running {
+			if slices.Contains(h.Agent.Lacking, id) { // whom its owner has ended meanwhile it does not lack
+				return fmt.Errorf("guest %s is to run and does not, and did before", id)
+			}
 		}
 		return nil
 	}

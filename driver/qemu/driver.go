@@ -617,23 +617,23 @@ func (d *Driver) present() ([]resource.ID, error) {
 	return ids, nil
 }
 
-// Running is how many guests have a process that lives.
-func (d *Driver) Running(ctx context.Context) (n int, err error) {
+// Running are the guests that have a process that lives.
+func (d *Driver) Running(ctx context.Context) (all []resource.ID, err error) {
 	ids, err := d.present()
 	for _, id := range ids {
 		if ctx.Err() != nil {
-			return n, ctx.Err()
+			return all, ctx.Err()
 		}
 		g, err := d.known(id)
 		if err != nil {
 			continue
 		}
 		if g.proc != nil && g.proc.alive() {
-			n++
+			all = append(all, id)
 		}
 		g.mu.Unlock()
 	}
-	return n, err
+	return all, err
 }
 
 // Observe implements compute.Driver. A guest that the host does not hold is a
