@@ -1,28 +1,31 @@
 package host
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/unkai-cloud/unkai/base/state"
+)
 
 // What follows knows which hosts have the things that many have part in, so that a change of one of those wakes no others. A session
 // is among a thing's holders from before it looks what the thing is: whatever changes after that look marks it.
 
-// refer marks a thing wherever a reference to it means. The caller holds mu.
-func (h *Hub) refer(source *Source, ref Ref, request string) {
-	key := Key{source.Kind, ref.ID}
-	switch {
-	case !ref.Host.IsZero():
+// refer marks what a change touches. The caller holds mu.
+func (h *Hub) refer(source *Source, tx *state.Tx, e state.Event) {
+	for _, ref := range source.Touched(tx, e) {
 		if s := h.sessions[ref.Host]; s != nil {
-			s.mark(key, request)
+			s.mark(Key{source.Kind, ref.ID}, e.Cause.RequestID)
 		}
-	case ref.Having && source.Every > 0:
+	}
+	if source.Shared == nil {
+		return
+	}
+	for _, id := range source.Shared(tx, e) {
+		key := Key{source.Kind, id}
 		for s := range h.holders[key] {
-			s.mark(key, request)
+			s.mark(key, e.Cause.RequestID)
 		}
 		for s := range h.fresh {
-			s.mark(key, request)
-		}
-	default:
-		for _, s := range h.sessions {
-			s.mark(key, request)
+			s.mark(key, e.Cause.RequestID)
 		}
 	}
 }
@@ -47,13 +50,13 @@ func (h *Hub) release(s *Session, key Key) {
 
 // expect has the session hear of what it is about to look at, whatever it will be.
 func (s *Session) expect(dirty []Key) {
-	var paced []Key
+	var shared []Key
 	for _, key := range dirty {
-		if slices.ContainsFunc(s.hub.Sources, func(source Source) bool { return source.Kind == key.Kind && source.Every > 0 }) {
-			paced = append(paced, key)
+		if slices.ContainsFunc(s.hub.Sources, func(source Source) bool { return source.Kind == key.Kind && source.Shared != nil }) {
+			shared = append(shared, key)
 		}
 	}
-	if len(paced) == 0 {
+	if len(shared) == 0 {
 		return
 	}
 	s.hub.mu.Lock()
@@ -61,7 +64,7 @@ func (s *Session) expect(dirty []Key) {
 	if s.closed {
 		return
 	}
-	for _, key := range paced {
+	for _, key := range shared {
 		s.hub.hold(s, key)
 	}
 }
@@ -86,7 +89,7 @@ func (s *Session) settleIn() {
 		}
 	}
 	for _, source := range s.hub.Sources {
-		if source.Every == 0 {
+		if source.Shared == nil {
 			continue
 		}
 		for key := range s.sent {

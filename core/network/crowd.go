@@ -79,7 +79,7 @@ func (c *crowd) follow() {
 
 func (c *crowd) take(e state.Event) {
 	was, now := sides[Port](e)
-	if was != nil && now != nil && sameMembership(was, now) {
+	if sameMembership(was, now) {
 		return
 	}
 	add := func(p *Port, by int) {
