@@ -1,31 +1,44 @@
 package host
 
 import (
+	"cmp"
 	"slices"
 
+	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 )
 
 // What follows knows which hosts have the things that many have part in, so that a change of one of those wakes no others. A session
 // is among a thing's holders from before it looks what the thing is: whatever changes after that look marks it.
 
-// refer marks what a change touches. The caller holds mu.
-func (h *Hub) refer(source *Source, tx *state.Tx, e state.Event) {
-	for _, ref := range source.Touched(tx, e) {
-		if s := h.sessions[ref.Host]; s != nil {
-			s.mark(Key{source.Kind, ref.ID}, e.Cause.RequestID)
+// refer marks what changes touch. The caller holds mu.
+func (h *Hub) refer(source *Source, tx *state.Tx, events []state.Event) {
+	var shared []resource.ID             // once, in their order: many changes, of one crowd, come together
+	requests := map[resource.ID]string{} // the newest that touched each
+	for _, e := range events {
+		for _, ref := range source.Touched(tx, e) {
+			if s := h.sessions[ref.Host]; s != nil {
+				s.mark(Key{source.Kind, ref.ID}, e.Cause.RequestID)
+			}
+		}
+		if source.Shared == nil {
+			continue
+		}
+		for _, id := range source.Shared(tx, e) {
+			before, twice := requests[id]
+			if !twice {
+				shared = append(shared, id)
+			}
+			requests[id] = cmp.Or(e.Cause.RequestID, before)
 		}
 	}
-	if source.Shared == nil {
-		return
-	}
-	for _, id := range source.Shared(tx, e) {
+	for _, id := range shared {
 		key := Key{source.Kind, id}
 		for s := range h.holders[key] {
-			s.mark(key, e.Cause.RequestID)
+			s.mark(key, requests[id])
 		}
 		for s := range h.fresh {
-			s.mark(key, e.Cause.RequestID)
+			s.mark(key, requests[id])
 		}
 	}
 }

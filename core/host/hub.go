@@ -286,9 +286,9 @@ func (h *Hub) mark(events []state.Event) {
 		if l, ok := e.After.(*Leftover); ok && h.sessions[l.HostID] != nil {
 			h.sessions[l.HostID].mark(Key{l.Kind, l.ThingID}, e.Cause.RequestID)
 		}
-		for n := range h.Sources {
-			h.refer(&h.Sources[n], tx, e)
-		}
+	}
+	for n := range h.Sources {
+		h.refer(&h.Sources[n], tx, events)
 	}
 }
 

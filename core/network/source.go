@@ -21,7 +21,7 @@ func (s *Service) Sources() []host.Source {
 				if !filteredOn(tx, id, h) {
 					return nil, false
 				}
-				return wanted(filterFor(tx, id, s.crowd.members))
+				return s.filterText(tx, id)
 			}},
 		{Kind: "gateway", All: routersOn, Touched: touchedGateways, Shared: sharedGateways,
 			Want: func(tx *state.Tx, h, id resource.ID) (any, bool) { return wanted(GatewayFor(tx, id, h)) }},
@@ -39,6 +39,15 @@ func (s *Service) segmentText(tx *state.Tx, networkID, hostID resource.ID) (any,
 	text, ok, err := s.crowd.segmentText(tx, networkID, hostID)
 	if err != nil { // nothing that is kept cannot be spelled
 		return wanted(SegmentFor(tx, networkID, hostID))
+	}
+	return text, ok
+}
+
+// filterText is FilterFor, spelled.
+func (s *Service) filterText(tx *state.Tx, groupID resource.ID) (any, bool) {
+	text, ok, err := s.crowd.filterText(groupID)
+	if err != nil {
+		return wanted(FilterFor(tx, groupID))
 	}
 	return text, ok
 }
