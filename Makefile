@@ -110,5 +110,5 @@ upgrade-short: build
 outside: build
 	@test/outside.sh
 
-bench: build
+bench:
 	$(GO) run ./bench
