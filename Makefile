@@ -114,5 +114,5 @@ upgrade-short: build
 outside: build
 	@test/outside.sh
 
-bench: build
+bench:
 	$(GO) run ./bench

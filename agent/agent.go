@@ -18,6 +18,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/base/trace"
+	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
 )
 
@@ -280,6 +281,19 @@ func (a *Agent) leasedGuests() []resource.ID {
 	}
 	slices.SortFunc(ids, func(x, y resource.ID) int { return bytes.Compare(x[:], y[:]) })
 	return ids
+}
+
+// ToRun are the guests that this host is to have running, as far as it has been told.
+func (a *Agent) ToRun() (all []resource.ID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for key, body := range a.wants {
+		var want compute.Guest
+		if key.Kind == "guest" && json.Unmarshal(body, &want) == nil && (want.Power == compute.On || want.Power == compute.Paused) {
+			all = append(all, key.ID)
+		}
+	}
+	return all
 }
 
 // Resync makes everything due within resyncEvery, each thing at a moment of its own: a host's guests are not to be looked at all in

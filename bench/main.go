@@ -1,8 +1,8 @@
 // Command bench measures a whole cloud on simulated hosts: real HTTP on loopback, real etcd on
-// disk. It starts bin/unkai itself, bounds every load in count and time, and prints each figure
+// disk. It builds what is here, starts it itself, bounds every load in count and time, and prints each figure
 // beside the one that was asked for.
 //
-//	go run ./bench [-unkai bin/unkai] [-only name,…] [-large 100000] [-guest /var/cache/unkai/guest] [-docs docs] [-hosts 100,5000]
+//	go run ./bench [-unkai another/unkai] [-only name,…] [-large 100000] [-guest /var/cache/unkai/guest] [-docs docs] [-hosts 100,5000]
 package main
 
 import (
@@ -27,16 +27,18 @@ type measure struct {
 
 // A bench is one run: a cloud in a directory of its own, and the lines so far.
 type bench struct {
-	ctx   context.Context
-	unkai string
-	dir   string
-	large int
-	guest string // the directory of the demo guest
-	docs  string // where the table of the part "scale" is written; "" for nowhere
-	sizes []int  // hosts of that part's clouds
-	cloud *cloud
-	lines []measure
-	only  map[string]bool
+	ctx     context.Context
+	unkai   string
+	version string // of what is measured
+	about   string // what the figures are of, and where they are from
+	dir     string
+	large   int
+	guest   string // the directory of the demo guest
+	docs    string // where the table of the part "scale" is written; "" for nowhere
+	sizes   []int  // hosts of that part's clouds
+	cloud   *cloud
+	lines   []measure
+	only    map[string]bool
 }
 
 // parts in the order they run. The later ones fill the cloud.
@@ -59,7 +61,7 @@ var parts = []struct {
 }
 
 func main() {
-	unkai := flag.String("unkai", "bin/unkai", "the binary to measure")
+	unkai := flag.String("unkai", "", "a binary to measure instead of what is built from what is here")
 	only := flag.String("only", "", "parts to run, by commas: start, tokens, images, guests, overlay, networks, creates, details, thousand, large, scale, decisions")
 	large := flag.Int("large", 100_000, "servers of the large cloud")
 	guest := flag.String("guest", "/var/cache/unkai/guest", "where the demo guest is (make guest)")
@@ -82,14 +84,38 @@ func main() {
 			b.only[name] = true
 		}
 	}
+	if err := b.build(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
 	if err := b.all(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
+// build makes what is measured, and asks it for its version: figures of a binary that was left here would be taken for those of
+// the source beside it.
+func (b *bench) build() error {
+	if b.unkai == "" {
+		b.unkai = "bin/unkai"
+		cmd := exec.Command("make", "--no-print-directory", "build")
+		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("build %s: %w", b.unkai, err)
+		}
+	}
+	text, err := exec.Command(b.unkai, "version").Output()
+	if err != nil {
+		return fmt.Errorf("ask %s for its version: %w", b.unkai, err)
+	}
+	b.version = strings.TrimSpace(string(text))
+	return nil
+}
+
 func (b *bench) all() error {
-	fmt.Println(machine())
+	b.about = b.measured()
+	fmt.Println(b.about)
 	for _, p := range parts {
 		if len(b.only) > 0 && !b.only[p.name] || len(b.only) == 0 && p.name == "decisions" { // scale measures them, too
 			continue
@@ -104,8 +130,8 @@ func (b *bench) all() error {
 	return nil
 }
 
-// machine says where the figures are from.
-func machine() string {
+// measured says what the figures are of, and where they are from.
+func (b *bench) measured() string {
 	model := "unknown processor"
 	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.SplitSeq(string(text), "\n") {
@@ -123,7 +149,7 @@ func machine() string {
 	if err != nil {
 		load = []byte("unknown")
 	}
-	return fmt.Sprintf("%d processors (%s), Linux %s, %s, load before %s", runtime.NumCPU(), model,
+	return fmt.Sprintf("%s, on %d processors (%s), Linux %s, %s, load before %s", b.version, runtime.NumCPU(), model,
 		strings.TrimSpace(string(kernel)), runtime.Version(), strings.TrimSpace(string(load)))
 }
 

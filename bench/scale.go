@@ -49,7 +49,7 @@ func (b *bench) scale() error {
 	if b.docs == "" {
 		return nil
 	}
-	return os.WriteFile(filepath.Join(b.docs, "scale.md"), []byte(scaleText(seen, decided)), 0o644)
+	return os.WriteFile(filepath.Join(b.docs, "scale.md"), []byte(scaleText(b.about, seen, decided)), 0o644)
 }
 
 func (b *bench) sized(hosts int) (s size, err error) {
@@ -136,9 +136,9 @@ func (b *bench) decisions() ([]decision, error) {
 }
 
 // scaleText is docs/scale.md.
-func scaleText(seen []size, decided []decision) string {
+func scaleText(measured string, seen []size, decided []decision) string {
 	var t strings.Builder
-	t.WriteString("# How a cloud grows\n\nWritten by `go run ./bench -only scale -docs docs`, on " + machine() + `.
+	t.WriteString("# How a cloud grows\n\nWritten by `go run ./bench -only scale -docs docs`, of " + measured + `.
 
 The controller, the agents of all hosts and their simulated drivers are one process here, so that what a real
 controller needs is less: the agents are most of it at rest. A host says that it lives every few seconds, whatever its guests do.

@@ -37,7 +37,8 @@ type burden struct {
 	Memory     int64   `json:"memory_bytes"`
 	Used       int64   `json:"memory_used_bytes"`
 	Disk       int64   `json:"disk_bytes"`
-	Seen       bool    `json:"seen"` // how fast it writes
+	Course     string  `json:"course"` // of its memory: "" for rounds, "one-round", "standing"
+	Seen       bool    `json:"seen"`   // how fast it writes
 	Dirty      int64   `json:"memory_written_bytes_per_second"`
 	DiskWrites int64   `json:"disk_written_bytes_per_second"`
 	Seconds    float64 `json:"seen_seconds"`
@@ -65,7 +66,7 @@ func forecastFrom(f *compute.Forecast) *forecast {
 	}
 	b, w := &f.Burden, &f.Wire
 	return &forecast{From: f.From, To: f.To, Live: f.Live, Kept: f.Kept, Unknown: f.Unknown,
-		Burden:  burden{b.Live, b.Memory, b.Used, b.Disk, b.Seen, b.Dirty, b.DiskWrites, b.Seconds, b.Pages},
+		Burden:  burden{b.Live, b.Memory, b.Used, b.Disk, string(b.Course), b.Seen, b.Dirty, b.DiskWrites, b.Seconds, b.Pages},
 		Wire:    speed{string(w.Basis), w.Moves, w.Least, w.Expected, w.Most},
 		Seconds: bounds(f.Seconds), PauseMs: bounds(f.PauseMs), Outcome: string(f.Outcome), Slowed: f.Slowed, HurriedMs: bounds(f.HurriedMs), Doubts: f.Doubts}
 }

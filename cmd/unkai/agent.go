@@ -11,11 +11,13 @@ import (
 	"net/url"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/unkai-cloud/unkai/agent"
 	"github.com/unkai-cloud/unkai/base/metrics"
 	"github.com/unkai-cloud/unkai/base/release"
+	"github.com/unkai-cloud/unkai/base/resource"
 )
 
 type agentCommand struct {
@@ -100,11 +102,18 @@ type agentHealth struct {
 	Controller string // where its session is, or was
 	Told       bool   // a controller has told it everything that is wanted, in a session that goes on
 	Guests     int    // that run
+
+	Running, Lacking []resource.ID `json:",omitempty"` // guests that run; and that are to run, and do not
 }
 
 func (m *machine) health(ctx context.Context) (*agentHealth, error) {
-	guests, err := m.qemu.Running(ctx)
-	h := &agentHealth{Told: m.agent.Told(), Guests: guests}
+	running, err := m.qemu.Running(ctx)
+	h := &agentHealth{Told: m.agent.Told(), Guests: len(running), Running: running}
+	for _, id := range m.agent.ToRun() {
+		if !slices.Contains(running, id) {
+			h.Lacking = append(h.Lacking, id)
+		}
+	}
 	if link := m.link.Load(); link != nil {
 		h.Controller = link.At()
 	}
@@ -146,7 +155,7 @@ func (m *machine) standing(ctx context.Context) (standing, error) {
 	if err != nil {
 		return standing{}, err
 	}
-	return standing{Connected: h.Told, Guests: h.Guests}, nil
+	return standing{Connected: h.Told, Running: h.Running}, nil
 }
 
 // addressTowards is this machine's address on the way to a controller: other hosts can most likely reach it

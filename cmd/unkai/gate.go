@@ -17,16 +17,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/audit"
 )
 
 // A standing is what has to be at least as well after an upgrade as it was before.
 type standing struct {
-	Revision  int64    `json:",omitempty"`
-	HostsUp   []string `json:",omitempty"`
-	Findings  []string `json:",omitempty"` // of the audit
-	Connected bool     `json:",omitempty"` // an agent, to a controller
-	Guests    int      `json:",omitempty"`
+	Revision  int64         `json:",omitempty"`
+	HostsUp   []string      `json:",omitempty"`
+	Findings  []string      `json:",omitempty"` // of the audit
+	Connected bool          `json:",omitempty"` // an agent, to a controller
+	Running   []resource.ID `json:",omitempty"` // its guests
 }
 
 // settle is for how long a successor has to be well without a break.
@@ -99,8 +100,7 @@ func (w *watcher) await(ctx context.Context, binary string, is introduction) err
 
 // runs reports whether the process lives, and executes a file.
 func (w *watcher) runs(binary string) (it, alive bool) {
-	ticks, state, err := lifeOf(w.PID)
-	if err != nil || ticks != w.Ticks || state == 'Z' {
+	if !lives(w.PID, w.Ticks) {
 		return false, false
 	}
 	a, err := os.Stat(fmt.Sprintf("/proc/%d/exe", w.PID))
@@ -109,6 +109,22 @@ func (w *watcher) runs(binary string) (it, alive bool) {
 	}
 	b, err := os.Stat(binary)
 	return err == nil && os.SameFile(a, b), true
+}
+
+// lives reports whether the process with this number still is the one that started then. While a process executes another binary its first
+// thread has ended for a moment, which looks like the end of it; but then there is another thread, which takes its place.
+func lives(pid int, since uint64) bool {
+	for range 2 {
+		ticks, state, err := lifeOf(pid)
+		if err != nil || ticks != since || state != 'Z' {
+			return err == nil && ticks == since
+		}
+		if threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid)); err == nil && len(threads) > 1 {
+			return true
+		}
+		// Either it has ended, or the other thread has taken its place just now.
+	}
+	return false
 }
 
 // lifeOf is when a process started, in clock ticks since the machine did, and its state.
@@ -144,8 +160,11 @@ func (w *watcher) well(ctx context.Context, is introduction) error {
 		switch {
 		case w.Before.Connected && !h.Agent.Told:
 			return errors.New("it has no session with a controller")
-		case h.Agent.Guests < w.Before.Guests:
-			return fmt.Errorf("it has %d guests, and there were %d", h.Agent.Guests, w.Before.Guests)
+		}
+		for _, id := range w.Before.Running {
+			if slices.Contains(h.Agent.Lacking, id) { // whom its owner has ended meanwhile it does not lack
+				return fmt.Errorf("guest %s is to run and does not, and did before", id)
+			}
 		}
 		return nil
 	}

@@ -18,6 +18,7 @@ type Burden struct {
 	Used   int64 // of that, what the guest ever touched: the rest is not sent
 	Disk   int64 // of its disks, what is not in their images
 	Limit  int64 // for how many milliseconds the driver would have it stand still for the last of its memory, as far as it can tell
+	Course Course
 
 	// How much of it the guest writes anew in a second, seen over a moment.
 	Seen       bool // what follows was; else it is not known
@@ -30,6 +31,15 @@ type Burden struct {
 	Wire int64
 }
 
+// A Course is how a driver sends the memory of a running guest.
+type Course string
+
+const (
+	Rounds   Course = ""          // again and again what it wrote meanwhile, until little is left, for which it is stopped
+	OneRound Course = "one-round" // all of it once while it runs; what it wrote meanwhile when it is stopped
+	NoRound  Course = "standing"  // all of it while it is stopped
+)
+
 const mostBytes = 1 << 50 // that anybody is believed
 
 // sane is the burden as it can be: a host may say anything.
@@ -38,6 +48,9 @@ func (b Burden) sane() Burden {
 		*n = max(0, min(*n, mostBytes))
 	}
 	b.Used = min(b.Used, b.Memory)
+	if b.Course != OneRound && b.Course != NoRound {
+		b.Course = Rounds
+	}
 	b.Limit, b.Seconds, b.Pages = max(0, min(b.Limit, 60_000)), max(0, min(b.Seconds, 60)), max(0, b.Pages)
 	return b
 }

@@ -65,8 +65,25 @@ type race struct {
 	won     bool
 }
 
-// run sends so many bytes of memory at a speed, of which the guest writes some anew each second. Over times shorter than the moment
-// that was seen it may write more: the same again, up to bursts times as fast.
+// send is the course that the driver takes.
+func (b *Burden) send(dirty, bursts, speed float64) race {
+	used := float64(b.Used)
+	switch b.Course {
+	case OneRound:
+		return race{seconds: used / speed, rest: anew(used, dirty, dirty*b.Seconds, bursts, used/speed), won: true}
+	case NoRound:
+		return race{seconds: used / speed, rest: used, won: true}
+	}
+	return run(used, dirty, b.Seconds, bursts, speed, float64(b.Limit)/1000)
+}
+
+// anew is how much of what is used is written while some time passes. In less time than the moment that was seen, of which hot is all
+// that was written, it may be more than the rate says: the same again, up to bursts times as fast.
+func anew(used, rate, hot, bursts, took float64) float64 {
+	return min(used, max(rate*took, min(hot, bursts*rate*took)))
+}
+
+// run sends so many bytes of memory at a speed, of which the guest writes some anew each second.
 func run(used, dirty, moment, bursts, speed, limit float64) race {
 	r := race{}
 	hot := dirty * moment
@@ -74,7 +91,7 @@ func run(used, dirty, moment, bursts, speed, limit float64) race {
 	for r.seconds < used/speed+600 {
 		took := left / speed
 		runs := dirty * float64(100-r.slowed) / 100
-		again := min(used, max(runs*took, min(hot, bursts*runs*took)))
+		again := anew(used, runs, hot, bursts, took)
 		r.seconds += took
 		if again <= max(speed*limit, page) {
 			r.rest, r.won = again, true
@@ -132,10 +149,9 @@ func (f *Forecast) foretell() {
 		f.Outcome = Surely
 		return
 	}
-	used, limit := float64(b.Used), float64(b.Limit)/1000
+	used := float64(b.Used)
 	least, most := b.spread()
-	best, expected, worst := run(used, least, b.Seconds, 1, fast, limit), run(used, float64(b.Dirty), b.Seconds, 1, usual, limit),
-		run(used, most, b.Seconds, 5, slow, limit)
+	best, expected, worst := b.send(least, 1, fast), b.send(float64(b.Dirty), 1, usual), b.send(most, 5, slow)
 	f.Seconds.Least += best.seconds
 	f.Seconds.Expected += expected.seconds
 	f.Seconds.Most += worst.seconds
@@ -144,7 +160,12 @@ func (f *Forecast) foretell() {
 		1000 * min(used, float64(b.Dirty)*used/usual) / usual, 1000 * used / slow}
 	stopped := func(r race, speed float64) float64 { return 1000 * r.rest / speed }
 	f.PauseMs = Range{between.Least + stopped(best, fast), between.Expected + max(stopped(expected, usual), float64(min(w.StoppedMs, b.Limit))), between.Most + float64(b.Limit)}
+	if b.Course != Rounds { // nothing bounds it
+		f.PauseMs.Expected, f.PauseMs.Most = between.Expected+stopped(expected, usual), between.Most+stopped(worst, slow)
+	}
 	switch {
+	case b.Course == NoRound:
+		f.Outcome = Surely
 	case !b.Seen:
 		f.Outcome = Unseen
 	case worst.won && worst.slowed == 0:
@@ -161,7 +182,7 @@ func (f *Forecast) foretell() {
 	if float64(b.DiskWrites) >= usual {
 		f.Outcome = Never
 	}
-	if !worst.won || !b.Seen || float64(b.DiskWrites) >= slow {
+	if !worst.won || f.Outcome == Unseen || float64(b.DiskWrites) >= slow {
 		f.Seconds.Most, f.PauseMs.Most = 0, 0
 	}
 	if f.Outcome == Never || f.Outcome == Hardly {
@@ -185,6 +206,13 @@ func (f *Forecast) doubt() {
 	}
 	if f.Kept {
 		say("Its disks are on storage that both hosts reach, and stay there.")
+	}
+	switch {
+	case !f.Live:
+	case b.Course == OneRound:
+		say("It is emulated: its memory is sent once while it runs, and what it wrote meanwhile while it stands still.")
+	case b.Course == NoRound:
+		say("It is emulated, by a QEMU that cannot tell for certain what a running guest writes: it stands still while its memory is sent.")
 	}
 	switch w.Basis {
 	case ByPair:

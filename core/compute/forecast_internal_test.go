@@ -19,6 +19,9 @@ func TestTheRace(t *testing.T) {
 		"one that writes half as fast":            {Burden{Used: 1000 * mb, Dirty: 45 * mb}, Probably, [2]float64{17, 19}, [2]float64{1, 200}, false},
 		"one that writes as fast as it is sent":   {Burden{Used: 1000 * mb, Dirty: 100 * mb}, IfSlowed, [2]float64{20, 200}, [2]float64{1, 200}, true},
 		"one that writes a thousand times faster": {Burden{Used: 100_000 * mb, Dirty: 100_000 * mb}, Never, [2]float64{}, [2]float64{}, true},
+		"an emulated one that is idle":            {Burden{Used: 1000 * mb, Dirty: mb, Course: OneRound}, Surely, [2]float64{10, 10}, [2]float64{100, 100}, false},
+		"an emulated one that writes much":        {Burden{Used: 1000 * mb, Dirty: 50 * mb, Course: OneRound}, Surely, [2]float64{10, 10}, [2]float64{5000, 5000}, false},
+		"an emulated one that stands still":       {Burden{Used: 1000 * mb, Dirty: 50 * mb, Course: NoRound}, Surely, [2]float64{10, 10}, [2]float64{10000, 10000}, false},
 		"one whose disks it writes faster":        {Burden{Used: 10 * mb, Disk: mb, DiskWrites: 200 * mb}, Never, [2]float64{}, [2]float64{}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -70,6 +73,7 @@ func FuzzForecast(f *testing.F) {
 	f.Add(int64(1<<62), int64(1<<62), int64(1<<62), int64(1<<62), int64(1))
 	f.Fuzz(func(t *testing.T, used, dirty, disk, limit, speed int64) {
 		b := Burden{Live: true, Seen: true, Seconds: 1, Memory: used, Used: used, Dirty: dirty, Disk: disk, Limit: limit}
+		b.Course = []Course{Rounds, OneRound, NoRound, "any"}[uint64(used)%4]
 		c := Forecast{Live: true, Burden: b.sane(), Wire: Wire{Least: speed / 2, Expected: speed, Most: speed}}
 		c.foretell()
 		for _, r := range []Range{c.Seconds, c.PauseMs, c.HurriedMs} {

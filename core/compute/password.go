@@ -32,15 +32,7 @@ func (s *Server) told() string {
 }
 
 // passwordSource takes in the passwords that guests tell.
-func passwordSource() host.Source {
-	return host.Source{
-		Kind:    PasswordKind,
-		All:     func(*state.Tx, resource.ID) []resource.ID { return nil },
-		Want:    func(*state.Tx, resource.ID, resource.ID) (any, bool) { return nil, false },
-		Touched: func(*state.Tx, state.Event) []host.Ref { return nil },
-		Observe: observePassword,
-	}
-}
+func passwordSource() host.Source { return host.Reports(PasswordKind, observePassword) }
 
 func observePassword(tx *state.Tx, h, id resource.ID, report json.RawMessage) error {
 	var text string

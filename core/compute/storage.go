@@ -3,6 +3,7 @@ package compute
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
@@ -104,6 +105,7 @@ func (s *Service) estateSource() host.Source {
 			return &Erasure{GuestID: e.ServerID, Storage: e.Storage, Era: e.Era, Epoch: e.Epoch, Final: e.final(tx)}, true
 		},
 		Touched: estatesTouched,
+		Shared:  estatesShared,
 		Observe: func(tx *state.Tx, h, id resource.ID, report json.RawMessage) error {
 			var seen Erased
 			if err := json.Unmarshal(report, &seen); err != nil {
@@ -124,35 +126,46 @@ type Erased struct {
 	Final bool `json:",omitempty"`
 }
 
-// estatesTouched follows the estates, and the hosts that come and go: what one was to erase another is then.
-func estatesTouched(tx *state.Tx, e state.Event) (refs []host.Ref) {
+// estatesConcerned are the estates that a change may have something to do with: itself, who owes something, and the hosts that
+// come and go: what one was to erase another is then.
+func estatesConcerned(tx *state.Tx, e state.Event) (all []*Estate) {
 	for _, obj := range []resource.Object{e.Before, e.After} {
 		if left, ok := obj.(*Estate); ok {
-			refs = append(refs, host.Ref{Host: left.heir(tx), ID: left.ID})
+			all = append(all, left)
 		}
 		if order, ok := obj.(*host.Leftover); ok && order.Kind == "guest" {
-			for left := range estates.Peek(tx, "server", state.Range{Prefix: state.KeyOf(order.ThingID)}) {
-				refs = append(refs, host.Ref{Host: left.heir(tx), ID: left.ID})
-			}
+			all = slices.AppendSeq(all, estates.Peek(tx, "server", state.Range{Prefix: state.KeyOf(order.ThingID)}))
 		}
 	}
 	was, _ := e.Before.(*host.Host)
 	is, _ := e.After.(*host.Host)
 	if was != nil && is != nil && was.Up() == is.Up() && was.Capacity.Storage == is.Capacity.Storage {
-		return refs
+		return all
 	}
 	for _, h := range []*host.Host{was, is} {
-		if h == nil || h.Capacity.Storage == "" {
-			continue
+		if h != nil && h.Capacity.Storage != "" {
+			all = slices.AppendSeq(all, estates.Peek(tx, "storage", state.Range{Prefix: state.KeyOf(h.Capacity.Storage)}))
 		}
-		for left := range estates.Peek(tx, "storage", state.Range{Prefix: state.KeyOf(h.Capacity.Storage)}) {
-			refs = append(refs, host.Ref{Host: h.ID, ID: left.ID})
-			if heir := left.heir(tx); heir != h.ID && !heir.IsZero() {
-				refs = append(refs, host.Ref{Host: heir, ID: left.ID})
-			}
+	}
+	return all
+}
+
+// estatesTouched tells those that are to erase something.
+func estatesTouched(tx *state.Tx, e state.Event) (refs []host.Ref) {
+	for _, left := range estatesConcerned(tx, e) {
+		if heir := left.heir(tx); !heir.IsZero() {
+			refs = append(refs, host.Ref{Host: heir, ID: left.ID})
 		}
 	}
 	return refs
+}
+
+// estatesShared tells those that were to.
+func estatesShared(tx *state.Tx, e state.Event) (ids []resource.ID) {
+	for _, left := range estatesConcerned(tx, e) {
+		ids = append(ids, left.ID)
+	}
+	return ids
 }
 
 // lieOn says where the guest's disks are to be.

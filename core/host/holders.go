@@ -1,28 +1,44 @@
 package host
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+)
 
 // What follows knows which hosts have the things that many have part in, so that a change of one of those wakes no others. A session
 // is among a thing's holders from before it looks what the thing is: whatever changes after that look marks it.
 
-// refer marks a thing wherever a reference to it means. The caller holds mu.
-func (h *Hub) refer(source *Source, ref Ref, request string) {
-	key := Key{source.Kind, ref.ID}
-	switch {
-	case !ref.Host.IsZero():
-		if s := h.sessions[ref.Host]; s != nil {
-			s.mark(key, request)
+// refer marks what changes touch. The caller holds mu.
+func (h *Hub) refer(source *Source, tx *state.Tx, events []state.Event) {
+	var shared []resource.ID             // once, in their order: many changes, of one crowd, come together
+	requests := map[resource.ID]string{} // the newest that touched each
+	for _, e := range events {
+		for _, ref := range source.Touched(tx, e) {
+			if s := h.sessions[ref.Host]; s != nil {
+				s.mark(Key{source.Kind, ref.ID}, e.Cause.RequestID)
+			}
 		}
-	case ref.Having && source.Every > 0:
+		if source.Shared == nil {
+			continue
+		}
+		for _, id := range source.Shared(tx, e) {
+			before, twice := requests[id]
+			if !twice {
+				shared = append(shared, id)
+			}
+			requests[id] = cmp.Or(e.Cause.RequestID, before)
+		}
+	}
+	for _, id := range shared {
+		key := Key{source.Kind, id}
 		for s := range h.holders[key] {
-			s.mark(key, request)
+			s.mark(key, requests[id])
 		}
 		for s := range h.fresh {
-			s.mark(key, request)
-		}
-	default:
-		for _, s := range h.sessions {
-			s.mark(key, request)
+			s.mark(key, requests[id])
 		}
 	}
 }
@@ -47,13 +63,13 @@ func (h *Hub) release(s *Session, key Key) {
 
 // expect has the session hear of what it is about to look at, whatever it will be.
 func (s *Session) expect(dirty []Key) {
-	var paced []Key
+	var shared []Key
 	for _, key := range dirty {
-		if slices.ContainsFunc(s.hub.Sources, func(source Source) bool { return source.Kind == key.Kind && source.Every > 0 }) {
-			paced = append(paced, key)
+		if slices.ContainsFunc(s.hub.Sources, func(source Source) bool { return source.Kind == key.Kind && source.Shared != nil }) {
+			shared = append(shared, key)
 		}
 	}
-	if len(paced) == 0 {
+	if len(shared) == 0 {
 		return
 	}
 	s.hub.mu.Lock()
@@ -61,7 +77,7 @@ func (s *Session) expect(dirty []Key) {
 	if s.closed {
 		return
 	}
-	for _, key := range paced {
+	for _, key := range shared {
 		s.hub.hold(s, key)
 	}
 }
@@ -86,7 +102,7 @@ func (s *Session) settleIn() {
 		}
 	}
 	for _, source := range s.hub.Sources {
-		if source.Every == 0 {
+		if source.Shared == nil {
 			continue
 		}
 		for key := range s.sent {

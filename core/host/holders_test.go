@@ -51,20 +51,31 @@ func placeSource(every time.Duration) Source {
 			return json.RawMessage(fmt.Sprintf(`"%s, %d"`, p.Text, len(visitors.IDs(tx, "place", state.KeyOf(id))))), true
 		},
 		Touched: func(_ *state.Tx, e state.Event) []Ref {
-			switch e.Kind {
-			case "hub-test-place":
-				return []Ref{{ID: e.ID, Having: true}}
-			case "hub-test-visitor":
-				var refs []Ref
-				for _, o := range []resource.Object{e.Before, e.After} {
-					if v, ok := o.(*visitor); ok {
-						refs = append(refs, Ref{Host: v.HostID, ID: v.PlaceID}, Ref{ID: v.PlaceID, Having: true})
-					}
-				}
-				return refs
+			var refs []Ref
+			for _, v := range visitorsOf(e) {
+				refs = append(refs, Ref{v.HostID, v.PlaceID})
 			}
-			return nil
+			return refs
+		},
+		Shared: func(_ *state.Tx, e state.Event) []resource.ID {
+			if e.Kind == "hub-test-place" {
+				return []resource.ID{e.ID}
+			}
+			var ids []resource.ID
+			for _, v := range visitorsOf(e) {
+				ids = append(ids, v.PlaceID)
+			}
+			return ids
 		}}
+}
+
+func visitorsOf(e state.Event) (all []*visitor) {
+	for _, o := range []resource.Object{e.Before, e.After} {
+		if v, ok := o.(*visitor); ok {
+			all = append(all, v)
+		}
+	}
+	return all
 }
 
 func TestOnlyThoseWhoHaveItHearOfIt(t *testing.T) {
@@ -140,7 +151,7 @@ func TestNobodyMissesAnything(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			h := NewHub(st, placeSource(time.Duration(r.IntN(2))*100*time.Millisecond+time.Millisecond))
+			h := NewHub(st, placeSource([]time.Duration{0, time.Millisecond, 101 * time.Millisecond}[r.IntN(3)]))
 			var wg sync.WaitGroup
 			wg.Go(func() { h.Run(ctx) })
 			var ids, rooms []resource.ID

@@ -26,8 +26,12 @@ type Source struct {
 	// the thing is none of the host's. A nil and true: the host is to take it away, if it has
 	// it at all, and to report that it is gone.
 	Want func(tx *state.Tx, host, id resource.ID) (any, bool)
-	// Touched says what has to be derived anew, and for which hosts, after a change. It may name too much.
+	// Touched says which things have to be derived anew after a change, each on one host. It may name too much, but nothing stands
+	// for every host: what looks at each of them for one change grows with the cloud.
 	Touched func(tx *state.Tx, e state.Event) []Ref
+	// Shared, of things that many hosts have, says which are to be derived anew wherever they are: the hub knows who has them. That
+	// is for what is no reason to have a thing; whoever is to have it now for the first time Touched names. nil: hosts share none.
+	Shared func(tx *state.Tx, e state.Event) []resource.ID
 	// Every is how often at most a thing that a host has is told to it anew: for things that many
 	// changes elsewhere touch. 0: at once.
 	Every time.Duration
@@ -36,11 +40,18 @@ type Source struct {
 	Observe func(tx *state.Tx, host, id resource.ID, seen json.RawMessage) error
 }
 
-// A Ref names one thing on one host. A zero Host means every host, or, where the source has a pace, with
-// Having every host that has the thing already: that is for what is no reason to have it.
-type Ref struct {
-	Host, ID resource.ID
-	Having   bool
+// A Ref names one thing on one host.
+type Ref struct{ Host, ID resource.ID }
+
+// Reports is a source of what hosts report by themselves, and are told nothing of.
+func Reports(kind string, observe func(tx *state.Tx, host, id resource.ID, seen json.RawMessage) error) Source {
+	return Source{
+		Kind:    kind,
+		All:     func(*state.Tx, resource.ID) []resource.ID { return nil },
+		Want:    func(*state.Tx, resource.ID, resource.ID) (any, bool) { return nil, false },
+		Touched: func(*state.Tx, state.Event) []Ref { return nil },
+		Observe: observe,
+	}
 }
 
 // A Key names a thing within one host.
@@ -91,7 +102,7 @@ type Hub struct {
 
 	mu        sync.Mutex
 	sessions  map[resource.ID]*Session      // guarded by mu
-	holders   map[Key]map[*Session]struct{} // of things with a pace, whose host has them or is about to look; guarded by mu
+	holders   map[Key]map[*Session]struct{} // of shared things, whose host has them or is about to look; guarded by mu
 	fresh     map[*Session]struct{}         // may have anything: they are told everything next; guarded by mu
 	heard     map[resource.ID]time.Time     // when hosts were last heard here; guarded by mu
 	elsewhere map[string]presence           // of the other controllers; guarded by mu
@@ -275,11 +286,9 @@ func (h *Hub) mark(events []state.Event) {
 		if l, ok := e.After.(*Leftover); ok && h.sessions[l.HostID] != nil {
 			h.sessions[l.HostID].mark(Key{l.Kind, l.ThingID}, e.Cause.RequestID)
 		}
-		for _, source := range h.Sources {
-			for _, ref := range source.Touched(tx, e) {
-				h.refer(&source, ref, e.Cause.RequestID)
-			}
-		}
+	}
+	for n := range h.Sources {
+		h.refer(&h.Sources[n], tx, events)
 	}
 }
 
@@ -343,7 +352,7 @@ func (s *Session) Poll() (*Delivery, error) {
 			if err != nil {
 				return nil, err
 			}
-			if body == nil && source.Every > 0 {
+			if body == nil && source.Shared != nil {
 				s.renounce(key)
 			}
 			was, known := s.sent[key]

@@ -49,7 +49,13 @@ func rig(t *testing.T, every time.Duration) (*Hub, *clock, resource.ID) {
 			if e.Kind != "hub-test-thing" {
 				return nil
 			}
-			return []Ref{{ID: e.ID}}
+			var refs []Ref
+			for _, o := range []resource.Object{e.Before, e.After} {
+				if th, ok := o.(*thing); ok {
+					refs = append(refs, Ref{th.HostID, e.ID})
+				}
+			}
+			return refs
 		}})
 	h.Now, h.After = func() time.Time { return c.now }, func(_ time.Duration, f func()) { c.later = append(c.later, f) }
 	id := resource.NewID(c.now, nil)
@@ -131,7 +137,7 @@ func TestOtherHostsThingsAreNotSent(t *testing.T) {
 	s := h.Connect(id)
 	expect(t, s, "full")
 	put(t, h, thing{Meta: resource.Meta{ID: resource.NewID(c.now, nil)}, HostID: resource.NewID(c.now, nil), Size: 1})
-	expect(t, s, "nothing")
+	expect(t, s, "asleep")
 }
 
 func TestPace(t *testing.T) {

@@ -32,19 +32,13 @@ func MuteReport(id resource.ID, mute bool) []Observation {
 
 // Muteness takes such reports in.
 func Muteness() Source {
-	return Source{
-		Kind:    MuteKind,
-		All:     func(*state.Tx, resource.ID) []resource.ID { return nil },
-		Want:    func(*state.Tx, resource.ID, resource.ID) (any, bool) { return nil, false },
-		Touched: func(*state.Tx, state.Event) []Ref { return nil },
-		Observe: func(tx *state.Tx, host, _ resource.ID, seen json.RawMessage) error {
-			var mute bool
-			if err := json.Unmarshal(seen, &mute); err != nil {
-				return fmt.Errorf("decode whether host %s is mute: %w", host, err)
-			}
-			return Mute(tx, host, mute)
-		},
-	}
+	return Reports(MuteKind, func(tx *state.Tx, host, _ resource.ID, seen json.RawMessage) error {
+		var mute bool
+		if err := json.Unmarshal(seen, &mute); err != nil {
+			return fmt.Errorf("decode whether host %s is mute: %w", host, err)
+		}
+		return Mute(tx, host, mute)
+	})
 }
 
 // Mute records that a host has fallen mute, or that it answers again. One that is lost is no longer asked.

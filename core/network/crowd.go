@@ -1,7 +1,9 @@
 package network
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"sync"
 
@@ -11,7 +13,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/state"
 )
 
-// A crowd knows the addresses of the members of security groups, and who is in networks: see roll. It is derived
+// A crowd knows the addresses of the members of security groups, what hosts enforce of these, and who is in networks: see roll. It is derived
 // from the ports like everything that hosts are told, but carried along with the changes: a rule about ten thousand
 // members would else be derived from all of them, for each host, whenever one comes or goes.
 type crowd struct {
@@ -21,6 +23,8 @@ type crowd struct {
 	watch *state.Watcher             // guarded by mu
 	known map[resource.ID]*following // the groups that were asked for; guarded by mu
 	rolls map[resource.ID]*roll      // of the networks that were asked for; guarded by mu
+	// The filters that were asked for, spelled, which are the same on all hosts. What is in here is never changed; guarded by mu.
+	filters map[resource.ID]json.RawMessage
 }
 
 // following is the addresses of one group's members.
@@ -33,11 +37,8 @@ type following struct {
 
 func newCrowd(s *state.State) *crowd { return &crowd{state: s} }
 
-// members is what the function of this name gives, as of now.
+// members is what the function of this name gives, as of what was followed. The caller holds mu.
 func (c *crowd) members(groupID resource.ID, v6 bool) []netip.Prefix {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.follow()
 	f := c.known[groupID]
 	if f == nil {
 		f = read(c.state.Latest(), groupID)
@@ -48,6 +49,26 @@ func (c *crowd) members(groupID resource.ID, v6 bool) []netip.Prefix {
 		return []netip.Prefix{}
 	}
 	return set.Prefixes()
+}
+
+// filterText is the JSON of FilterFor, as of now.
+func (c *crowd) filterText(groupID resource.ID) (json.RawMessage, bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.follow()
+	if text, ok := c.filters[groupID]; ok {
+		return text, true, nil
+	}
+	f, ok := filterFor(c.state.Latest(), groupID, c.members)
+	if !ok {
+		return nil, false, nil
+	}
+	text, err := json.Marshal(f)
+	if err != nil {
+		return nil, false, fmt.Errorf("encode group %s: %w", groupID, err)
+	}
+	c.filters[groupID] = text
+	return text, true, nil
 }
 
 // follow takes in what has changed. The caller holds mu.
@@ -61,7 +82,11 @@ func (c *crowd) follow() {
 		if err != nil || len(events) == 0 {
 			return
 		}
+		tx := c.state.Latest()
 		for _, e := range events {
+			for _, id := range sharedFilters(tx, e) {
+				delete(c.filters, id)
+			}
 			switch e.Kind {
 			case ports.Kind():
 				c.take(e)
@@ -74,12 +99,12 @@ func (c *crowd) follow() {
 		}
 	}
 	c.watch = c.state.Watch(c.state.Latest().Revision())
-	c.known, c.rolls = map[resource.ID]*following{}, map[resource.ID]*roll{}
+	c.known, c.rolls, c.filters = map[resource.ID]*following{}, map[resource.ID]*roll{}, map[resource.ID]json.RawMessage{}
 }
 
 func (c *crowd) take(e state.Event) {
 	was, now := sides[Port](e)
-	if was != nil && now != nil && sameMembership(was, now) {
+	if sameMembership(was, now) {
 		return
 	}
 	add := func(p *Port, by int) {

@@ -116,7 +116,7 @@ func (m *monkey) derive() map[item][]byte {
 	return all
 }
 
-// named checks that each difference was among what Touched named.
+// named checks that each difference was among what Touched and Shared named.
 func (m *monkey) named(t *testing.T, step string, watch *state.Watcher, before, after map[item][]byte) {
 	t.Helper()
 	events, err := watch.Poll()
@@ -128,9 +128,14 @@ func (m *monkey) named(t *testing.T, step string, watch *state.Watcher, before, 
 	for _, s := range m.Sources() {
 		for _, e := range events {
 			for _, ref := range s.Touched(tx, e) {
+				touched[item{ref.Host, ref.ID, s.Kind}] = true
+			}
+			if s.Shared == nil {
+				continue
+			}
+			for _, id := range s.Shared(tx, e) {
 				for _, h := range m.hosts {
-					i := item{h, ref.ID, s.Kind}
-					if has := before[i] != nil; ref.Host == h || ref.Host.IsZero() && (has || !ref.Having) {
+					if i := (item{h, id, s.Kind}); before[i] != nil {
 						touched[i] = true
 					}
 				}

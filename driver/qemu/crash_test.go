@@ -306,7 +306,7 @@ func TestAgentsDieAtEveryStep(t *testing.T) {
 
 // moveSources are the files whose steps only a guest goes through that goes to another host.
 func moveSources(file string) bool {
-	return slices.Contains([]string{"arrive.go", "depart.go", "ferry.go", "luggage.go", "mirror.go", "peers.go"}, file)
+	return slices.Contains([]string{"arrive.go", "depart.go", "emulated.go", "ferry.go", "luggage.go", "mirror.go", "peers.go"}, file)
 }
 
 // steps are all that the source names in some files.

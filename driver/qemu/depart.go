@@ -28,6 +28,8 @@ type trip struct {
 	goesOn       bool              // the rest of the memory is on its way
 	transit      compute.Transit   // how far it is
 	clock        stopwatch         // how long it takes
+	course       compute.Course    // of its memory
+	pause        pause             // of its processors, by us
 }
 
 type errandResult struct {
@@ -119,8 +121,14 @@ func (g *guest) depart(ctx context.Context, want compute.Guest) error {
 // miss gives the departure up: the guest runs on with what it has, which is all.
 func (g *guest) miss(ctx context.Context, why string) error {
 	g.driver.log.WarnContext(ctx, "a guest does not leave", "guest", g.id, "why", why)
+	halted := g.trip != nil && g.trip.pause.on()
 	if err := g.turnBack(ctx); err != nil {
 		return err
+	}
+	if halted { // before anybody hears of it; if that fails, the wish that it runs does it
+		if err := g.ask(ctx, "cont", nil, nil); err != nil {
+			g.driver.log.WarnContext(ctx, "a guest that stays does not go on yet", "guest", g.id, "error", err)
+		}
 	}
 	g.rec.Way.Trouble = why
 	return g.write("departure given up")
@@ -147,12 +155,12 @@ func (g *guest) leaveLive(ctx context.Context, want compute.Guest) (progress, st
 	}
 	t := g.trip
 	if want.Leave.Urgent && (now == running || now == asleep) {
-		return again, "", g.ask(ctx, "stop", nil, nil)
+		return again, "", g.halt(ctx)
 	}
 	if !t.memory {
-		return again, "", g.letMemoryOut(ctx, want)
+		return again, "", g.letMemoryOut(ctx, want, now)
 	}
-	return g.switchOver(ctx)
+	return g.switchOver(ctx, want)
 }
 
 // carry brings the luggage over and the disks into step. settled: they are.
@@ -277,8 +285,12 @@ func (g *guest) turnedAway(ctx context.Context, trouble string, err error) strin
 }
 
 // letMemoryOut begins to send the memory.
-func (g *guest) letMemoryOut(ctx context.Context, want compute.Guest) error {
-	if err := g.migrationSettings(ctx, true); err != nil {
+func (g *guest) letMemoryOut(ctx context.Context, want compute.Guest, now state) error {
+	course, err := g.course(ctx)
+	if err != nil {
+		return err
+	}
+	if err := g.migrationSettings(ctx, true, course); err != nil {
 		return err
 	}
 	peer, trouble, err := g.driver.hails(ctx, want.Leave.Where, peerTime, hail{Guest: g.id, Move: g.rec.Way.Move, Purpose: forMemory})
@@ -292,11 +304,17 @@ func (g *guest) letMemoryOut(ctx context.Context, want compute.Guest) error {
 	}
 	defer there.Close()
 	t := g.trip
+	t.course = course
 	t.pipes.group.Go(func() { t.pipes.join(here, peer) })
 	limited, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	if err := g.monitor.ExecuteWithFile(limited, there, "getfd", object{"fdname": "memory"}, nil); err != nil {
 		return err
+	}
+	if course != compute.Rounds && now == running {
+		if err := g.halt(limited); err != nil {
+			return err
+		}
 	}
 	err = g.monitor.Execute(limited, "migrate", object{"uri": "fd:memory"}, nil)
 	var refusal *qmp.Error
@@ -314,11 +332,15 @@ type migration struct {
 	Status   string
 	Downtime int64 // milliseconds
 	Total    int64 `json:"total-time"`
-	RAM      struct{ Total, Transferred, Remaining int64 }
+	RAM      struct {
+		Total, Transferred, Remaining int64
+
+		Rounds int64 `json:"dirty-sync-count"` // how often the marks of what was written were taken in
+	}
 }
 
 // switchOver follows the memory, and ends the mirrors when the processors have stopped for the last of it.
-func (g *guest) switchOver(ctx context.Context) (progress, string, error) {
+func (g *guest) switchOver(ctx context.Context, want compute.Guest) (progress, string, error) {
 	var m migration
 	if err := g.ask(ctx, "query-migrate", nil, &m); err != nil {
 		return settled, "", err
@@ -328,7 +350,17 @@ func (g *guest) switchOver(ctx context.Context) (progress, string, error) {
 		t.transit.Memory = compute.Progress{Total: m.RAM.Total, Sent: m.RAM.Transferred, Left: m.RAM.Remaining}
 	}
 	switch m.Status {
+	case "setup":
+		return soon(), "", nil
+	case "active":
+		if t.course == compute.OneRound && t.pause.on() && m.RAM.Rounds > 0 && !want.Leave.Urgent {
+			return soon(), "", g.goOn(ctx)
+		}
 	case "pre-switchover":
+		if t.course == compute.OneRound && m.RAM.Rounds > 1 {
+			g.driver.log.ErrorContext(ctx, "this QEMU lost track of what an emulated guest wrote", "guest", g.id, "rounds", m.RAM.Rounds)
+			return settled, "The guest's hypervisor cannot tell what the guest wrote meanwhile.", nil
+		}
 		ended, trouble, err := g.endMirrors(ctx)
 		if err != nil || trouble != "" || !ended || t.goesOn {
 			return soon(), trouble, err

@@ -65,7 +65,8 @@ type Driver struct {
 	cgroups    *cgroups
 	peers      Peers // nil: guests stay where they are
 	trials     trials
-	storage    *storage // that other hosts reach too; nil for none
+	storage    *storage                                     // that other hosts reach too; nil for none
+	courseOf   func(accel string, major int) compute.Course // courseOf, but for tests
 
 	// step is called between any two things that a crash could part. Tests end
 	// the program there.
@@ -97,7 +98,7 @@ func open(o Options, step func(string)) (d *Driver, err error) {
 	d = &Driver{
 		dir: o.Dir, binary: o.Binary, accel: o.Accel, firstUID: o.FirstUID, uids: o.UIDs,
 		smbios: o.SMBIOS, firmware: o.Firmware.found(), logBytes: o.LogBytes, log: o.Log,
-		step: step, guests: map[resource.ID]*guest{}, trials: trials{turn: make(chan struct{}, 1)},
+		courseOf: courseOf, step: step, guests: map[resource.ID]*guest{}, trials: trials{turn: make(chan struct{}, 1)},
 	}
 	if d.dir == "" {
 		return nil, errors.New("qemu: no directory given")
@@ -638,23 +639,23 @@ func (d *Driver) present() ([]resource.ID, error) {
 	return ids, nil
 }
 
-// Running is how many guests have a process that lives.
-func (d *Driver) Running(ctx context.Context) (n int, err error) {
+// Running are the guests that have a process that lives.
+func (d *Driver) Running(ctx context.Context) (all []resource.ID, err error) {
 	ids, err := d.present()
 	for _, id := range ids {
 		if ctx.Err() != nil {
-			return n, ctx.Err()
+			return all, ctx.Err()
 		}
 		g, err := d.known(id)
 		if err != nil {
 			continue
 		}
 		if g.proc != nil && g.proc.alive() {
-			n++
+			all = append(all, id)
 		}
 		g.mu.Unlock()
 	}
-	return n, err
+	return all, err
 }
 
 // Observe implements compute.Driver. A guest that the host does not hold is a

@@ -167,6 +167,9 @@ func (g *guest) beginWatch(ctx context.Context, b *compute.Burden) (now state, w
 		return now, 0, nil
 	}
 	b.Live, b.Memory, b.Limit = true, int64(g.rec.Launch.Shape.MemoryMiB)<<20, downtimeMs
+	if b.Course, err = g.course(ctx); err != nil {
+		return now, 0, err
+	}
 	if b.Used, err = touched(g.proc.pid, b.Memory); err != nil {
 		return now, 0, fmt.Errorf("guest %s: %w", g.id, err)
 	}
@@ -289,5 +292,6 @@ func (s *stopwatch) disksInStep() {
 
 // passage is what the trip of a running guest came to, whose memory is there.
 func (t *trip) passage(m *migration) compute.Passage {
-	return compute.Passage{Bytes: t.pipes.sent.Load(), Ms: m.Total + t.clock.inStep.Sub(t.clock.began).Milliseconds(), StoppedMs: m.Downtime}
+	return compute.Passage{Bytes: t.pipes.sent.Load(), Ms: m.Total + t.clock.inStep.Sub(t.clock.began).Milliseconds(),
+		StoppedMs: t.pause.total(time.Duration(m.Downtime) * time.Millisecond).Milliseconds()}
 }

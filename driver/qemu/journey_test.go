@@ -206,6 +206,60 @@ func TestAHurriedGuestRunsOn(t *testing.T) {
 	obeys(t, r.to, want.ID)
 }
 
+// An emulated guest stands still whenever QEMU's marks of what it wrote are taken away, and is stopped for no longer than that.
+func TestAnEmulatedGuestGoes(t *testing.T) {
+	t.Parallel()
+	for name, course := range map[string]compute.Course{"one round": compute.OneRound, "no round": compute.NoRound} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRoad(t)
+			var halts, goes int
+			g := r.from.guest
+			want := r.a.guest(t)
+			first := ensure(t, r.from, want, compute.On)
+			obeys(t, r.from, want.ID)
+			r.from.courseOf = func(string, int) compute.Course { return course }
+			r.from.step = func(step string) { // with the guest held
+				switch step {
+				case "processors halted":
+					halts++
+				case "processors go on":
+					goes++
+				case "mirrors ended":
+					var m migration
+					if err := g(want.ID).ask(t.Context(), "query-migrate", nil, &m); err != nil || m.RAM.Rounds != 1 {
+						t.Errorf("the marks were taken away %d times before the processors were stopped for good, %v", m.RAM.Rounds, err)
+					}
+				}
+			}
+			arriving, trouble := r.goes(want, 1, true, false)
+			if trouble != "" {
+				t.Fatal(trouble)
+			}
+			if halts != 1 || goes > 0 && course == compute.NoRound { // with little memory it may be past the round before it could go on
+				t.Errorf("it was halted %d times, and went on %d times", halts, goes)
+			}
+			if got := r.arrived(arriving); !got.StartedAt.Equal(first.StartedAt) {
+				t.Error("it was started again")
+			}
+			obeys(t, r.to, want.ID)
+		})
+	}
+}
+
+func TestCourseOf(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		accel string
+		major int
+		want  compute.Course
+	}{{accelKVM, 7, compute.Rounds}, {accelKVM, 10, compute.Rounds}, {accelTCG, 5, compute.OneRound}, {accelTCG, 7, compute.OneRound}, {accelTCG, 8, compute.NoRound}, {accelTCG, 10, compute.NoRound}} {
+		if got := courseOf(c.accel, c.major); got != c.want {
+			t.Errorf("%s, QEMU %d: %q", c.accel, c.major, got)
+		}
+	}
+}
+
 // When the way breaks, wherever it has got to, the guest has lost nothing and runs on.
 func TestTheWayBreaks(t *testing.T) {
 	t.Parallel()

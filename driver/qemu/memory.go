@@ -84,7 +84,7 @@ func (g *guest) beginSave(ctx context.Context) error {
 	}
 	defer f.Close()
 	m := g.monitor
-	if err := g.migrationSettings(ctx, false); err != nil {
+	if err := g.migrationSettings(ctx, false, compute.NoRound); err != nil {
 		return err
 	}
 	if err := m.ExecuteWithFile(ctx, f, "getfd", object{"fdname": "memory"}, nil); err != nil {
@@ -99,7 +99,7 @@ func (g *guest) beginSave(ctx context.Context) error {
 }
 
 // migrationSettings says how memory is to be written out: to a file, or to another host while the guest runs.
-func (g *guest) migrationSettings(ctx context.Context, away bool) error {
+func (g *guest) migrationSettings(ctx context.Context, away bool, course compute.Course) error {
 	capability := func(name string, on bool) object { return object{"capability": name, "state": on} }
 	// A guest that changes its memory faster than it can be sent is slowed down, and it is not let go of before we say so.
 	err := g.ask(ctx, "migrate-set-capabilities", object{"capabilities": []object{
@@ -107,7 +107,11 @@ func (g *guest) migrationSettings(ctx context.Context, away bool) error {
 	if err != nil {
 		return err
 	}
-	return g.ask(ctx, "migrate-set-parameters", object{"max-bandwidth": 1 << 40, "downtime-limit": downtimeMs}, nil)
+	downtime := downtimeMs
+	if course == compute.OneRound {
+		downtime = 0 // the processors are stopped when all has been sent once, and no other round is begun before
+	}
+	return g.ask(ctx, "migrate-set-parameters", object{"max-bandwidth": 1 << 40, "downtime-limit": downtime}, nil)
 }
 
 // downtimeMs is how long sending the rest of the memory may take when the guest is stopped for it, as far as QEMU

@@ -217,7 +217,7 @@ func TestAgentsDieOnTheWay(t *testing.T) {
 	for n, h := range []*host{a, b} {
 		k.Dirs[n], k.Cgroups[n], k.Images[n] = filepath.Join(h.dir, "qemu"), h.cgroup, h.image.Path
 	}
-	k.Guest.GraceSeconds = 0
+	k.Guest.GraceSeconds, k.Guest.MemoryMiB = 0, 256 // so that sending it takes a moment, for which it goes on
 	path := filepath.Join(a.dir, "journey.json")
 	if err := k.save(path); err != nil {
 		t.Fatal(err)
