@@ -297,7 +297,7 @@ func TestAgentsDieAtEveryStep(t *testing.T) {
 	if left := h.leftovers(t); len(left) > 0 {
 		t.Errorf("left over: %q", left)
 	}
-	for _, step := range steps(t, func(file string) bool { return !moveSources(file) }) {
+	for _, step := range steps(t, func(file string) bool { return !moveSources(file) && !sharedSources(file) }) {
 		if !k.Died[step] && !slices.Contains(unreached, step) {
 			t.Errorf("no agent died at %q", step)
 		}
@@ -307,6 +307,11 @@ func TestAgentsDieAtEveryStep(t *testing.T) {
 // moveSources are the files whose steps only a guest goes through that goes to another host.
 func moveSources(file string) bool {
 	return slices.Contains([]string{"arrive.go", "depart.go", "emulated.go", "ferry.go", "luggage.go", "mirror.go", "peers.go"}, file)
+}
+
+// sharedSources are those of guests whose disks are on shared storage: see TestAgentsDieWhileTheyClaim.
+func sharedSources(file string) bool {
+	return slices.Contains([]string{"claim.go", "kept.go", "storage.go"}, file)
 }
 
 // steps are all that the source names in some files.
@@ -328,8 +333,8 @@ func steps(t *testing.T, in func(file string) bool) []string {
 			names = append(names, string(m[1]))
 		}
 	}
-	if len(names) < 10 {
-		t.Fatalf("only %d steps found: this looks in the wrong place", len(names))
+	if len(names) == 0 {
+		t.Fatal("no steps found: this looks in the wrong place")
 	}
 	return names
 }

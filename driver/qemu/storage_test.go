@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -363,5 +364,54 @@ func TestDisksOfALaterLife(t *testing.T) {
 	want.Disks[0].Image.ID = is
 	if got := b.claims(want); got != "mine" {
 		t.Errorf("its own disk is %s", got)
+	}
+}
+
+// An agent may die at each step of taking disks up and of erasing them: the next one goes on.
+func TestAgentsDieWhileTheyClaim(t *testing.T) {
+	dir, id := t.TempDir(), resource.NewID(time.Now(), nil)
+	g := claimant(t, dir, id)
+	died := map[string]bool{}
+	dies := func(f func()) {
+		t.Helper()
+		defer func() { recover() }()
+		g.driver.step = func(name string) {
+			if !died[name] {
+				died[name] = true
+				panic(name)
+			}
+		}
+		f()
+		t.Fatal("it did not die")
+	}
+	dies(func() { g.claims(placed(id, 0, 1, false)) })
+	disk := filepath.Join(dir, guestOn(id), "disk-root.qcow2")
+	if err := os.WriteFile(disk, []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, remembers := range []bool{true, false} { // it died after its own record was written, or before
+		if !remembers {
+			g.rec.Claim = decision{}
+		}
+		if got := g.claims(placed(id, 0, 1, false)); got != "mine" {
+			t.Errorf("the next agent says that the disks are %s", got)
+		}
+		if _, err := os.Stat(disk); err != nil {
+			t.Error(err)
+		}
+	}
+	left := compute.Erasure{GuestID: id, Storage: g.driver.storage.id, Epoch: 1}
+	g.driver.guests = map[resource.ID]*guest{}
+	dies(func() { g.driver.Erase(t.Context(), left) })
+	if err := g.driver.Erase(t.Context(), left); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Dir(disk)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("something is left: %v", err)
+	}
+	for _, step := range steps(t, sharedSources) {
+		if !died[step] && !slices.Contains([]string{"departure recorded", "arrival recorded"}, step) { // the contract has those
+			t.Errorf("no agent died at %q", step)
+		}
 	}
 }
