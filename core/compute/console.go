@@ -87,7 +87,7 @@ func (s *Service) Reconcilers() []reconcile.Task {
 			return nil
 		},
 		Step: s.expireConsoleToken,
-	}, s.endTask(), s.rescueTask(), s.crashTask(), s.drainTask(), s.shelfTask()}
+	}, s.endTask(), s.rescueTask(), s.crashTask(), s.drainTask(), s.shelfTask(), s.patienceTask()}
 }
 
 func (s *Service) expireConsoleToken(ctx context.Context, id resource.ID) (reconcile.Next, error) {

@@ -118,7 +118,8 @@ type Failure struct {
 	At      time.Time
 	Code    int // in the sense of HTTP's: 4xx for what the owner, 5xx for what the cloud must mend
 	Message string
-	Details string `json:",omitempty"` // for operators
+	Details string `json:",omitempty"`                // for operators
+	Lost    bool   `json:",omitempty" since:"2,soft"` // only its host is: it ends if that comes back and does what was asked for
 }
 
 // Seen is what a host reports of a guest.
