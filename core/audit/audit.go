@@ -140,7 +140,7 @@ func (a *auditor) move(s *compute.Server) {
 // shelf: a snapshot is taken by what is under way, into an image that is there; what is shelved is off, its bytes are there, and it is on no
 // host once its own is rid of it, unless it is on its way back.
 func (a *auditor) shelf(s *compute.Server) {
-	if taken := s.Task == compute.Imaging || s.Task == compute.Shelving; taken != (s.Snapshot != nil) {
+	if taken := s.Task == compute.Imaging || s.Task == compute.BackingUp || s.Task == compute.Shelving; taken != (s.Snapshot != nil) {
 		a.find("server", s.ID, "a snapshot of it is under way and nobody takes it, or is taken and nobody wants it")
 	}
 	b := s.Shelf

@@ -77,8 +77,9 @@ var moves = map[Task]move{
 	Evacuating: {within: createWithin, boots: true, final: "The server has left its lost host already.",
 		done: func(want *Server, seen *Seen) bool { return seen.Power == want.Power }},
 	// What copies the disk ends when the copy is in its image: see Snapshot.
-	Imaging:  {from: []Stage{Running, Stopped, Frozen, Asleep}, within: slowly},
-	Shelving: {from: []Stage{Running, Stopped, Frozen, Asleep}, within: slowly},
+	Imaging:   {from: []Stage{Running, Stopped, Frozen, Asleep}, within: slowly},
+	BackingUp: {from: []Stage{Running, Stopped, Frozen, Asleep}, within: slowly},
+	Shelving:  {from: []Stage{Running, Stopped, Frozen, Asleep}, within: slowly},
 	Unshelving: {from: []Stage{Shelved, Offloaded}, within: createWithin, boots: true,
 		done: func(want *Server, seen *Seen) bool { return seen.Power == want.Power }},
 	Deleting: {within: quickly}, // it ends with the server

@@ -152,6 +152,7 @@ const (
 	LiveMigrating Task = "live-migration"
 	Evacuating    Task = "evacuate"
 	Imaging       Task = "create-image"
+	BackingUp     Task = "create-backup"
 	Shelving      Task = "shelve"
 	Unshelving    Task = "unshelve"
 	Deleting      Task = "delete"
@@ -161,7 +162,7 @@ const (
 func Tasks() []Task {
 	return []Task{"", Creating, Starting, Stopping, SoftRebooting, HardRebooting, Pausing, Unpausing, Suspending,
 		Resuming, Rebuilding, Reshaping, Reverting, Migrating, LiveMigrating, Evacuating,
-		Imaging, Shelving, Unshelving, Deleting}
+		Imaging, BackingUp, Shelving, Unshelving, Deleting}
 }
 
 // A Stage is how a server stands, whatever is under way with it.
