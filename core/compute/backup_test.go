@@ -1,6 +1,7 @@
 package compute_test
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 	"testing"
@@ -124,6 +125,22 @@ func TestRotationTakesOnlyBackups(t *testing.T) {
 		t.Errorf("what was given away went: %v", err)
 	}
 	sound(t, c)
+}
+
+// A guest may end in the moment in which its copy is whole: then the copy is good, and the wish follows the guest.
+func TestGuestThatEndsAsItsCopyIsWhole(t *testing.T) {
+	c, id := running(t, 1)
+	c.Hosts[0].Copies = &compute.Copying{Percent: 50}
+	made := backUp(c, id, "one", "daily", 1)
+	c.Settle()
+	disk := make([]byte, 512)
+	c.Must(c.Images.Fill(c.Admin, made, bytes.NewReader(disk), int64(len(disk))))
+	off := compute.Seen{Observation: compute.Observation{Power: compute.Off}, Wish: c.Server(id).Wish}
+	off.Copy = compute.Copying{Number: c.Server(id).Snapshot.Number, Done: true}
+	c.Report(c.Hosts[0], id, off)
+	if srv, op := c.Server(id), lastOperation(c, id); srv.Power != compute.Off || srv.Standing() != (compute.Standing{Stage: compute.Stopped}) || op.Outcome != operation.Succeeded {
+		t.Fatalf("it is %v and to be %s after %+v", srv.Standing(), srv.Power, op)
+	}
 }
 
 func TestBackupsThatAreRefused(t *testing.T) {

@@ -138,6 +138,11 @@ func (s *Service) copied(tx *state.Tx, srv *Server, seen Seen, c Copying) error 
 	if err != nil || !news {
 		return err
 	}
+	if srv.Task == "" { // the same report may say that the guest has ended meanwhile, and nothing says it again
+		if err := srv.advance(tx); err != nil {
+			return err
+		}
+	}
 	return servers.Put(tx, srv)
 }
 
