@@ -78,7 +78,7 @@ func (w *world) checkSafety() error {
 			return fmt.Errorf("%d servers have a seat on %s, where there are none", taken, h.Name)
 		}
 	}
-	return errors.Join(w.client.broken, w.checkNoneTwice(), w.checkDisks(tx))
+	return errors.Join(w.client.broken, w.checkNoneTwice(), w.checkDisks(tx), w.checkBackups(tx))
 }
 
 // checkNoneTwice is that no guest runs on two machines. It is cheap enough for every step.

@@ -71,6 +71,9 @@ func imageTask(s *image.Service) reconcile.Task {
 // shelf has an owner shelve a server, bring it back or make an image of it, or an operator say how long those that are shelved stay.
 func (c *client) shelf(p *project, id resource.ID) (string, error) {
 	w, admin, s := c.w, identity.Internal(c.w.ctx), c.w.control.compute
+	if w.chance(300) {
+		return c.backUp(p)
+	}
 	n := w.rng.IntN(12)
 	if shelved := w.shelvedOf(p); len(shelved) > 0 && w.chance(800) {
 		id, n = shelved[w.rng.IntN(len(shelved))], 4+w.rng.IntN(7)
