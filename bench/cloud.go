@@ -56,7 +56,8 @@ func (b *bench) launch(dir string, options ...string) (*cloud, error) {
 	b.cloud = c
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		return nil, fmt.Errorf("unkai did not become ready: %w (see %s)", err, log.Name())
+		said, _ := os.ReadFile(log.Name()) // only to say more: it goes with the directory
+		return nil, fmt.Errorf("unkai did not become ready: %w: %s", err, said[max(0, len(said)-2048):])
 	}
 	c.ready = time.Since(began)
 	c.url = strings.TrimSpace(strings.TrimPrefix(line, "ready "))

@@ -42,6 +42,11 @@ func (b *bench) scale() error {
 		b.note(fmt.Sprintf("  %d servers, 16 clients", perSize), "", true, "%.0f/s accepted, p50 %s, p99 %s, ACTIVE after %.1f s, %s of processors each",
 			s.perSecond, ms(s.p50), ms(s.p99), s.active.Seconds(), ms(s.spentPerServer))
 	}
+	if len(seen) > 1 {
+		least, most := seen[0], seen[len(seen)-1]
+		times := most.spentPerServer.Seconds() / least.spentPerServer.Seconds()
+		b.note(fmt.Sprintf("cost of a server among %d hosts, to that among %d", most.hosts, least.hosts), "< 2", times < 2, "%.1f", times)
+	}
 	decided, err := b.decisions()
 	if err != nil {
 		return err

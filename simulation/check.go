@@ -79,7 +79,7 @@ func (w *world) checkSafety() error {
 			return fmt.Errorf("%d servers have a seat on %s, where there are none", taken, h.Name)
 		}
 	}
-	return errors.Join(w.client.broken, w.checkNoneTwice(), w.checkDisks(tx), w.checkKept())
+	return errors.Join(w.client.broken, w.checkNoneTwice(), w.checkDisks(tx), w.checkBackups(tx), w.checkKept())
 }
 
 // checkNoneTwice is that no guest runs on two machines, or has its disk open on two. It is cheap enough for every step.

@@ -26,8 +26,9 @@ type client struct {
 	projects []*project
 	image    resource.ID
 	serial   int
-	seated   bool  // the cloud has seats, and hosts may offer some
-	broken   error // a promise that an answer broke
+	seated   bool            // the cloud has seats, and hosts may offer some
+	backed   map[series]bool // backups of which one at least is whole
+	broken   error           // a promise that an answer broke
 }
 
 type project struct {
@@ -40,7 +41,7 @@ type project struct {
 }
 
 func (w *world) newClient() (*client, error) {
-	c := &client{w: w}
+	c := &client{w: w, backed: map[series]bool{}}
 	admin := identity.Internal(w.ctx)
 	if err := compute.Bootstrap(admin, w.control.state); err != nil {
 		return nil, err

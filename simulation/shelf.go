@@ -71,6 +71,9 @@ func imageTask(s *image.Service) reconcile.Task {
 // shelf has an owner shelve a server, bring it back or make an image of it, or an operator say how long those that are shelved stay.
 func (c *client) shelf(p *project, id resource.ID) (string, error) {
 	w, admin, s := c.w, identity.Internal(c.w.ctx), c.w.control.compute
+	if w.chance(300) {
+		return c.backUp(p)
+	}
 	n := w.rng.IntN(12)
 	if left := w.bequeathed(p); len(left) > 0 && w.chance(500) { // back to the storage before what it had there is erased
 		id = left[w.rng.IntN(len(left))]

@@ -306,64 +306,6 @@ func (w *world) commitFault(step string) error {
 	return errors.New("simulated: the disk failed " + step + " the commit")
 }
 
-// settle stops the faults and waits until everything is at rest, in bounded simulated time.
-func (w *world) settle() error {
-	const bound = 30 * time.Minute
-	w.calm = true
-	if err := w.mindControl(); err != nil {
-		return err
-	}
-	for _, n := range w.nodes {
-		n.cutUntil, n.failUntil, n.slowUntil, n.offUntil = time.Time{}, time.Time{}, time.Time{}, time.Time{}
-	}
-	w.heal()
-	if err := w.enableAll(); err != nil {
-		return err
-	}
-	from := w.clock
-	for w.clock.Sub(from) < bound {
-		busy := true
-		for busy {
-			busy = w.work()
-			for _, n := range w.nodes {
-				busy = n.step() || busy
-			}
-		}
-		waits := w.restless()
-		if waits == "" {
-			w.result.Settled = w.clock.Sub(from)
-			return errors.Join(w.checkSafety(), w.checkReality())
-		}
-		w.result.For = waits
-		w.clock = w.nextMoment()
-		w.bark()
-		if err := w.checkNoneTwice(); err != nil {
-			return err
-		}
-	}
-	return fmt.Errorf("not at rest after %v: %s", bound, w.restless())
-}
-
-// nextMoment is when something is next due, a second from now at the latest.
-func (w *world) nextMoment() time.Time {
-	next := w.clock.Add(time.Second)
-	consider := func(at time.Time, ok bool) {
-		if ok && at.After(w.clock) && at.Before(next) {
-			next = at
-		}
-	}
-	consider(w.control.reconciler.Due())
-	for _, a := range w.alarms {
-		consider(a.at, true)
-	}
-	for _, n := range w.nodes {
-		if n.answers() {
-			consider(n.agent.Due())
-		}
-	}
-	return next
-}
-
 // node is one machine with its agent and its link.
 type node struct {
 	w         *world

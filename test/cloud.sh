@@ -94,6 +94,14 @@ until_ok 20 bash -c '! OS_CLIENT_CONFIG_FILE='"$data"'/clouds.yaml OS_CLOUD=demo
 audit
 ok "shelve and unshelve: the file is there, at the same floating address"
 
+# --- backups of a guest that runs: the newest of a kind stay
+for n in 1 2 3; do
+	os demo server backup create --name daily$n --type daily --rotate 2 --wait vm1 >/dev/null || fail "vm1 is not backed up"
+done
+[ "$(os demo image list --private -f value -c Name -c Status | sort | paste -sd,)" = 'daily2 active,daily3 active' ] || fail "the backups are $(os demo image list --private -f value)"
+os demo image delete daily2 daily3
+ok "three backups, two of which are kept"
+
 # --- kill -9 in the middle of create, delete, reboot and image upload: each is accepted, and the very next
 # thing is the end of the process.
 network=$(os demo network show net1 -f value -c id)

@@ -1,10 +1,10 @@
 #!/bin/bash
 # OpenStack's own integration suite, Debian's tempest, unmodified.
-#   test/tempest.sh smoke|all [--update] [--follower] [identity|image|compute|network …]
+#   test/tempest.sh smoke|all [--update] [--follower] [--only REGEX] [identity|image|compute|network …]
 #   test/tempest.sh lab [--update] [REGEX]
 # smoke and all: against a cloud of simulated hosts, all four services unless some are named. smoke: the tests that tempest tags so;
 # none may fail. all: everything tempest has for them; the failing ones must be those of test/tempest/failing.txt, and --update takes
-# out what no longer fails. --follower: there are three controllers, and every request goes to one that does not lead. It needs root,
+# out what no longer fails. --only: of these, those whose names match. --follower: there are three controllers, and every request goes to one that does not lead. It needs root,
 # for network namespaces.
 # lab: against three controllers and two hosts with real guests (test/lab.sh), which it speaks to by ssh: moving them, resizing them,
 # and the scenarios that need neither volumes nor objects. The failing ones must be those of test/tempest/failing-lab.txt.
@@ -15,11 +15,12 @@ which=${1:-}
 
 usage() { sed -n '3,4s/^# *//p' "$0" >&2; exit 2; }
 shift || usage
-update= follower=
+update= follower= only=
 while :; do
 	case ${1:-} in
 	--update) update=--update ;;
 	--follower) follower=yes ;;
+	--only) only=${2:?}; shift ;;
 	*) break ;;
 	esac
 	shift
@@ -33,6 +34,7 @@ smoke | all)
 	done
 	tests="^tempest\.api\.($(IFS='|'; echo "$*"))\."
 	if [ "$which" = smoke ]; then tests+='.*\[.*\bsmoke\b'; known=(); else known=("$root/test/tempest/failing.txt" $update); fi
+	[ -z "$only" ] || tests="(?=$tests)(?=.*(?:$only))"
 	workers=${WORKERS:-8}
 	;;
 lab)

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coder/websocket"
@@ -28,17 +29,27 @@ type Options struct {
 	NoVNC   string           // where noVNC's files are; Debian's place for them when ""
 }
 
-// longest is how long one connection may last, whatever is typed.
-const longest = 12 * time.Hour
+const (
+	// longest is how long one connection may last, whatever is typed.
+	longest = 12 * time.Hour
+	// lookEvery is how often is looked whether a console may still be open. To look costs nothing; a host that was taken out of the
+	// cloud, or cannot be heard, ends no connection by itself.
+	lookEvery = time.Second
+)
 
-type server struct{ Options }
+type server struct {
+	Options
+	every time.Duration // lookEvery
+}
 
 // New answers below /console, which the caller has stripped.
-func New(o Options) http.Handler {
+func New(o Options) http.Handler { return serve(o, lookEvery) }
+
+func serve(o Options, every time.Duration) http.Handler {
 	if o.NoVNC == "" {
 		o.NoVNC = "/usr/share/novnc"
 	}
-	s := &server{o}
+	s := &server{o, every}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /websockify", s.connect)
 	s.pages(mux)
@@ -75,8 +86,27 @@ func (s *server) connect(w http.ResponseWriter, r *http.Request) {
 	socket.SetReadLimit(1 << 20)
 	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
+	var looking sync.WaitGroup
+	looking.Go(func() { s.cut(ctx, opened, guest) })
 	join(websocket.NetConn(ctx, socket, websocket.MessageBinary), guest)
+	cancel()
+	looking.Wait()
 	socket.Close(websocket.StatusNormalClosure, "the console has closed")
+}
+
+// cut ends the guest's side of a console that may not be open any more, until ctx ends.
+func (s *server) cut(ctx context.Context, opened compute.Console, guest net.Conn) {
+	look := time.NewTicker(s.every)
+	defer look.Stop()
+	for s.Compute.StaysOpen(opened) {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+	slog.InfoContext(ctx, "a console is cut off", "server", opened.ServerID, "host", opened.HostID)
+	guest.Close()
 }
 
 // join copies both ways until one side ends.

@@ -70,7 +70,9 @@ type hostHealth struct {
 	Up, Disabled       bool
 	Maintenance, Dead  bool      `json:",omitempty"`
 	Lost               time.Time `json:",omitzero"`
-	Ahead              host.Mark `json:",omitzero"` // of a newer state, which it insists on
+	Mute               time.Time `json:",omitzero"`  // its machine answers nothing, and it is not lost yet
+	Routers            int64     `json:",omitempty"` // that go out through it
+	Ahead              host.Mark `json:",omitzero"`  // of a newer state, which it insists on
 	Isolating          bool
 	Servers            int64
 	UsedVCPUs, VCPUs   int64
@@ -324,12 +326,16 @@ func (h *health) print(w io.Writer) error {
 	if h.Agent != nil {
 		return h.Agent.print(w, h.Version)
 	}
-	up, down := 0, 0
+	up, down, mute := 0, 0, 0
 	for _, m := range h.Hosts {
-		if m.Up {
-			up++
-		} else {
+		switch {
+		case !m.Up:
 			down++
+		case !m.Mute.IsZero():
+			mute++
+			fallthrough
+		default:
+			up++
 		}
 	}
 	fmt.Fprintf(w, "unkai %s  %s  up %v  revision %d\n", h.Version, h.At.URL, time.Duration(h.Seconds*float64(time.Second)).Round(time.Second), h.Revision)
@@ -372,7 +378,11 @@ func (h *health) print(w io.Writer) error {
 	if h.At.HostsURL != "" {
 		fmt.Fprintf(w, "agents join at %s\n", h.At.HostsURL)
 	}
-	fmt.Fprintf(w, "hosts   %d up, %d lost\nservers", up, down)
+	fmt.Fprintf(w, "hosts   %d up", up)
+	if mute > 0 {
+		fmt.Fprintf(w, " (%d mute)", mute)
+	}
+	fmt.Fprintf(w, ", %d lost\nservers", down)
 	total := 0
 	for stage, n := range h.Servers {
 		fmt.Fprintf(w, " %d %s", n, stage)
@@ -432,6 +442,12 @@ func (m *hostHealth) how() string {
 	how := "up"
 	if !m.Up {
 		how = "lost since " + m.Lost.Format(time.RFC3339)
+	}
+	if !m.Mute.IsZero() {
+		how += ", mute since " + m.Mute.Format(time.RFC3339) + ": its machine answers nothing, so routers go out through others"
+		if m.Routers > 0 {
+			how += fmt.Sprintf(" (%d cannot)", m.Routers)
+		}
 	}
 	if m.Dead {
 		how += ", known to be dead"

@@ -36,6 +36,7 @@ func (c *cloud) startSimulated(ctx context.Context, count int, start func(string
 	for n := range count {
 		id := simulatedID(n)
 		m := sim.New(simulatedHost)
+		m.CopyMiBps = 512 // as a plain SSD is read
 		joined.Join(m)
 		c.near.add(id, m.Guests())
 		taps := new(agent.Taps)

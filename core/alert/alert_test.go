@@ -127,6 +127,29 @@ func TestAHostThatIsLostIsToldOnceAndSoIsItsReturn(t *testing.T) {
 	r.want(time.Minute, "ops: raised host-lost node-1")
 }
 
+// A host falls mute for a moment before it is lost, which is told itself; one that stays mute and is heard is told.
+func TestAHostThatStaysMuteIsTold(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("ops"))
+	id := r.newHost("node-1")
+	mute := func(is bool) {
+		t.Helper()
+		if err := r.State.Update(r.ctx, func(tx *state.Tx) error { return host.Mute(tx, id, is) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mute(true)
+	r.want(30 * time.Second)
+	r.want(time.Minute, "ops: raised host-mute node-1")
+	mute(false)
+	r.want(time.Minute, "ops: resolved host-mute node-1")
+	mute(true)
+	if err := host.Lose(r.ctx, r.State, id); err != nil {
+		t.Fatal(err)
+	}
+	r.want(2*time.Minute, "ops: raised host-lost node-1")
+}
+
 func TestATargetThatFailsIsToldLater(t *testing.T) {
 	r := newRig(t)
 	r.add(hook("ops"))

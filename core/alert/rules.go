@@ -60,6 +60,9 @@ const (
 	changingMany, changingFine = 6, 3 // times that another led, in that time
 )
 
+// mutedFor is how long a host that is mute is in any case none for an operator: it counts as lost before, or is heard again.
+const mutedFor = time.Minute
+
 // A looker is one round of all rules. It is pure.
 type looker struct {
 	tx    *state.Tx
@@ -94,6 +97,10 @@ func (l *looker) hosts() {
 	for h := range host.Table().Peek(l.tx, "name", state.Range{}) {
 		if !h.Up() && !h.Maintenance {
 			l.find(Critical, "host-lost", h.Name, "The host %s cannot be heard since %s. Its guests may run on.", h.Name, h.Lost.UTC().Format(time.RFC3339))
+		}
+		if h.Up() && !h.Mute.IsZero() && !h.Maintenance && l.facts.Now.Sub(h.Mute) >= mutedFor {
+			l.find(Warning, "host-mute", h.Name, "The machine of host %s answers nothing since %s, though its agent can be heard: no router goes out through it. Something is wrong with its network.",
+				h.Name, h.Mute.UTC().Format(time.RFC3339))
 		}
 		if h.Ahead != (host.Mark{}) {
 			l.find(Critical, "host-refuses", h.Name, "The host %s was told of a newer state, at %v, and refuses this one. After a restore, run unkai controller restored.", h.Name, h.Ahead)

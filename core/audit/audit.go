@@ -96,6 +96,8 @@ func (a *auditor) servers() {
 			a.find("server", s.ID, "%s is under way, but no operation of it runs", s.Task)
 		case s.Task == "" && runs:
 			a.find("server", s.ID, "nothing is under way, but its operation %s runs", o.Verb)
+		case runs:
+			a.waits(s, o)
 		}
 		if s.Doomed() != (s.Task == compute.Deleting) {
 			a.find("server", s.ID, "is to be deleted and nobody does it, or is being deleted and nobody wants it")
@@ -147,7 +149,7 @@ func (a *auditor) move(s *compute.Server) {
 // shelf: a snapshot is taken by what is under way, into an image that is there; what is shelved is off, its bytes are there, and it is on no
 // host once its own is rid of it, unless it is on its way back.
 func (a *auditor) shelf(s *compute.Server) {
-	if taken := s.Task == compute.Imaging || s.Task == compute.Shelving; taken != (s.Snapshot != nil) {
+	if taken := s.Task == compute.Imaging || s.Task == compute.BackingUp || s.Task == compute.Shelving; taken != (s.Snapshot != nil) {
 		a.find("server", s.ID, "a snapshot of it is under way and nobody takes it, or is taken and nobody wants it")
 	}
 	b := s.Shelf
@@ -185,7 +187,28 @@ func (a *auditor) kept(s *compute.Server) {
 	}
 }
 
-// landWithin is how long servers may be said to wait for another host after theirs is there again.
+// waits: nothing waits for a host that cannot be heard.
+func (a *auditor) waits(s *compute.Server, o *operation.Operation) {
+	on := []resource.ID{s.HostID}
+	if s.Move != nil {
+		on = append(on, s.Move.To)
+	}
+	for _, id := range on {
+		h, ok := host.Table().PeekOne(a.tx, id)
+		if !ok || h.Up() {
+			continue
+		}
+		since := h.Lost
+		if o.CreatedAt.After(since) {
+			since = o.CreatedAt
+		}
+		if waits := a.tx.Now().Sub(since); waits > landWithin {
+			a.find("server", s.ID, "waits since %v for host %s, which cannot be heard, to do this: %s", waits, h.Name, o.Verb)
+		}
+	}
+}
+
+// landWithin is how long servers may be said to wait for another host after theirs is there again, or for their own while it is not.
 const landWithin = 5 * time.Minute
 
 // migrations: they go with their servers.
@@ -227,6 +250,11 @@ func (a *auditor) images() {
 	for i := range image.Table().Peek(a.tx, "", state.Range{}) {
 		if underWay(i) && operation.Active(a.tx, i.ID) == nil {
 			a.find("image", i.ID, "is %s, but no operation of it runs", i.State)
+		}
+		if i.Backup != nil && !i.Whole() && i.State != image.Deleting {
+			if s, ok := compute.Servers().PeekOne(a.tx, i.Backup.ServerID); !ok || s.Snapshot == nil || s.Snapshot.ImageID != i.ID {
+				a.find("image", i.ID, "is to be a backup of server %s, and nobody makes it", i.Backup.ServerID)
+			}
 		}
 	}
 }

@@ -77,8 +77,9 @@ var moves = map[Task]move{
 	Evacuating: {within: createWithin, boots: true, final: "The server has left its lost host already.",
 		done: func(want *Server, seen *Seen) bool { return seen.Power == want.Power }},
 	// What copies the disk ends when the copy is in its image: see Snapshot.
-	Imaging:  {from: []Stage{Running, Stopped, Frozen, Asleep}, within: slowly},
-	Shelving: {from: []Stage{Running, Stopped, Frozen, Asleep}, within: slowly},
+	Imaging:   {from: []Stage{Running, Stopped, Frozen, Asleep}, within: slowly},
+	BackingUp: {from: []Stage{Running, Stopped, Frozen, Asleep}, within: slowly},
+	Shelving:  {from: []Stage{Running, Stopped, Frozen, Asleep}, within: slowly},
 	Unshelving: {from: []Stage{Shelved, Offloaded}, within: createWithin, boots: true,
 		done: func(want *Server, seen *Seen) bool { return seen.Power == want.Power }},
 	Deleting: {within: quickly}, // it ends with the server
@@ -167,14 +168,6 @@ func (s *Service) start(ctx context.Context, tx *state.Tx, srv *Server, task Tas
 	return waitForHost(tx, srv, op)
 }
 
-// waitForHost says in the operation when the server's host cannot be heard.
-func waitForHost(tx *state.Tx, srv *Server, op *operation.Operation) error {
-	if h, ok := host.Table().PeekOne(tx, srv.HostID); ok && !h.Up() {
-		return operation.Note(tx, op, "the server's host, which cannot be heard since "+h.Lost.Format(time.RFC3339), 0)
-	}
-	return nil
-}
-
 // Delete asks for a server to be taken away, whatever is under way with it.
 func (s *Service) Delete(ctx context.Context, id resource.ID) error { return s.remove(ctx, id, false) }
 
@@ -214,7 +207,7 @@ func (s *Service) doom(ctx context.Context, tx *state.Tx, srv *Server, force boo
 		srv.DeletedAt = tx.Now()
 	}
 	h, ok := host.Table().PeekOne(tx, srv.HostID)
-	if !ok || force && !h.Up() {
+	if !ok || h.Dead() || force && !h.Up() {
 		return s.abandon(tx, srv, "")
 	}
 	if op == nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/reconcile"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
 )
 
 // A ConsoleToken lets whoever holds it reach one console of one server, once and soon. Only
@@ -87,7 +88,7 @@ func (s *Service) Reconcilers() []reconcile.Task {
 			return nil
 		},
 		Step: s.expireConsoleToken,
-	}, s.endTask(), s.rescueTask(), s.crashTask(), s.drainTask(), s.shelfTask()}
+	}, s.endTask(), s.rescueTask(), s.crashTask(), s.drainTask(), s.shelfTask(), s.patienceTask()}
 }
 
 func (s *Service) expireConsoleToken(ctx context.Context, id resource.ID) (reconcile.Next, error) {
@@ -137,6 +138,13 @@ func (s *Service) Redeem(ctx context.Context, token string) (Console, error) {
 		return consoleTokens.Delete(tx, t.ID)
 	})
 	return c, err
+}
+
+// StaysOpen reports whether what a token opened may stay so: its server is wanted, and on that host still, which is one of the cloud's.
+func (s *Service) StaysOpen(c Console) bool {
+	tx := s.State.Latest()
+	srv, ok := servers.PeekOne(tx, c.ServerID)
+	return ok && !srv.Doomed() && srv.HostID == c.HostID && host.Table().Has(tx, c.HostID)
 }
 
 // ConsoleLog is the newest part of what a server wrote to its serial port; max 0 is all that is kept.

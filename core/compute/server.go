@@ -120,7 +120,8 @@ type Failure struct {
 	At      time.Time
 	Code    int // in the sense of HTTP's: 4xx for what the owner, 5xx for what the cloud must mend
 	Message string
-	Details string `json:",omitempty"` // for operators
+	Details string `json:",omitempty"`                // for operators
+	Lost    bool   `json:",omitempty" since:"2,soft"` // only its host is: it ends if that comes back and does what was asked for
 }
 
 // Seen is what a host reports of a guest.
@@ -153,6 +154,7 @@ const (
 	LiveMigrating Task = "live-migration"
 	Evacuating    Task = "evacuate"
 	Imaging       Task = "create-image"
+	BackingUp     Task = "create-backup"
 	Shelving      Task = "shelve"
 	Unshelving    Task = "unshelve"
 	Deleting      Task = "delete"
@@ -162,7 +164,7 @@ const (
 func Tasks() []Task {
 	return []Task{"", Creating, Starting, Stopping, SoftRebooting, HardRebooting, Pausing, Unpausing, Suspending,
 		Resuming, Rebuilding, Reshaping, Reverting, Migrating, LiveMigrating, Evacuating,
-		Imaging, Shelving, Unshelving, Deleting}
+		Imaging, BackingUp, Shelving, Unshelving, Deleting}
 }
 
 // A Stage is how a server stands, whatever is under way with it.

@@ -25,17 +25,24 @@ type Copying struct {
 type ImageWanted struct {
 	Name       string
 	Properties map[string]string // beside those of the server's own image
+	Counted    int               // how many of the properties are held against the quota of a server's metadata; 0: none
+
+	backup *image.Backup
 }
 
 // CreateImage asks for an image of a server's root disk as it is at one moment soon, and answers the image's ID before there is
 // anything in it. A running guest runs on, and notices nothing.
 func (s *Service) CreateImage(ctx context.Context, id resource.ID, w ImageWanted) (resource.ID, error) {
+	return s.createImage(ctx, id, Imaging, w)
+}
+
+func (s *Service) createImage(ctx context.Context, id resource.ID, task Task, w ImageWanted) (resource.ID, error) {
 	return state.Do(ctx, s.State, func(tx *state.Tx) (resource.ID, error) { // a lock forbids nothing that leaves the server as it is
 		srv, err := serverFor(ctx, tx, "server.operate", id)
 		if err != nil {
 			return resource.ID{}, err
 		}
-		if err := s.snapshot(ctx, tx, srv, Imaging, w); err != nil {
+		if err := s.snapshot(ctx, tx, srv, task, w); err != nil {
 			return resource.ID{}, err
 		}
 		return srv.Snapshot.ImageID, servers.Put(tx, srv)
@@ -44,8 +51,11 @@ func (s *Service) CreateImage(ctx context.Context, id resource.ID, w ImageWanted
 
 // snapshot begins to copy the server's root disk into a new image, which is its project's.
 func (s *Service) snapshot(ctx context.Context, tx *state.Tx, srv *Server, task Task, w ImageWanted) error {
-	if !slices.Contains(moves[task].from, srv.Stage()) || srv.Task != "" || srv.HostID.IsZero() {
-		return wrongState(srv, string(task))
+	if err := srv.mayBeCopied(task); err != nil {
+		return err
+	}
+	if err := w.roomFor(tx, srv); err != nil {
+		return err
 	}
 	h, ok := host.Table().PeekOne(tx, srv.HostID)
 	switch {
@@ -54,7 +64,7 @@ func (s *Service) snapshot(ctx context.Context, tx *state.Tx, srv *Server, task 
 	case h.Capacity.Snapshots == "" || s.config.Images == nil:
 		return fault.Errorf(fault.Unsupported, "The server's host cannot make an image of it.").WithCode("not-implemented")
 	}
-	request := image.Request{ProjectID: srv.ProjectID, Name: w.Name, Spec: image.Spec{
+	request := image.Request{ProjectID: srv.ProjectID, Name: w.Name, Backup: w.backup, Spec: image.Spec{
 		Format: h.Capacity.Snapshots, Container: "bare", Visibility: image.Private, MinDiskGiB: srv.Shape.RootGiB,
 		Boot: srv.Boot.again(), Properties: map[string]string{},
 	}}
@@ -74,6 +84,21 @@ func (s *Service) snapshot(ctx context.Context, tx *state.Tx, srv *Server, task 
 		return err
 	}
 	return operation.Stepped(tx, op, "copy", srv.HostID)
+}
+
+// mayBeCopied refuses to copy the server's disk as it stands.
+func (s *Server) mayBeCopied(task Task) error {
+	if !slices.Contains(moves[task].from, s.Stage()) || s.Task != "" || s.HostID.IsZero() {
+		return wrongState(s, string(task))
+	}
+	return nil
+}
+
+func (w *ImageWanted) roomFor(tx *state.Tx, srv *Server) error {
+	if w.Counted == 0 {
+		return nil
+	}
+	return roomFor(tx, srv.ProjectID, srv.UserID, QuotaMetadata, 0, w.Counted)
 }
 
 // again is how an image says what a server's own image has said of its machine.
@@ -105,13 +130,18 @@ func (s *Service) copied(tx *state.Tx, srv *Server, seen Seen, c Copying) error 
 		news, err = true, s.keepCopy(tx, srv)
 	case seen.stuck():
 		news, err = true, srv.giveUp(tx, seen.Trouble)
-	case srv.Task == Imaging && seen.ended(srv):
+	case srv.Task != Shelving && seen.ended(srv):
 		news, err = true, srv.giveUp(tx, "The guest ended by itself.")
 	case mine:
 		err = srv.noteCopy(tx, c.Percent)
 	}
 	if err != nil || !news {
 		return err
+	}
+	if srv.Task == "" { // the same report may say that the guest has ended meanwhile, and nothing says it again
+		if err := srv.advance(tx); err != nil {
+			return err
+		}
 	}
 	return servers.Put(tx, srv)
 }
@@ -134,12 +164,17 @@ func (s *Server) noteCopy(tx *state.Tx, percent int) error {
 func (s *Service) keepCopy(tx *state.Tx, srv *Server) error {
 	img, ok := image.Table().PeekOne(tx, srv.Snapshot.ImageID)
 	switch {
-	case !ok || img.State != image.Active && img.State != image.Deactivated:
+	case !ok || !img.Whole():
 		return srv.giveUp(tx, "The image was taken away before it was complete.")
 	case !img.Usable:
 		return srv.giveUp(tx, "What is in the image is no copy of the server's disk.")
 	case srv.Task != Shelving:
 		srv.Snapshot = nil
+		if b := img.Backup; b != nil {
+			if err := image.Rotate(tx, srv.ProjectID, *b); err != nil {
+				return err
+			}
+		}
 		return settle(tx, srv, operation.Succeeded, "")
 	case srv.Seen.Power != Off && srv.Seen.Power != Crashed:
 		return nil // it says more

@@ -243,6 +243,9 @@ func (s *Server) advance(tx *state.Tx) error {
 	if s.LaunchedAt.IsZero() && s.Seen.Power == s.Power && !s.Doomed() {
 		s.LaunchedAt, s.Failure = tx.Now(), nil // late perhaps, but there it is
 	}
+	if s.recovered() && !s.Doomed() {
+		s.Failure = nil
+	}
 	if s.Doomed() || s.Seen.Wish < s.Wish {
 		return nil // what was last asked for has not been looked at yet
 	}
@@ -322,15 +325,15 @@ func (s *Service) expire(tx *state.Tx, o *operation.Operation) error {
 	if !ok || srv.OperationID != o.ID {
 		return nil
 	}
+	if h, ok := host.Table().PeekOne(tx, srv.HostID); ok && !h.Up() {
+		return s.despair(tx, srv, h)
+	}
 	if srv.Task == Deleting {
 		return s.abandon(tx, srv, "Its host did not confirm in time; it takes the guest away as soon as it can.")
 	}
 	why := "The host did not do it in the time it is given."
 	if srv.Move != nil {
 		why = "Its hosts did not move it in the time they are given."
-	}
-	if h, ok := host.Find(tx, srv.HostID); ok && !h.Up() {
-		why = "The host could not be heard."
 	}
 	if err := srv.giveUp(tx, why); err != nil {
 		return err

@@ -18,6 +18,9 @@ type Image struct {
 	resource.Meta
 	Spec
 
+	// Set in one that another domain made as one of a server's backups.
+	Backup *Backup `json:",omitempty" since:"2,soft"`
+
 	Stray   bool     // an admin gave it to an owner that was no project of this cloud
 	Members []Member // the projects that a Shared image is offered to
 
@@ -125,6 +128,12 @@ var images = state.NewTable[Image]("image",
 	state.Index("visibility", func(i *Image) state.Key { return i.listed(i.Visibility, i.CreatedAt) }),
 	state.Index("name", func(i *Image) state.Key { return i.listed(i.Name, i.CreatedAt) }),
 	state.Index("tail", func(i *Image) state.Key { return state.KeyOf(i.ID.Tail()) }),
+	state.Index("backup", func(i *Image) state.Key {
+		if i.Backup == nil {
+			return ""
+		}
+		return i.listed(i.Backup.ServerID, i.Backup.Type, i.CreatedAt)
+	}),
 	state.MultiIndex("member", func(i *Image) []state.Key {
 		if i.Visibility != Shared {
 			return nil

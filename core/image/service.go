@@ -69,6 +69,7 @@ type Request struct {
 	ProjectID resource.ID // the owner; the actor's own when zero
 	Name      string
 	Spec
+	Backup *Backup // nil: it is none
 }
 
 // Create makes an image that has no bytes yet.
@@ -97,7 +98,7 @@ func (s *Service) Add(ctx context.Context, tx *state.Tx, r Request) (*Image, err
 
 func (s *Service) add(ctx context.Context, tx *state.Tx, r Request) (*Image, error) {
 	actor := identity.ActorOf(ctx)
-	i := &Image{Meta: resource.Meta{ID: r.ID, ProjectID: r.ProjectID, Name: r.Name}, Spec: r.Spec, State: Queued}
+	i := &Image{Meta: resource.Meta{ID: r.ID, ProjectID: r.ProjectID, Name: r.Name}, Spec: r.Spec, State: Queued, Backup: r.Backup}
 	if i.ProjectID.IsZero() {
 		i.ProjectID = actor.ProjectID
 	}

@@ -85,7 +85,7 @@ func touchedSegments(tx *state.Tx, e state.Event) []host.Ref {
 	switch e.Kind {
 	case ports.Kind():
 		was, now := sides[Port](e)
-		if was != nil && now != nil && was.NextHostID != now.NextHostID { // it is expected somewhere, or not any more
+		if was == nil || now == nil || was.NextHostID != now.NextHostID { // it is expected somewhere, or not any more
 			for _, p := range both[Port](e) {
 				touchedAt(tx, &r, p, p.NextHostID)
 			}

@@ -315,3 +315,53 @@ func TestANetworksPacketsFitItsTunnels(t *testing.T) {
 	}
 	a.refuses(fault.Invalid, "mtu", name(1440))
 }
+
+// TestAnExpectedPortThatIsGone: the host that a port was on its way to is told that its network is none of its any more.
+func TestAnExpectedPortThatIsGone(t *testing.T) {
+	b := open(t)
+	n := b.network(b.ours, b.our)
+	b.subnet(b.ours, n, "10.0.0.0/24")
+	here, there, server := resource.NewID(time.Now(), nil), resource.NewID(time.Now(), nil), resource.NewID(time.Now(), nil)
+	ctx := identity.Internal(t.Context())
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	hub := host.NewHub(b.st, b.Sources()...)
+	for _, id := range []resource.ID{here, there} {
+		check(host.Arrive(ctx, b.st, id, host.Hello{Name: id.String()}))
+	}
+	session := hub.Connect(there)
+	told := func() (n int) {
+		t.Helper()
+		check(hub.Pump())
+		if d := must[*host.Delivery](b)(session.Poll()); d != nil {
+			for _, item := range d.Items {
+				if item.Kind == "segment" && item.Body == nil {
+					n--
+				} else if item.Kind == "segment" {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	write := func(f func(*state.Tx) error) { t.Helper(); check(b.st.Update(ctx, f)) }
+	told()
+	hub.Now = func() time.Time { return time.Now().Add(time.Minute) } // no pace holds anything up
+	write(func(tx *state.Tx) error {
+		_, err := network.AddPort(ctx, tx, network.PortWanted{ProjectID: b.our, NetworkID: n.ID, DeviceID: server, Owner: network.OwnerServer, Label: "z", HostID: here})
+		return err
+	})
+	write(func(tx *state.Tx) error { return network.ExpectPorts(tx, server, there) })
+	if got := told(); got != 1 {
+		t.Errorf("of the expected port's network the host is told %d", got)
+	}
+	hub.Now = func() time.Time { return time.Now().Add(time.Hour) }
+	write(func(tx *state.Tx) error { return network.ReleasePorts(ctx, tx, server) })
+	if got := told(); got != -1 {
+		t.Errorf("that it is gone the host is told %d", got)
+	}
+}

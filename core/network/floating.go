@@ -264,7 +264,7 @@ func removeFloating(ctx context.Context, tx *state.Tx, f *FloatingAddress) error
 			return err
 		}
 	}
-	if err := ports.Delete(tx, f.PortID); err != nil {
+	if err := dropPort(ctx, tx, f.PortID); err != nil { // another address, or a forward, may lead to it
 		return err
 	}
 	return floatings.Delete(tx, f.ID)

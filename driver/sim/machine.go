@@ -27,6 +27,8 @@ type Machine struct {
 	// Takes says how long a change takes ("start", "stop", "pause", "suspend", "resume",
 	// "plug", "move", "copy"); nothing when nil.
 	Takes func(change string) time.Duration
+	// CopyMiBps is how fast a disk is copied, all of it, for its copy is raw: that comes to what Takes says of a "copy". 0: at once.
+	CopyMiBps int
 	// Fault is asked before each call of a driver; its error is the call's. nil: all goes well.
 	Fault func(call string, id resource.ID) error
 	// Net is how guests get to other machines, and from there; nil: they do not.

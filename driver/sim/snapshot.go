@@ -60,6 +60,9 @@ func (d *Guests) Snapshot(ctx context.Context, want compute.Guest) (compute.Obse
 			return seen, compute.Copy{}, nil
 		}
 		took := m.takes("copy")
+		if m.CopyMiBps > 0 && len(want.Disks) > 0 {
+			took += time.Duration(want.Disks[0].SizeMiB) * time.Second / time.Duration(m.CopyMiBps)
+		}
 		g.copy = &copying{number: want.Snapshot.Number, took: took, until: m.now().Add(took)}
 	}
 	if left := g.copy.until.Sub(m.now()); left > 0 {

@@ -239,7 +239,7 @@ func message(f *fault.Error) string {
 var verbs = map[string]string{
 	"create": "create", "reboot-hard": "reboot", "attach-interface": "attach_interface", "detach-interface": "detach_interface",
 	"resize-revert": "revertResize", "reset": "reset_state", "live-migration": "os-migrateLive",
-	"create-image": "createImage", "shelve-offload": "shelveOffload",
+	"create-image": "createImage", "create-backup": "createBackup", "shelve-offload": "shelveOffload",
 }
 
 // showVersions answers what clients discover the service by. v2.0 is v2.1 without microversions, which lets

@@ -37,7 +37,7 @@ func consoleAddress(base, kind, token string) string {
 // actionWords are Nova's names for operations in its action log; others are named alike.
 var actionWords = map[string]string{
 	"reboot-hard": "reboot", "resize-revert": "revertResize", "resize-confirm": "confirmResize",
-	"create-image": "createImage", "shelve-offload": "shelveOffload",
+	"create-image": "createImage", "create-backup": "createBackup", "shelve-offload": "shelveOffload",
 	"attach-interface": "attach_interface", "detach-interface": "detach_interface",
 }
 

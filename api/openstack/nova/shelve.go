@@ -1,49 +1,14 @@
 package nova
 
 import (
-	"fmt"
 	"net/http"
 
-	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
-	"github.com/unkai-cloud/unkai/core/identity"
 )
 
-// snapshotProperties are what Nova says in an image that it makes of a server.
-func (s *server) snapshotProperties(r *http.Request, id resource.ID) (map[string]string, error) {
-	_, srv, err := s.compute.Get(r.Context(), id)
-	if err != nil {
-		return nil, err
-	}
-	properties := map[string]string{"image_type": "snapshot", "instance_uuid": id.String(), "user_id": identity.ActorOf(r.Context()).UserID.Hex()}
-	if base := srv.Boot.ImageID(); !base.IsZero() {
-		properties["base_image_ref"] = base.String()
-	}
-	return properties, nil
-}
-
-func (s *server) createImage(w http.ResponseWriter, r *http.Request, id resource.ID, b body) error {
-	properties, err := s.snapshotProperties(r, id)
-	if err != nil {
-		return err
-	}
-	for k, v := range b.pairs("metadata") {
-		properties[k] = v
-	}
-	made, err := s.compute.CreateImage(r.Context(), id, compute.ImageWanted{Name: b.text("name"), Properties: properties})
-	if err != nil {
-		return err
-	}
-	if minorOf(r) >= 45 {
-		return answer(w, http.StatusAccepted, map[string]string{"image_id": made.String()})
-	}
-	w.Header().Set("Location", fmt.Sprintf("%s/image/images/%s", wire.BaseURL(r), made))
-	return accepted(w, http.StatusAccepted)
-}
-
 func (s *server) shelve(w http.ResponseWriter, r *http.Request, id resource.ID, _ body) error {
-	properties, err := s.snapshotProperties(r, id)
+	properties, err := s.imageProperties(r, id, "snapshot")
 	if err != nil {
 		return err
 	}

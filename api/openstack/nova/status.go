@@ -20,7 +20,7 @@ var taskStates = map[compute.Task]string{
 	compute.HardRebooting: "rebooting_hard", compute.Pausing: "pausing", compute.Unpausing: "unpausing", compute.Suspending: "suspending",
 	compute.Resuming: "resuming", compute.Rebuilding: "rebuilding", compute.Reshaping: "resize_prep", compute.Reverting: "resize_reverting",
 	compute.Migrating: "resize_migrating", compute.LiveMigrating: "migrating", compute.Evacuating: "rebuilding", compute.Deleting: "deleting",
-	compute.Imaging: "image_snapshot", compute.Shelving: "shelving", compute.Unshelving: "unshelving",
+	compute.Imaging: "image_snapshot", compute.BackingUp: "image_backup", compute.Shelving: "shelving", compute.Unshelving: "unshelving",
 }
 
 // statuses are what clients see when nothing under way changes it (Compute API guide, "Server status").

@@ -8,6 +8,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -1096,6 +1099,23 @@ func (s *suite) consoles() {
 	s.reachAs(want, compute.Off)
 	if _, err := consoler.Console(s.Context(), want.ID, "vnc"); !fault.Is(err, fault.Conflict) {
 		s.Errorf("of a guest that is off: %v", err)
+	}
+	want, _ = s.on()
+	open := map[string]net.Conn{}
+	for _, kind := range []string{"vnc", "serial"} {
+		if open[kind], err = consoler.Console(s.Context(), want.ID, kind); err != nil {
+			s.Fatalf("%s: %v", kind, err)
+		}
+		defer open[kind].Close()
+	}
+	if err := s.driver.Remove(s.Context(), want.ID); err != nil {
+		s.Fatal(err)
+	}
+	for kind, conn := range open {
+		conn.SetReadDeadline(time.Now().Add(s.Patience))
+		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+			s.Errorf("%s: it is open still when its guest was taken away", kind)
+		}
 	}
 }
 

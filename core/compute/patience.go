@@ -1,0 +1,157 @@
+package compute
+
+import (
+	"context"
+	"time"
+
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/reconcile"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
+	"github.com/unkai-cloud/unkai/core/operation"
+)
+
+// patience is how long what was asked of a server waits for a host that cannot be heard: long enough for an agent that is
+// restarted or a line that is cut for a moment, and not for a machine that is, which takes minutes or for ever. Its owner learns
+// why, and asks again, or deletes the server; an operation's own deadline is for hosts that are there, and slow.
+const patience = 30 * time.Second
+
+// despairAtOnce is how many operations one transaction ends.
+const despairAtOnce = 100
+
+// patienceTask ends what waits in vain for hosts that cannot be heard. Its steps are for hosts.
+func (s *Service) patienceTask() reconcile.Task {
+	return reconcile.Task{
+		Name: "compute-patience",
+		All:  func(tx *state.Tx) []resource.ID { return host.Table().IDs(tx, "name", "") },
+		Touched: func(e state.Event) []resource.ID {
+			switch o := e.After.(type) {
+			case *host.Host:
+				if !o.Up() {
+					return []resource.ID{e.ID}
+				}
+			case *Server:
+				was, _ := e.Before.(*Server)
+				if o.Task == "" || was != nil && was.OperationID == o.OperationID && was.HostID == o.HostID {
+					return nil
+				}
+				if o.Move != nil {
+					return []resource.ID{o.HostID, o.Move.To}
+				}
+				return []resource.ID{o.HostID}
+			}
+			return nil
+		},
+		Step: s.losePatience,
+	}
+}
+
+func (s *Service) losePatience(ctx context.Context, id resource.ID) (next reconcile.Next, err error) {
+	h, ok := host.Table().PeekOne(s.State.Latest(), id)
+	if !ok || h.Up() {
+		return next, nil
+	}
+	inVain, soonest := waitingInVain(s.State.Latest(), h, s.State.Now())
+	if len(inVain) == 0 {
+		if !soonest.IsZero() {
+			next.After = max(soonest.Sub(s.State.Now()), time.Millisecond)
+		}
+		return next, nil
+	}
+	next.After = time.Millisecond // for those that are left
+	return next, s.State.Update(identity.Internal(ctx), func(tx *state.Tx) error {
+		h, ok := host.Table().PeekOne(tx, id)
+		if !ok || h.Up() {
+			return nil
+		}
+		inVain, _ := waitingInVain(tx, h, tx.Now())
+		for _, id := range inVain {
+			srv, err := servers.Get(tx, id)
+			if err != nil {
+				return err
+			}
+			if err := s.despair(tx, srv, h); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// waitingInVain lists servers with which something has been under way for too long that a lost host would have to do. Soonest is
+// when that can be said of another.
+func waitingInVain(tx *state.Tx, h *host.Host, now time.Time) (inVain []resource.ID, soonest time.Time) {
+	for _, index := range []string{"host", "arriving"} {
+		for srv := range servers.Peek(tx, index, state.Range{Prefix: state.KeyOf(h.ID)}) {
+			op, ok := operation.Table().PeekOne(tx, srv.OperationID)
+			if !ok || op.Outcome != operation.Running {
+				continue
+			}
+			until := op.CreatedAt
+			if !h.Dead() {
+				if h.Lost.After(until) {
+					until = h.Lost
+				}
+				until = until.Add(patience)
+			}
+			switch {
+			case !until.After(now):
+				if inVain = append(inVain, srv.ID); len(inVain) == despairAtOnce {
+					return inVain, soonest
+				}
+			case soonest.IsZero() || until.Before(soonest):
+				soonest = until
+			}
+		}
+	}
+	return inVain, soonest
+}
+
+// despair ends what is under way with a server and would have to be done by a host that is lost. The host has not said that it
+// cannot: what it has done of it all the same, or does when it is back, is undone, or heals what failed.
+func (s *Service) despair(tx *state.Tx, srv *Server, h *host.Host) error {
+	since := h.Lost.UTC().Format(time.RFC3339)
+	if srv.Doomed() {
+		return s.abandon(tx, srv, "Its host cannot be heard since "+since+"; it takes the guest away as soon as it can.")
+	}
+	task, power, failed := srv.Task, srv.Power, srv.Failure
+	why := "The server's host cannot be heard since " + since + "."
+	if srv.HostID != h.ID {
+		why = "The host that the server was to go to cannot be heard since " + since + "."
+	}
+	if err := srv.giveUp(tx, why); err != nil {
+		return err
+	}
+	if srv.Failure != failed {
+		srv.Failure.Lost = true
+	}
+	if !powers[task] {
+		srv.Power = power // what was seen last may be the midst of it
+	}
+	return servers.Put(tx, srv)
+}
+
+// powers are the tasks that are about whether a guest runs; any other leaves it as its owner had it before.
+var powers = map[Task]bool{Starting: true, Stopping: true, HardRebooting: true, Pausing: true, Unpausing: true, Suspending: true,
+	Resuming: true, Unshelving: true}
+
+// recovered reports whether the host that was lost has come back and done what had failed for that.
+func (s *Server) recovered() bool {
+	return s.Failure != nil && s.Failure.Lost && !s.Seen.Busy && s.Seen.Trouble == "" &&
+		s.Seen.Power == s.Power && s.Seen.Rebuilds >= s.Rebuilds && s.Seen.Wish >= s.Wish
+}
+
+// waitForHost says in the operation when the server's host cannot be heard. From one that is known to be dead nothing can be had.
+func waitForHost(tx *state.Tx, srv *Server, op *operation.Operation) error {
+	h, ok := host.Table().PeekOne(tx, srv.HostID)
+	switch {
+	case !ok || h.Up():
+		return nil
+	case h.Dead():
+		return fault.Errorf(fault.Conflict, "The server's host is lost since %s, and known to be dead: nothing can be done with the server there.",
+			h.Lost.UTC().Format(time.RFC3339)).WithCode("host-down")
+	}
+	return operation.Note(tx, op, "the server's host, which cannot be heard since "+h.Lost.Format(time.RFC3339), 0)
+}
