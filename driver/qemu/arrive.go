@@ -302,7 +302,7 @@ func (g *guest) makeRoom(ctx context.Context, l *luggage, files map[string][]byt
 	if r.Way.Kept {
 		return "", nil
 	}
-	return "", g.export(ctx)
+	return "", g.export(ctx, true)
 }
 
 // await waits until a process answers that was just started.
@@ -322,8 +322,8 @@ func (g *guest) await(ctx context.Context) error {
 	}
 }
 
-// export has the process take disks in, on a socket that only we can come to.
-func (g *guest) export(ctx context.Context) error {
+// export has the process take disks in, or only offer them, on a socket that only we can come to.
+func (g *guest) export(ctx context.Context, writable bool) error {
 	l, err := listen(g.dir, exportSocket)
 	if err != nil {
 		return err
@@ -341,7 +341,7 @@ func (g *guest) export(ctx context.Context) error {
 		if dev.Kind != "disk" {
 			continue
 		}
-		if err := g.ask(ctx, "block-export-add", object{"type": "nbd", "id": "export-" + dev.node(), "node-name": dev.node(), "name": dev.node(), "writable": true}, nil); err != nil {
+		if err := g.ask(ctx, "block-export-add", object{"type": "nbd", "id": "export-" + dev.node(), "node-name": dev.node(), "name": dev.node(), "writable": writable}, nil); err != nil {
 			return err
 		}
 	}
@@ -394,7 +394,7 @@ func (g *guest) endWay(ctx context.Context) (trouble string, err error) {
 	case !w.Done:
 		return "The guest has not arrived.", nil
 	case w.Live && g.rec.Launch != nil:
-		g.rec.Launch.StartedAt = w.StartedAt
+		g.rec.Launch.StartedAt, g.rec.Launch.Inert = w.StartedAt, w.Kept
 	}
 	g.cutWay()
 	g.rec.Way = nil

@@ -121,11 +121,10 @@ func (g *guest) depart(ctx context.Context, want compute.Guest) error {
 // miss gives the departure up: the guest runs on with what it has, which is all.
 func (g *guest) miss(ctx context.Context, why string) error {
 	g.driver.log.WarnContext(ctx, "a guest does not leave", "guest", g.id, "why", why)
-	halted := g.trip != nil && g.trip.pause.on()
 	if err := g.turnBack(ctx); err != nil {
 		return err
 	}
-	if halted { // before anybody hears of it; if that fails, the wish that it runs does it
+	if g.rec.Way.Halted { // before anybody hears of it: the controller may be away
 		if err := g.ask(ctx, "cont", nil, nil); err != nil {
 			g.driver.log.WarnContext(ctx, "a guest that stays does not go on yet", "guest", g.id, "error", err)
 		}
@@ -311,7 +310,7 @@ func (g *guest) letMemoryOut(ctx context.Context, want compute.Guest, now state)
 	if err := g.monitor.ExecuteWithFile(limited, there, "getfd", object{"fdname": "memory"}, nil); err != nil {
 		return err
 	}
-	if course != compute.Rounds && now == running {
+	if course != compute.Rounds && (now == running || now == asleep) {
 		if err := g.halt(limited); err != nil {
 			return err
 		}

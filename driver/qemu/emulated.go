@@ -61,8 +61,15 @@ func (p *pause) total(theirs time.Duration) time.Duration {
 	return p.stood + theirs
 }
 
-// halt has the processors stand still for a move.
+// halt has the processors stand still for a move, which ran until now. That is written down before: whoever gives the move up, an agent after
+// this one too, has them go on.
 func (g *guest) halt(ctx context.Context) error {
+	if !g.rec.Way.Halted {
+		g.rec.Way.Halted = true
+		if err := g.write("halt announced"); err != nil {
+			return err
+		}
+	}
 	if err := g.ask(ctx, "stop", nil, nil); err != nil {
 		return err
 	}

@@ -335,6 +335,7 @@ func (g *guest) run(ctx context.Context, want compute.Guest) error {
 		return err
 	}
 	g.driver.step("processors running")
+	g.rec.Launch.Inert = false
 	if g.rec.Launch.Up {
 		return nil
 	}
@@ -414,6 +415,9 @@ func (g *guest) toPaused(ctx context.Context, want compute.Guest, now state) (pr
 			return settled, "", err
 		}
 		return again, "", g.up()
+	}
+	if err := g.takeUp(ctx); err != nil {
+		return settled, "", err
 	}
 	return g.devices(ctx, want)
 }

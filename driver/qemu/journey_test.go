@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -350,6 +351,40 @@ func TestOneAgentDiesOnTheWay(t *testing.T) {
 			}
 			obeys(t, r.from, want.ID)
 		})
+	}
+}
+
+// A guest that was stopped for its way goes on when its agent is gone in the midst of it, though no controller is there to tell the next one that it stays.
+func TestAHaltedGuestGoesOn(t *testing.T) {
+	t.Parallel()
+	r := newRoad(t)
+	want := r.a.guest(t)
+	first := ensure(t, r.from, want, compute.On)
+	obeys(t, r.from, want.ID)
+	leaving := want
+	leaving.Leave = &compute.Leave{Move: 1, Where: r.receive(r.there(want, 1, true)).Where, Live: true}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	r.from.step = func(step string) {
+		if step == "processors halted" {
+			cancel() // it gets no further
+		}
+	}
+	eventually(t, "that it is halted", func() bool {
+		_, _, err := r.from.Send(ctx, leaving)
+		return err != nil
+	})
+	if got, err := r.from.Observe(t.Context(), want.ID); err != nil || got.Power != compute.Paused {
+		t.Fatalf("it is %+v, %v", got, err)
+	}
+	r.from = r.wire.join(t, r.a, r.a.reopen(t, r.from).(*Driver))
+	seen, got := r.send(leaving)
+	if got.Trouble == "" || seen.Power != compute.On || !seen.StartedAt.Equal(first.StartedAt) {
+		t.Errorf("the next agent says %+v of a guest that is %+v", got, seen)
+	}
+	obeys(t, r.from, want.ID)
+	if err := r.to.Remove(t.Context(), want.ID); err != nil {
+		t.Error(err)
 	}
 }
 

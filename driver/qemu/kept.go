@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/driver/qemu/qmp"
 )
 
 // How a guest changes hosts whose disks both reach where they are. Only its memory goes, if it has any. The new host's hypervisor
@@ -74,6 +75,34 @@ func (g *guest) findDisks(ctx context.Context, proof string) (trouble string, er
 		dev.Made = true
 	}
 	return "", nil
+}
+
+// takeUp has a guest's hypervisor take up disks that it has only opened when the guest came. It does so by itself when the processors are to
+// run; but one whose guest stays paused cannot let go again of what it never took up, as saving or sending the memory has it do. Only an export
+// makes QEMU do that before 10.0.
+func (g *guest) takeUp(ctx context.Context) error {
+	if !g.rec.Launch.Inert {
+		return nil
+	}
+	stop := func() error {
+		err := g.ask(ctx, "nbd-server-stop", nil, nil)
+		var refusal *qmp.Error
+		if errors.As(err, &refusal) { // it is not running
+			return nil
+		}
+		return err
+	}
+	if err := stop(); err != nil { // an agent before us may have got as far as that
+		return err
+	}
+	if err := g.export(ctx, false); err != nil {
+		return err
+	}
+	if err := stop(); err != nil {
+		return err
+	}
+	g.rec.Launch.Inert = false
+	return g.write("disks taken up")
 }
 
 // arrivedKept is the end of the way of a guest that is off.

@@ -26,6 +26,7 @@ type way struct {
 	Done      bool      `json:",omitempty"`
 	Trouble   string    `json:",omitempty"`
 	StartedAt time.Time `json:",omitzero"`  // when its process started, where it ran before
+	Halted    bool      `json:",omitempty"` // its processors ran before we stopped them for the way, and go on if it stays
 	Logged    int64     `json:",omitempty"` // how much of the console's log was sent
 }
 

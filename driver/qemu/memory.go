@@ -31,6 +31,9 @@ func (g *guest) toSuspended(ctx context.Context, want compute.Guest, now state) 
 	case !r.Launch.Up:
 		return again, "", g.up()
 	case !r.Saving:
+		if err := g.takeUp(ctx); err != nil {
+			return settled, "", err
+		}
 		if err := g.ask(ctx, "stop", nil, nil); err != nil {
 			return settled, "", err
 		}

@@ -67,6 +67,7 @@ type launch struct {
 	StartedAt time.Time
 	Incoming  bool // it began by loading saved memory
 	Up        bool // its start is complete
+	Inert     bool // its disks are shared, and not taken up yet: it came live, and has not run here
 	Ferry     bool // it is no machine: it only holds the disks of one that is off, while they are sent
 }
 

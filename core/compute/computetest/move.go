@@ -186,6 +186,8 @@ func (j *journey) livePaused() {
 	want.Power = compute.Paused
 	first := j.from.reachAs(want, compute.Paused)
 	j.from.same("paused, on the other host", first, j.arrive(want, 1, true, compute.Paused))
+	j.from, j.to = j.to, j.from
+	j.from.same("paused, back again", first, j.arrive(want, 2, true, compute.Paused))
 	want.Power = compute.On
 	j.to.same("unpaused there", first, j.to.reachAs(want, compute.On))
 }
