@@ -283,13 +283,13 @@ func (a *Agent) leasedGuests() []resource.ID {
 	return ids
 }
 
-// ToRun are the guests that this host is to have running, as far as it has been told.
+// ToRun are the guests that this host is to have running, as far as it has been told; those whose wishes it cannot read are among them.
 func (a *Agent) ToRun() (all []resource.ID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for key, body := range a.wants {
 		var want compute.Guest
-		if key.Kind == "guest" && json.Unmarshal(body, &want) == nil && (want.Power == compute.On || want.Power == compute.Paused) {
+		if key.Kind == "guest" && (json.Unmarshal(body, &want) != nil || want.Power == compute.On || want.Power == compute.Paused) {
 			all = append(all, key.ID)
 		}
 	}

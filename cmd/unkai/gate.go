@@ -162,8 +162,9 @@ func (w *watcher) well(ctx context.Context, is introduction) error {
 			return errors.New("it has no session with a controller")
 		}
 		for _, id := range w.Before.Running {
-			if slices.Contains(h.Agent.Lacking, id) { // whom its owner has ended meanwhile it does not lack
-				return fmt.Errorf("guest %s is to run and does not, and did before", id)
+			// Whom its owner has ended meanwhile it does not lack; but that it has to have been told.
+			if slices.Contains(h.Agent.Lacking, id) || !h.Agent.Told && !slices.Contains(h.Agent.Running, id) {
+				return fmt.Errorf("guest %s does not run, and did before", id)
 			}
 		}
 		return nil

@@ -202,8 +202,8 @@ func (a *auditor) waits(s *compute.Server, o *operation.Operation) {
 		if o.CreatedAt.After(since) {
 			since = o.CreatedAt
 		}
-		if waits := a.tx.Now().Sub(since); waits > landWithin {
-			a.find("server", s.ID, "waits since %v for host %s, which cannot be heard, to do this: %s", waits, h.Name, o.Verb)
+		if a.tx.Now().Sub(since) > landWithin {
+			a.find("server", s.ID, "waits since %s for host %s, which cannot be heard, to do this: %s", since.UTC().Format(time.RFC3339), h.Name, o.Verb)
 		}
 	}
 }

@@ -290,6 +290,11 @@ func sharedGateways(tx *state.Tx, e state.Event) []resource.ID {
 		for p := range ports.Peek(tx, "leg", state.Range{Prefix: state.KeyOf(e.ID)}) {
 			device(p)
 		}
+		for p := range ports.Peek(tx, "subnet", state.Range{Prefix: state.KeyOf(e.ID)}) {
+			if p.Owner == OwnerGateway { // whose next hop is the subnet's gateway
+				device(p)
+			}
+		}
 	case host.Table().Kind():
 		// Floating addresses are where the world is.
 		if was, now := sides[host.Host](e); was == nil || now == nil || !slices.Equal(was.Physical, now.Physical) {

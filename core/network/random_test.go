@@ -213,7 +213,7 @@ var stepNames = []string{
 	"network", "shared network", "subnet", "subnet from pool", "port", "two addresses", "router", "interface", "gateway", "no gateway",
 	"interface off", "floating", "aim", "forward", "group", "rule", "remote rule", "regroup", "pairs", "server port", "server port expected", "server port moved",
 	"server gone", "share", "unshare", "pool", "address set", "address set changed", "delete network", "delete subnet", "delete port",
-	"delete router", "delete floating", "delete group", "delete rule", "port down", "mtu", "host address",
+	"delete router", "delete floating", "delete group", "delete rule", "port down", "mtu", "host address", "subnet gateway",
 }
 
 func (m *monkey) step() (string, error) {
@@ -358,6 +358,15 @@ func (m *monkey) more(name string, ctx context.Context, project resource.ID, not
 			hello.Physical = []string{"public"}
 		}
 		err = host.Arrive(identity.Internal(context.Background()), m.st, h, hello)
+	case "subnet gateway":
+		if s == nil {
+			return nothing
+		}
+		at := netip.Addr{} // none; and back to the first address, which the pools leave out
+		if !s.Gateway.IsValid() {
+			at = s.CIDR.Masked().Addr().Next()
+		}
+		_, err = m.Subnets.Update(m.admin, s.ID, 0, func(s *network.Subnet) error { s.Gateway = at; return nil })
 	case "delete network":
 		if m.r.IntN(4) > 0 {
 			return nothing // networks should live long enough for other things to happen
