@@ -65,6 +65,7 @@ type Driver struct {
 	cgroups    *cgroups
 	peers      Peers // nil: guests stay where they are
 	trials     trials
+	gauge      gauge                                        // of the room on storage that is shared
 	storage    *storage                                     // that other hosts reach too; nil for none
 	courseOf   func(accel string, major int) compute.Course // courseOf, but for tests
 
@@ -98,7 +99,7 @@ func open(o Options, step func(string)) (d *Driver, err error) {
 	d = &Driver{
 		dir: o.Dir, binary: o.Binary, accel: o.Accel, firstUID: o.FirstUID, uids: o.UIDs,
 		smbios: o.SMBIOS, firmware: o.Firmware.found(), logBytes: o.LogBytes, log: o.Log,
-		courseOf: courseOf, step: step, guests: map[resource.ID]*guest{}, trials: trials{turn: make(chan struct{}, 1)},
+		courseOf: courseOf, step: step, guests: map[resource.ID]*guest{}, trials: trials{turn: make(chan struct{}, 1)}, gauge: gauge{patience: answerTime},
 	}
 	if d.dir == "" {
 		return nil, errors.New("qemu: no directory given")
@@ -685,24 +686,28 @@ func (d *Driver) Capabilities(ctx context.Context) (compute.Capabilities, error)
 	if err := unix.Sysinfo(&memory); err != nil {
 		return compute.Capabilities{}, fmt.Errorf("ask for the host's memory: %w", err)
 	}
-	var disk unix.Statfs_t
-	dir, storage := d.dir, ""
-	if d.storage != nil {
-		dir, storage = d.storage.dir, d.storage.id
+	storage := ""
+	gib, err := 0, error(nil)
+	if d.storage == nil {
+		gib, err = room(d.dir)
+	} else {
+		storage = d.storage.id
+		var away error
+		if gib, away = d.gauge.read(ctx, func() (int, error) { return room(d.storage.dir) }); ctx.Err() != nil {
+			err = ctx.Err()
+		} else if away != nil {
+			d.log.WarnContext(ctx, "the shared storage cannot be looked at; what it has room for is as it was last", "dir", d.storage.dir, "error", away)
+		}
 	}
-	if err := unix.Statfs(dir, &disk); err != nil {
-		return compute.Capabilities{}, fmt.Errorf("ask for the host's disk: %w", err)
-	}
-	ours, err := diskUsed(dir)
 	if err != nil {
-		return compute.Capabilities{}, fmt.Errorf("add up the guests' disks: %w", err)
+		return compute.Capabilities{}, err
 	}
 	return compute.Capabilities{
 		Driver:    "qemu",
 		Version:   d.hypervisor.version,
 		VCPUs:     runtime.NumCPU(),
 		MemoryMiB: int(memory.Totalram * uint64(memory.Unit) / mib),
-		DiskGiB:   int((int64(disk.Bavail)*disk.Bsize + ours) >> 30),
+		DiskGiB:   gib,
 		Isolating: d.accel == accelKVM,
 		Arch:      map[string]string{"amd64": "x86_64"}[runtime.GOARCH],
 		CPUModel:  cpuModel(),
@@ -712,21 +717,4 @@ func (d *Driver) Capabilities(ctx context.Context) (compute.Capabilities, error)
 		Where:     d.where(),
 		Storage:   storage,
 	}, nil
-}
-
-// diskUsed is how many bytes of the disk, or of the storage that is shared, are the guests'. What the host
-// offers does not shrink as they come.
-func diskUsed(dir string) (int64, error) {
-	files, err := filepath.Glob(filepath.Join(dir, "guests", "*", "disk-*"))
-	if err != nil {
-		return 0, err
-	}
-	var used int64
-	for _, path := range files {
-		var info unix.Stat_t
-		if err := unix.Stat(path, &info); err == nil { // else it has just gone
-			used += info.Blocks * 512
-		}
-	}
-	return used, nil
 }
