@@ -273,6 +273,11 @@ func (g *guest) makeRoom(ctx context.Context, l *luggage, files map[string][]byt
 			dev.Made = true
 		}
 	}
+	if !r.Way.Kept {
+		if err := g.noteDisks(ctx, r.Rebuilds); err != nil {
+			return "", err
+		}
+	}
 	if want.Kernel != nil {
 		if err := g.copyKernel(want); err != nil {
 			return "", err

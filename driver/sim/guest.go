@@ -104,6 +104,7 @@ func (d *Guests) Ensure(ctx context.Context, want compute.Guest) (compute.Observ
 		g.way = nil // it is ours
 	}
 	if trouble == "" {
+		m.disk(want.ID, g, func(d *disk) { d.made = true })
 		trouble = m.converge(g, &want)
 	}
 	seen := m.observe(g)

@@ -22,6 +22,7 @@ type Storage struct {
 type disk struct {
 	era      int64 // with epoch, the decision by which a machine claimed it last
 	epoch    int
+	made     bool // it is noted beside the claim that there is one
 	written  bool
 	rebuilds int
 	erasing  bool
@@ -114,6 +115,9 @@ func (m *Machine) claim(g *guest, want *compute.Guest) (trouble string, lost boo
 		if d.erasing {
 			return "The guest's disks were taken away.", false
 		}
+		if !d.made {
+			return "The guest's root disk is not on the storage on which it should be.", false
+		}
 		g.rebuilds = min(d.rebuilds, want.Rebuilds)
 	case d.erasing || !want.Kept && !g.claimed && !same && d.era == want.Era:
 		if d.user != nil {
@@ -137,7 +141,7 @@ func (m *Machine) stillOurs(g *guest, want *compute.Guest) (trouble string, lost
 // copied lets in the disks of a guest that another machine has sent. The caller holds mu.
 func (m *Machine) copied(id resource.ID, g *guest, era int64) bool {
 	trouble, lost := m.claim(g, &compute.Guest{ID: id, Storage: m.Storage.Name, Era: era, Epoch: g.epoch, Rebuilds: g.rebuilds})
-	m.disk(id, g, func(d *disk) { d.written = g.written })
+	m.disk(id, g, func(d *disk) { d.made, d.written = true, g.written })
 	return trouble == "" && !lost
 }
 

@@ -55,6 +55,7 @@ func TestMover(t *testing.T, open func(t testing.TB) (from, to compute.Driver), 
 		{"a rebuild that was not carried out is, elsewhere", (*journey).rebuiltElsewhere, []any{o.Disks, o.Impressed, o.Fresh}},
 		{"from the shelf it begins anew", (*journey).offTheShelf, []any{o.Disks, o.Impressed, o.Fresh}},
 		{"shared disks are copied by whoever has them", (*journey).copiedElsewhere, []any{o.Disks, o.Impressed, o.Fresh}},
+		{"from its host's own disk it comes onto the storage, and goes on from there", (*journey).ontoStorage, []any{o.Disks, o.Impressed, o.Fresh}},
 		{"who copies or sends it finds out that it is another's", (*journey).foundOut, []any{o.Disks, o.Impressed, o.Fresh}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -78,6 +79,7 @@ func TestMover(t *testing.T, open func(t testing.TB) (from, to compute.Driver), 
 type journey struct {
 	MoverOptions
 	from, to *suite
+	own      bool // the guest's disk is its host's own still, wherever it is to be on the next one
 }
 
 // begin has the target make ready, and gives the wishes for both sides.
@@ -85,13 +87,17 @@ func (j *journey) begin(want compute.Guest, move int, live bool) (leaving, arriv
 	t := j.from
 	t.Helper()
 	leaving, arriving = t.as(want), want
+	kept := want.Storage != "" && !j.own
+	if j.own {
+		leaving.Storage = ""
+	}
 	arriving.Epoch = move + 1
-	arriving.Arrive = &compute.Arrive{Move: move, Live: live, Kept: want.Storage != ""}
+	arriving.Arrive = &compute.Arrive{Move: move, Live: live, Kept: kept}
 	got := j.receive(arriving, func(t compute.Transit) bool { return t.Where != "" })
 	if got.Done {
 		t.Fatal("it has arrived before it was sent")
 	}
-	leaving.Leave = &compute.Leave{Move: move, Where: got.Where, Live: live, Kept: want.Storage != ""}
+	leaving.Leave = &compute.Leave{Move: move, Where: got.Where, Live: live, Kept: kept}
 	if !live {
 		leaving.Power = compute.Off
 	}
@@ -150,7 +156,7 @@ func (j *journey) travel(want compute.Guest, move int, live bool) (leaving, arri
 	if got := j.receive(arriving, func(t compute.Transit) bool { return t.Done }); got.Trouble != "" {
 		j.to.Fatalf("it did not arrive: %s", got.Trouble)
 	}
-	j.to.place(want.ID, placement{move + 1, true})
+	j.to.place(want.ID, placement{move + 1, !j.own})
 	return leaving, arriving
 }
 

@@ -184,6 +184,39 @@ func (j *journey) offTheShelf() {
 	}
 }
 
+// ontoStorage: what was copied onto the storage is there as if it had been made there.
+func (j *journey) ontoStorage() {
+	for n, power := range []compute.Power{compute.On, compute.Off} {
+		want := j.from.Guest(j.from)
+		own := want
+		own.Storage = ""
+		j.from.reachAs(own, compute.On)
+		j.from.booted(want.ID)
+		j.Impressed(j.from, j.from.driver, want.ID)
+		own.Power, want.Power = power, power
+		j.from.reachAs(own, power)
+		live := power == compute.On
+		j.own = true
+		j.arrive(want, 10*n+1, live, power)
+		j.own = false
+		j.from, j.to = j.to, j.from
+		j.arrive(want, 10*n+2, live, power)
+		if live {
+			want.HardBoots++
+		}
+		want.Power = compute.On
+		j.to.reachAs(want, compute.On)
+		j.holds(j.to, want)
+		j.Dies(j.to, j.to.driver) // and as any guest there it outlives its host
+		j.from, j.to = j.to, j.from
+		j.evacuate(want, 10*n+5, compute.On)
+		j.holds(j.to, want)
+		j.from.remove(want.ID)
+		j.from, j.to = j.to, j.from
+		j.vacated(j.from, want.ID)
+	}
+}
+
 // copiedElsewhere: a copy is made of disks that another host has made, and of a guest that has never run here.
 func (j *journey) copiedElsewhere() {
 	j.from.snapshots()
