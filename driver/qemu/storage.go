@@ -175,14 +175,25 @@ func deafMount(dir string) (why string, err error) {
 	if err != nil {
 		return "", err
 	}
+	return deafIn(string(table), real), nil
+}
+
+// mountName is a name as mountinfo has it.
+var mountName = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+func deafIn(table, dir string) (why string) {
 	longest := -1
-	for line := range strings.Lines(string(table)) {
+	for line := range strings.Lines(table) {
 		before, after, _ := strings.Cut(strings.TrimSpace(line), " - ")
 		fields, more := strings.Fields(before), strings.Fields(after)
-		if len(fields) < 5 || len(more) < 3 || !within(real, fields[4]) || len(fields[4]) < longest {
+		if len(fields) < 5 || len(more) < 3 {
 			continue
 		}
-		longest, why = len(fields[4]), ""
+		point := mountName.Replace(fields[4])
+		if !within(dir, point) || len(point) < longest {
+			continue
+		}
+		longest, why = len(point), ""
 		if more[0] != "nfs" && more[0] != "nfs4" {
 			continue
 		}
@@ -192,7 +203,7 @@ func deafMount(dir string) (why string, err error) {
 			}
 		}
 	}
-	return why, nil
+	return why
 }
 
 // carriesLocks makes sure that a lock on a file there keeps others out, on this host at least.

@@ -107,6 +107,24 @@ func TestStorageThatIsRefused(t *testing.T) {
 	}
 }
 
+func TestMountsThatKeepLocksToThemselves(t *testing.T) {
+	const table = `22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+40 22 0:50 / /srv/my\040guests rw,nodev shared:2 - nfs4 server:/guests rw,vers=4.2,nolock
+41 22 0:51 / /srv/back\134slash\011tab rw - nfs server:/b rw,local_lock=all
+42 40 0:52 / /srv/my\040guests/good rw - nfs server:/good rw,local_lock=none
+43 22 0:53 / /mnt/over rw - nfs server:/c rw,nolock
+44 43 0:54 / /mnt/over rw - nfs server:/d rw
+`
+	for dir, deaf := range map[string]bool{
+		"/srv/my guests": true, "/srv/my guests/disks": true, "/srv/my guests/good": false, "/srv/my": false, "/srv": false,
+		"/srv/back\\slash\ttab/disks": true, "/mnt/over": false,
+	} {
+		if why := deafIn(table, dir); (why != "") != deaf {
+			t.Errorf("%s: %q", dir, why)
+		}
+	}
+}
+
 // claimant is a guest on a host that keeps disks in a folder, without a hypervisor.
 func claimant(t *testing.T, dir string, id resource.ID) *guest {
 	t.Helper()
