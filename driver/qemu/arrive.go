@@ -238,6 +238,9 @@ func (g *guest) makeRoom(ctx context.Context, l *luggage, files map[string][]byt
 			return "The guest's config drive did not come with it.", nil
 		}
 	}
+	if files[firmwareFile] != nil && !r.Way.hasVariables(want) {
+		return "", errors.New("firmware variables came with a guest that brings none")
+	}
 	if trouble := r.takeDevices(l, want); trouble != "" {
 		return trouble, nil
 	}
@@ -255,11 +258,12 @@ func (g *guest) makeRoom(ctx context.Context, l *luggage, files map[string][]byt
 		return trouble, err
 	}
 	for name, body := range files {
-		dir := g.dir
 		if name == firmwareFile {
-			dir = g.disks()
+			err = g.amongDisks(ctx, func(dir *os.Root) error { return replace(dir, name, body) })
+		} else {
+			err = writeFile(filepath.Join(g.dir, name), body)
 		}
-		if err := writeFile(filepath.Join(dir, name), body); err != nil {
+		if err != nil {
 			return "", err
 		}
 	}
@@ -283,8 +287,8 @@ func (g *guest) makeRoom(ctx context.Context, l *luggage, files map[string][]byt
 			return "", err
 		}
 	}
-	if want.UEFI {
-		if err := d.firmware.variables(filepath.Join(g.disks(), firmwareFile)); err != nil {
+	if want.UEFI && !r.Way.Kept {
+		if err := g.makeVariables(ctx); err != nil {
 			return "", err
 		}
 	}

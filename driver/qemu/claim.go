@@ -88,15 +88,7 @@ func (s *storage) change(ctx context.Context, id resource.ID, begin bool, f func
 	if err != nil {
 		return err
 	}
-	draft, err := dir.OpenFile(claimFile+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = draft.Write(data)
-	if err = errors.Join(err, draft.Sync(), draft.Close()); err != nil {
-		return err
-	}
-	return dir.Rename(claimFile+".new", claimFile)
+	return replace(dir, claimFile, data)
 }
 
 // enter opens a guest's directory, which begin makes if need be, and locks its claim.
@@ -134,7 +126,7 @@ func (s *storage) enter(ctx context.Context, id resource.ID, begin bool) (dir *o
 }
 
 func tryEnter(root *os.Root, id resource.ID) (_ *os.Root, _ *os.File, err error) {
-	dir, err := root.OpenRoot(guestOn(id))
+	dir, err := openGuest(root, id)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -246,7 +246,7 @@ func (g *guest) setOut(ctx context.Context, want compute.Guest) (progress, strin
 			}
 		}
 	}
-	l, files, err := g.pack()
+	l, files, err := g.pack(want)
 	if err != nil {
 		return settled, "", err
 	}

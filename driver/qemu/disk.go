@@ -33,8 +33,8 @@ func imageBytes(image *compute.ImageRef) (int64, error) {
 }
 
 // diskBytes is how large a disk is that was made already: its guest may have had it grown on another host.
-func diskBytes(path, format string) (int64, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+func diskBytes(dir *os.Root, name, format string) (int64, error) {
+	f, err := openPlain(dir, name, os.O_RDONLY)
 	if err != nil {
 		return 0, err
 	}
@@ -71,51 +71,57 @@ func (d *device) plan(w compute.Disk) error {
 
 // makeDisk makes a disk's file, which appears complete or not at all.
 func (g *guest) makeDisk(ctx context.Context, d *device) error {
-	path := d.file(g.disks())
-	_, err := os.Stat(path)
+	dir, err := g.diskRoot()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	name := d.file("")
+	_, err = dir.Lstat(name)
 	switch {
 	case err == nil && d.Made:
 		return nil
 	case err == nil:
 		d.Made = true
-		d.Bytes, err = diskBytes(path, d.Format)
+		d.Bytes, err = diskBytes(dir, name, d.Format)
 		return err
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	case d.Made:
 		return fmt.Errorf("disk %s is lost: %w", d.Name, err)
 	}
-	draft := path + ".new"
+	draft := name + ".new"
 	if g.rec.Storage != "" { // where another host may have one of its own
-		draft = fmt.Sprintf("%s.%d-%d.new", path, g.rec.Claim.Era, g.rec.Claim.Epoch)
+		draft = fmt.Sprintf("%s.%d-%d.new", name, g.rec.Claim.Era, g.rec.Claim.Epoch)
 	}
-	if err := remove(draft); err != nil {
+	if err := dir.RemoveAll(draft); err != nil {
 		return err
 	}
-	if d.Format == "qcow2" {
-		err = qcow2.Write(draft, d.Bytes, d.Image.Path, d.Image.Format)
-	} else {
-		err = blank(ctx, draft, d.Bytes, d.Label)
-	}
+	f, err := openPlain(dir, draft, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 	if err != nil {
 		return fmt.Errorf("make disk %s: %w", d.Name, err)
 	}
-	if err := g.amongDisks(ctx, func(dir *os.Root) error { return dir.Rename(filepath.Base(draft), filepath.Base(path)) }); err != nil {
-		return errors.Join(err, remove(draft))
+	if d.Format == "qcow2" {
+		err = qcow2.Fill(f, d.Bytes, d.Image.Path, d.Image.Format)
+	} else {
+		err = blank(ctx, f, d.Bytes, d.Label)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("make disk %s: %w", d.Name, err)
+	}
+	if err := g.amongDisks(ctx, func(dir *os.Root) error { return dir.Rename(draft, name) }); err != nil {
+		return errors.Join(err, dir.RemoveAll(draft))
 	}
 	d.Made = true
 	return nil
 }
 
-// blank makes a disk of zeros, or with an empty file system in it.
-func blank(ctx context.Context, path string, size int64, label string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
+// blank makes a disk of zeros of a file, or one with an empty file system in it. The file's name may be another file's by now.
+func blank(ctx context.Context, f *os.File, size int64, label string) error {
+	if err := f.Truncate(size); err != nil || label == "" {
 		return err
 	}
-	if err := errors.Join(f.Truncate(size), f.Close()); err != nil || label == "" {
-		return err
-	}
+	const path = "/proc/self/fd/3" // of the program
 	program, args := "mke2fs", []string{"-q", "-F", "-t", "ext4", "-L", label, path}
 	if label == "swap" {
 		program, args = "mkswap", []string{"-L", label, path}
@@ -125,7 +131,9 @@ func blank(ctx context.Context, path string, size int64, label string) error {
 	} else {
 		program = filepath.Join("/usr/sbin", program) // often not on an ordinary PATH
 	}
-	if out, err := exec.CommandContext(ctx, program, args...).CombinedOutput(); err != nil {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.ExtraFiles = []*os.File{f}
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", program, err, out)
 	}
 	return nil

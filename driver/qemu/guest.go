@@ -601,7 +601,7 @@ func (g *guest) prepare(ctx context.Context, want compute.Guest) error {
 		}
 	}
 	if want.UEFI {
-		return g.driver.firmware.variables(filepath.Join(g.disks(), firmwareFile))
+		return g.makeVariables(ctx)
 	}
 	return nil
 }

@@ -397,7 +397,7 @@ func TestOnlyTheAwaitedIsLetIn(t *testing.T) {
 	g := r.from.guest(want.ID)
 	g.mu.Lock()
 	g.rec.Way = &way{Move: 1, Live: true}
-	good, bodies, err := g.pack()
+	good, bodies, err := g.pack(want)
 	g.rec.Way = nil
 	g.mu.Unlock()
 	if err != nil {

@@ -49,8 +49,12 @@ type parcel struct {
 	Bytes int64
 }
 
+// hasVariables reports whether a guest's firmware variables go with it as a file: live they go with its memory, and what lies with
+// disks that are kept stays there.
+func (w *way) hasVariables(want compute.Guest) bool { return want.UEFI && !w.Live && !w.Kept }
+
 // pack gathers what goes with the guest.
-func (g *guest) pack() (*luggage, [][]byte, error) {
+func (g *guest) pack(want compute.Guest) (*luggage, [][]byte, error) {
 	r := g.rec
 	l := &luggage{HardBoots: r.HardBoots, SoftBoots: r.SoftBoots, Rebuilds: r.Rebuilds}
 	for _, dev := range r.Devices {
@@ -66,16 +70,13 @@ func (g *guest) pack() (*luggage, [][]byte, error) {
 		if l.Shape.Seed {
 			names = append(names, seedFile) // the guest may have read half of it: it is to stay as it was
 		}
-	} else if !r.Way.Kept {
-		names = append(names, firmwareFile) // live it goes with the memory
+	}
+	if r.Way.hasVariables(want) {
+		names = append(names, firmwareFile)
 	}
 	var bodies [][]byte
 	for _, name := range names {
-		dir := g.dir
-		if name == firmwareFile {
-			dir = g.disks()
-		}
-		body, end, err := readEnd(filepath.Join(dir, name), maxLuggage, g.driver.logBytes, name == consoleFile)
+		body, end, err := g.readFile(name)
 		switch {
 		case os.IsNotExist(err) && name != seedFile:
 			continue
@@ -91,6 +92,19 @@ func (g *guest) pack() (*luggage, [][]byte, error) {
 	return l, bodies, nil
 }
 
+// readFile reads one of the guest's small files.
+func (g *guest) readFile(name string) (body []byte, end int64, err error) {
+	if name != firmwareFile {
+		return readEnd(filepath.Join(g.dir, name), maxLuggage, g.driver.logBytes, name == consoleFile)
+	}
+	f, err := g.openDisk(name, os.O_RDONLY)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer f.Close()
+	return endOf(f, maxLuggage, 0, false)
+}
+
 // readEnd reads a file, of a log only the end; end is how long it is.
 func readEnd(path string, most, tail int64, isLog bool) (body []byte, end int64, err error) {
 	f, err := os.Open(path)
@@ -98,6 +112,10 @@ func readEnd(path string, most, tail int64, isLog bool) (body []byte, end int64,
 		return nil, 0, err
 	}
 	defer f.Close()
+	return endOf(f, most, tail, isLog)
+}
+
+func endOf(f *os.File, most, tail int64, isLog bool) (body []byte, end int64, err error) {
 	if end, err = f.Seek(0, io.SeekEnd); err != nil {
 		return nil, 0, err
 	}
@@ -106,7 +124,7 @@ func readEnd(path string, most, tail int64, isLog bool) (body []byte, end int64,
 		from = max(0, end-tail)
 	}
 	if end-from > most {
-		return nil, 0, fmt.Errorf("%s has %d bytes", path, end)
+		return nil, 0, fmt.Errorf("%s has %d bytes", f.Name(), end)
 	}
 	body = make([]byte, end-from)
 	n, err := f.ReadAt(body, from)

@@ -215,7 +215,7 @@ func carriesLocks(root *os.Root) error {
 	}
 	defer root.Remove(name)
 	defer first.Close()
-	second, err := root.OpenFile(name, os.O_RDWR, 0)
+	second, err := openPlain(root, name, os.O_RDWR)
 	if err != nil {
 		return err
 	}
@@ -249,9 +249,9 @@ func (s *storage) root() (*os.Root, error) {
 	return root, nil
 }
 
-// openPlain opens a plain file and nothing else.
-func openPlain(root *os.Root, name string, flags int) (*os.File, error) {
-	f, err := root.OpenFile(name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+// openPlain opens a plain file that lies in a directory, and nothing else: an os.Root follows links, as long as they stay beneath it.
+func openPlain(dir *os.Root, name string, flags int) (*os.File, error) {
+	f, err := openIn(dir, name, flags)
 	if err != nil {
 		return nil, err
 	}
@@ -262,6 +262,37 @@ func openPlain(root *os.Root, name string, flags int) (*os.File, error) {
 	return f, nil
 }
 
+// openIn opens what has a name in a directory. It follows no link, and waits for nobody who is to come to a pipe.
+func openIn(dir *os.Root, name string, flags int) (*os.File, error) {
+	if filepath.Base(name) != name {
+		return nil, &fs.PathError{Op: "openat", Path: name, Err: fs.ErrInvalid}
+	}
+	at, err := dir.Open(".")
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	for {
+		fd, err := unix.Openat(int(at.Fd()), name, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
+		switch {
+		case err == nil:
+			return os.NewFile(uintptr(fd), name), nil
+		case !errors.Is(err, unix.EINTR):
+			return nil, &fs.PathError{Op: "openat", Path: name, Err: err}
+		}
+	}
+}
+
+// subfolder opens a directory within one, which is no link to one.
+func subfolder(dir *os.Root, name string) (*os.Root, error) {
+	f, err := openIn(dir, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+}
+
 // guestRoot opens a guest's directory.
 func (s *storage) guestRoot(id resource.ID) (*os.Root, error) {
 	root, err := s.root()
@@ -269,7 +300,33 @@ func (s *storage) guestRoot(id resource.ID) (*os.Root, error) {
 		return nil, err
 	}
 	defer root.Close()
-	return root.OpenRoot(guestOn(id))
+	return openGuest(root, id)
+}
+
+func openGuest(root *os.Root, id resource.ID) (*os.Root, error) {
+	guests, err := subfolder(root, "guests")
+	if err != nil {
+		return nil, err
+	}
+	defer guests.Close()
+	return subfolder(guests, id.String())
+}
+
+// replace writes a small file, which appears complete or stays as it was.
+func replace(dir *os.Root, name string, data []byte) error {
+	draft := name + ".new"
+	if err := dir.RemoveAll(draft); err != nil {
+		return err
+	}
+	f, err := openPlain(dir, draft, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return dir.Rename(draft, name)
 }
 
 func guestOn(id resource.ID) string { return filepath.Join("guests", id.String()) }
@@ -286,15 +343,20 @@ func (g *guest) disks() string {
 	}
 }
 
-// openDisk opens a file of the guest's that lies with its disks.
-func (g *guest) openDisk(path string, flags int) (*os.File, error) {
+// diskRoot opens the directory in which the guest's disks are.
+func (g *guest) diskRoot() (*os.Root, error) {
 	if g.rec.Storage == "" {
-		return os.OpenFile(path, flags, 0o600)
+		return os.OpenRoot(g.dir)
 	}
 	if trouble := g.driver.lacks(g.rec.Storage); trouble != "" {
 		return nil, errors.New(trouble)
 	}
-	dir, err := g.driver.storage.guestRoot(g.id)
+	return g.driver.storage.guestRoot(g.id)
+}
+
+// openDisk opens a file of the guest's that lies with its disks.
+func (g *guest) openDisk(path string, flags int) (*os.File, error) {
+	dir, err := g.diskRoot()
 	if err != nil {
 		return nil, err
 	}
@@ -319,14 +381,12 @@ func inUse(f *os.File) (bool, error) {
 
 // occupied is why the guest cannot be started yet: somebody holds a disk of it. A hypervisor would be refused, for good.
 func (g *guest) occupied() (trouble string, err error) {
-	var dir *os.Root
-	if g.rec.Storage == "" {
-		dir, err = os.OpenRoot(g.dir)
-	} else if trouble = g.driver.lacks(g.rec.Storage); trouble == "" {
-		dir, err = g.driver.storage.guestRoot(g.id)
+	if trouble := g.driver.lacks(g.rec.Storage); trouble != "" {
+		return trouble, nil
 	}
-	if trouble != "" || err != nil {
-		return trouble, err
+	dir, err := g.diskRoot()
+	if err != nil {
+		return "", err
 	}
 	defer dir.Close()
 	used, err := used(dir)

@@ -1,8 +1,10 @@
 package qemu
 
 import (
+	"context"
+	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -48,24 +50,18 @@ func (f Firmware) found() Firmware {
 	return Firmware{}
 }
 
-// variables makes a guest's own copy, unless it has one.
-func (f Firmware) variables(path string) error {
-	if _, err := os.Stat(path); err == nil {
-		return nil
-	}
-	from, err := os.Open(f.Vars)
-	if err != nil {
-		return err
-	}
-	defer from.Close()
-	data, err := io.ReadAll(from)
-	if err != nil {
-		return err
-	}
-	if err := writeFile(path+".new", data); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+// makeVariables gives the guest firmware variables of its own, as a guest first finds them, unless it has some.
+func (g *guest) makeVariables(ctx context.Context) error {
+	return g.amongDisks(ctx, func(dir *os.Root) error {
+		if _, err := dir.Lstat(firmwareFile); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		data, err := os.ReadFile(g.driver.firmware.Vars)
+		if err != nil {
+			return err
+		}
+		return replace(dir, firmwareFile, data)
+	})
 }
 
 // unmet is why no host of this kind can make a guest as wished, in words for

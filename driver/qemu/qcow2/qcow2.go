@@ -29,22 +29,27 @@ const (
 // Write makes path an empty image of size bytes that reads through to backing,
 // a file in backingFormat ("raw" or "qcow2"), or reads as zeros if backing is "".
 // The file must not be there yet.
-func Write(path string, size int64, backing, backingFormat string) (err error) {
-	image, err := layOut(size, backing, backingFormat)
-	if err != nil {
-		return err
-	}
+func Write(path string, size int64, backing, backingFormat string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	if _, err = f.Write(image); err == nil {
-		err = f.Sync()
+	if err = errors.Join(Fill(f, size, backing, backingFormat), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
 	}
-	if e := f.Close(); err == nil {
-		err = e
+	return nil
+}
+
+// Fill makes the same of an empty file that is open.
+func Fill(f *os.File, size int64, backing, backingFormat string) error {
+	image, err := layOut(size, backing, backingFormat)
+	if err != nil {
+		return err
 	}
-	return err
+	if _, err := f.Write(image); err != nil {
+		return err
+	}
+	return f.Sync()
 }
 
 // layOut builds the file: the header, the table of refcount blocks, the one
