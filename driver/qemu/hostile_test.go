@@ -178,6 +178,9 @@ func TestVariablesThatNobodyBrings(t *testing.T) {
 	if l, _, err := tr.g.pack(compute.Guest{}); err != nil || len(l.Files) != 0 {
 		t.Errorf("of a guest without firmware variables it sends %+v, %v", l, err)
 	}
+	if l, bodies, err := tr.g.pack(compute.Guest{UEFI: true}); err != nil || len(l.Files) != 1 || string(bodies[0]) != "old" {
+		t.Errorf("of a guest with firmware variables it sends %+v, %q, %v", l, bodies, err)
+	}
 }
 
 // The guest's directory is one, and its own.
