@@ -24,7 +24,7 @@ func room(dir string) (gib int, err error) {
 	free := int64(disk.Bavail) * disk.Bsize
 	for _, path := range files {
 		var info unix.Stat_t
-		if err := unix.Stat(path, &info); err == nil { // else it has just gone
+		if err := unix.Lstat(path, &info); err == nil { // else it has just gone
 			free += info.Blocks * 512
 		}
 	}
