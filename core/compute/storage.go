@@ -184,6 +184,29 @@ func storageOf(tx *state.Tx, h resource.ID) string {
 	return ""
 }
 
+// lieAnew has the server's host make its disks, on storage that others reach, or its own: "".
+func (s *Server) lieAnew(storage string) {
+	s.Storage, s.Kept, s.Unrun = storage, false, 0
+	if storage != "" {
+		s.Unrun = s.Wish
+	}
+}
+
+// ran takes in that the guest has run on disks that were made for it: from then on they hold what nothing else does.
+func (s *Server) ran(seen *Seen) {
+	if s.Unrun == 0 || seen.Wish < s.Unrun {
+		return
+	}
+	if seen.Power == On || seen.Power == Paused || seen.Power == Suspended || !seen.StartedAt.IsZero() || seen.StartMs > 0 ||
+		seen.Trouble == "" && seen.ended(s) {
+		s.Unrun = 0
+	}
+}
+
+// Lasts reports whether the server's disks outlive its host: they are on storage that others reach, and it has run on them there. What
+// a host was to make, and has never said that it ran, may not be there, or half of it: the image is as good.
+func (s *Server) Lasts() bool { return s.Storage != "" && s.Unrun == 0 }
+
 // keeps reports whether the disks stay where they are.
 func (m *Move) keeps(s *Server) bool { return m.Storage != "" && m.Storage == s.Storage }
 
