@@ -93,12 +93,12 @@ func (m *Machine) claim(g *guest, want *compute.Guest) (trouble string, lost boo
 	s, epoch := m.Storage, max(want.Epoch, g.epoch)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d := s.disks[want.ID]
+	d, anew := s.disks[want.ID], want.Rebuilds > g.rebuilds
 	if d == nil {
 		if g.claimed { // and it was taken away since
 			return "", true
 		}
-		if want.Kept {
+		if want.Kept && !anew {
 			return "The guest's disks are not on the storage on which they should be.", false
 		}
 		s.disks[want.ID] = &disk{era: want.Era, epoch: epoch, rebuilds: g.rebuilds}
@@ -110,16 +110,18 @@ func (m *Machine) claim(g *guest, want *compute.Guest) (trouble string, lost boo
 	switch {
 	case later || same && d.erasing:
 		return "", true
-	case want.Kept && !g.claimed:
-		if d.erasing {
-			return "The guest's disks were taken away.", false
-		}
-		g.rebuilds = min(d.rebuilds, want.Rebuilds)
-	case d.erasing || !want.Kept && !g.claimed && !same && d.era == want.Era:
+	case d.erasing && g.claimed:
+		return "", true
+	case g.claimed:
+	case d.erasing && want.Kept && !anew:
+		return "The guest's disks were taken away.", false
+	case d.erasing || !want.Kept && !same && d.era == want.Era:
 		if d.user != nil {
 			return inUse, false
 		}
 		*d = disk{rebuilds: g.rebuilds}
+	case want.Kept || d.era != want.Era:
+		g.rebuilds = min(d.rebuilds, g.rebuilds)
 	}
 	d.era, d.epoch, g.claimed = want.Era, epoch, true
 	return "", false
