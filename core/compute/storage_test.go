@@ -5,6 +5,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/audit"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/compute/cloudtest"
@@ -415,4 +416,30 @@ func TestARebuildAfterARestoredBackupIsANewOne(t *testing.T) {
 		}
 	}
 	sound(t, c)
+}
+
+// A host that can be heard, and cannot erase what a server has left, does not keep others from it; and an operator sees why it is there still.
+func TestAnEstateGoesToTheNextHost(t *testing.T) {
+	c, id := sharing(t, "nas", "nas", "nas")
+	on := c.HostOf(id)
+	on.Keeps = "Read-only file system."
+	c.Must(c.Compute.Delete(c.Ctx, id))
+	c.Settle()
+	if erased(on, id, "nas") || !erased(c.Hosts[1], id, "nas") && !erased(c.Hosts[2], id, "nas") {
+		t.Error("no other host has erased it")
+	}
+	sound(t, c)
+
+	alone, id := sharing(t, "nas")
+	alone.Hosts[0].Keeps = "Read-only file system."
+	alone.Must(alone.Compute.Delete(alone.Ctx, id))
+	alone.Settle()
+	for e := range compute.Estates().Peek(alone.State.Latest(), "", state.Range{}) {
+		if e.Trouble != "Read-only file system." {
+			t.Errorf("it says %q", e.Trouble)
+		}
+	}
+	if compute.Estates().Len(alone.State.Latest()) != 1 {
+		t.Error("it is forgotten")
+	}
 }
