@@ -253,7 +253,7 @@ func (c *client) evacuate(id resource.ID) error {
 	if !ok || !w.lost(srv.HostID) {
 		return w.control.compute.Evacuate(identity.Internal(w.ctx), id, "", "")
 	}
-	if srv.Storage != "" && w.chance(800) {
+	if srv.Lasts() && w.chance(800) {
 		w.fault("evacuated on a guess")
 		return w.control.compute.Evacuate(identity.Internal(w.ctx), id, "", "")
 	}

@@ -39,7 +39,7 @@ func kinds(n *network.Service) []*kind {
 		show("assignments", identity.Assignments(), "assignment.get", rule[identity.Assignment]{
 			user: holder, own: func(a *identity.Actor) []span { return []span{{index: "holder", key: state.KeyOf(a.UserID)}} }}),
 		show("servers", compute.Servers(), "server.get", rule[compute.Server]{
-			own: owned[compute.Server]("project"), operator: fields("HostID Storage Kept Epoch Sworn Move.Storage Failure.Details Seen.OursMs Seen.StartMs"),
+			own: owned[compute.Server]("project"), operator: fields("HostID Storage Kept Unrun Epoch Sworn Move.Storage Failure.Details Seen.OursMs Seen.StartMs"),
 			by: places{"host_id": on("host"), "reservation_id": onText("reservation"), "name": within(onText("name")),
 				"shape.flavor_id": within(on("flavor")), "boot.image.id": within(on("image"))}}),
 		show("flavors", compute.Flavors(), "flavor.get", rule[compute.Flavor]{

@@ -114,6 +114,9 @@ func (a *auditor) servers() {
 		if s.Kept && s.Storage == "" {
 			a.find("server", s.ID, "has its disks on storage that other hosts reach, and that has no name")
 		}
+		if s.Unrun > 0 && s.Storage == "" || s.Unrun > s.Wish {
+			a.find("server", s.ID, "waits for what was made on storage %q by wish %d, and its wish is %d", s.Storage, s.Unrun, s.Wish)
+		}
 		if s.HostID.IsZero() && s.Storage != "" {
 			a.find("server", s.ID, "is on no host, and has disks on storage %s", s.Storage)
 		}

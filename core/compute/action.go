@@ -160,6 +160,9 @@ func (s *Service) start(ctx context.Context, tx *state.Tx, srv *Server, task Tas
 			return err
 		}
 	}
+	if task == Rebuilding { // a host may have carried out more than a restored state knows of: what is asked for now comes after all that
+		srv.Rebuilds = max(srv.Rebuilds, int(host.MarkOf(tx).Era))
+	}
 	m.wish(srv)
 	op, err := begin(ctx, tx, srv, task, m.within)
 	if err != nil {

@@ -368,12 +368,12 @@ func (b *builder) build(n int) (*Server, error) {
 		return srv, b.abandon(srv, why)
 	}
 	srv.HostID = chosen.ID
-	if estates.Usable(b.tx) {
-		srv.Storage = chosen.Capacity.Storage
-	}
 	op, err := begin(b.ctx, b.tx, srv, Creating, createWithin)
 	if err != nil {
 		return nil, err
+	}
+	if estates.Usable(b.tx) {
+		srv.lieAnew(chosen.Capacity.Storage)
 	}
 	if err := operation.Explain(b.tx, op, why); err != nil {
 		return nil, err

@@ -315,6 +315,9 @@ func (s *Server) handOver(tx *state.Tx) error {
 		}
 	}
 	s.Storage, s.Kept = s.Move.Storage, kept
+	if !kept {
+		s.Unrun = 0 // they have come
+	}
 	s.HostID, s.Epoch, s.Move = s.Move.To, s.Move.Number+1, nil
 	s.Wish++
 	s.Sworn = s.Wish
@@ -416,12 +419,12 @@ func (s *Service) evacuate(ctx context.Context, tx *state.Tx, srv *Server, toHos
 		return nil, err
 	}
 	d.moves = false // nothing is sent
-	d.reaches = srv.Storage != ""
+	d.reaches = srv.Lasts()
 	chosen, why := s.place(tx, d)
 	if chosen == nil {
 		return nil, fault.Errorf(fault.Exhausted, "%s", explain(why)).WithCode("no-host")
 	}
-	if adminPassword != "" && srv.Storage == "" {
+	if adminPassword != "" && !srv.Lasts() {
 		srv.AdminPassword = adminPassword
 	}
 	return s.startAnew(ctx, tx, srv, chosen.ID, why)
@@ -435,12 +438,9 @@ func (s *Service) startAnew(ctx context.Context, tx *state.Tx, srv *Server, to r
 	if err := host.Discard(tx, srv.HostID, "guest", srv.ID); err != nil {
 		return nil, err
 	}
+	left, had, from := srv.Storage, srv.Epoch, srv.HostID
 	srv.Moves++
 	srv.Epoch = srv.Moves + 1
-	srv.Kept = srv.Storage != ""
-	if !srv.Kept && estates.Usable(tx) {
-		srv.Storage = storageOf(tx, to)
-	}
 	srv.HostID, srv.Seen, srv.Failure, srv.Sworn, srv.Stranded = to, Seen{}, nil, 0, nil
 	if srv.Power == Suspended {
 		srv.Power = Off // what it had in memory is gone
@@ -448,6 +448,14 @@ func (s *Service) startAnew(ctx context.Context, tx *state.Tx, srv *Server, to r
 	op, err := begin(ctx, tx, srv, Evacuating, createWithin)
 	if err != nil {
 		return nil, err
+	}
+	if srv.Kept = srv.Lasts(); !srv.Kept && estates.Usable(tx) {
+		srv.lieAnew(storageOf(tx, to))
+		if left != srv.Storage {
+			if err := srv.bequeath(tx, left, had, from); err != nil {
+				return nil, err
+			}
+		}
 	}
 	if err := srv.rebind(tx); err != nil {
 		return nil, err

@@ -186,7 +186,7 @@ func (s *Service) rescueOne(ctx context.Context, id, from resource.ID) error {
 			return errEnough
 		}
 		// Of disks on shared storage it finds that they are another host's.
-		if h.Fenced.How != host.ByWord && !srv.sworn() && srv.Storage == "" {
+		if h.Fenced.How != host.ByWord && !srv.sworn() && !srv.Lasts() {
 			return fault.Errorf(fault.Conflict, "Its host may not have learned that it runs the server under its lease alone, and would start it again when it is switched on.")
 		}
 		op, err := s.evacuate(ctx, tx, srv, "", "")

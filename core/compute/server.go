@@ -55,6 +55,7 @@ type Server struct {
 	HostID      resource.ID
 	Storage     string      `json:",omitempty" since:"2"` // that its disks are on, of what several hosts reach; "" for its host's own
 	Kept        bool        `json:",omitempty" since:"2"` // they were there before it came to its host
+	Unrun       int         `json:",omitempty" since:"2"` // the wish by which its host was to make them, until it says that it has run there; 0: it has
 	Task        Task        `json:",omitempty"`           // what is under way
 	OperationID resource.ID // of the task
 	Move        *Move       `json:",omitempty" since:"2"`      // to another host, under way

@@ -65,7 +65,8 @@ func (s *Server) offload(tx *state.Tx) error {
 		return err
 	}
 	s.Shelf.Offloaded = true
-	s.HostID, s.Storage, s.Kept, s.Stranded, s.Sworn = resource.ID{}, "", false, nil, 0
+	s.lieAnew("")
+	s.HostID, s.Stranded, s.Sworn = resource.ID{}, nil, 0
 	s.Seen = Seen{Observation: Observation{Power: Off}, Wish: s.Wish, Since: tx.Now()}
 	if err := dropConsoleTokens(tx, consoleTokens.IDs(tx, "server", state.KeyOf(s.ID))); err != nil {
 		return err
@@ -155,11 +156,12 @@ func (s *Service) fetchFromShelf(ctx context.Context, tx *state.Tx, srv *Server,
 	}
 	srv.Moves++
 	srv.Epoch = srv.Moves + 1
-	srv.HostID, srv.Storage, srv.Seen = chosen.ID, chosen.Capacity.Storage, Seen{}
+	srv.HostID, srv.Seen = chosen.ID, Seen{}
 	op, err := begin(ctx, tx, srv, Unshelving, moves[Unshelving].within)
 	if err != nil {
 		return err
 	}
+	srv.lieAnew(chosen.Capacity.Storage)
 	if err := operation.Explain(tx, op, why); err != nil {
 		return err
 	}

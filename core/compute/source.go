@@ -184,6 +184,7 @@ func (s *Service) observe(tx *state.Tx, h, id resource.ID, report json.RawMessag
 	if seen.Power != srv.Seen.Power {
 		seen.Since = tx.Now()
 	}
+	srv.ran(&seen)
 	if srv.Move != nil {
 		return srv.take(tx, func() error {
 			srv.Seen = seen

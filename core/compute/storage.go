@@ -24,6 +24,7 @@ type Estate struct {
 	Era      int64 `json:",omitempty"` // see Guest
 	Epoch    int   // of the last placement in which the server had it: what is there by a later one stays
 	HostID   resource.ID
+	Trouble  string `json:",omitempty"` // why the last host that tried could not
 }
 
 var estates = state.NewTable("estate",
@@ -61,6 +62,26 @@ func (e *Estate) heir(tx *state.Tx) resource.ID {
 		}
 	}
 	return resource.ID{}
+}
+
+// passOn gives an estate that a host cannot erase to the next that can be heard, in their order; to that host again if it is the only one.
+func (e *Estate) passOn(tx *state.Tx, by resource.ID, why string) error {
+	var up []resource.ID
+	for h := range host.Table().Peek(tx, "storage", state.Range{Prefix: state.KeyOf(e.Storage)}) {
+		if h.Up() {
+			up = append(up, h.ID)
+		}
+	}
+	at := slices.Index(up, by)
+	if at < 0 {
+		return nil
+	}
+	next := up[(at+1)%len(up)]
+	if e.HostID == next && e.Trouble == why {
+		return nil
+	}
+	e.HostID, e.Trouble = next, why
+	return estates.Put(tx, e)
 }
 
 // final reports whether each host that reaches the storage has said that it has the guest no more. One that has not may come back with
@@ -111,19 +132,31 @@ func (s *Service) estateSource() host.Source {
 			if err := json.Unmarshal(report, &seen); err != nil {
 				return fmt.Errorf("decode a report of what was erased: %w", err)
 			}
-			if e, ok := estates.PeekOne(tx, id); !ok || e.Era != seen.Era || e.Epoch != seen.Epoch || !seen.Final || !e.final(tx) {
-				return nil // of an earlier one, or not the last word
+			e, ok := estates.Find(tx, id)
+			switch {
+			case !ok || e.Era != seen.Era || e.Epoch != seen.Epoch:
+				return nil // of an earlier one
+			case seen.Trouble != "" && e.heir(tx) != h:
+				return nil // another has its turn already
+			case seen.Trouble != "":
+				return e.passOn(tx, h, seen.Trouble)
+			case seen.Final && e.final(tx):
+				return estates.Delete(tx, id)
+			case e.Trouble != "": // not the last word
+				e.Trouble = ""
+				return estates.Put(tx, e)
 			}
-			return estates.Delete(tx, id)
+			return nil
 		},
 	}
 }
 
-// Erased is what a host reports when there is nothing left of an estate.
+// Erased is what a host reports when there is nothing left of an estate, or when it cannot erase it.
 type Erased struct {
-	Era   int64 `json:",omitempty"`
-	Epoch int
-	Final bool `json:",omitempty"`
+	Era     int64 `json:",omitempty"`
+	Epoch   int
+	Final   bool   `json:",omitempty"`
+	Trouble string `json:",omitempty"` // why it cannot, in words for operators
 }
 
 // estatesConcerned are the estates that a change may have something to do with: itself, who owes something, and the hosts that
@@ -183,6 +216,29 @@ func storageOf(tx *state.Tx, h resource.ID) string {
 	}
 	return ""
 }
+
+// lieAnew has the server's host make its disks, on storage that others reach, or its own: "".
+func (s *Server) lieAnew(storage string) {
+	s.Storage, s.Kept, s.Unrun = storage, false, 0
+	if storage != "" {
+		s.Unrun = s.Wish
+	}
+}
+
+// ran takes in that the guest has run on disks that were made for it: from then on they hold what nothing else does.
+func (s *Server) ran(seen *Seen) {
+	if s.Unrun == 0 || seen.Wish < s.Unrun {
+		return
+	}
+	if seen.Power == On || seen.Power == Paused || seen.Power == Suspended || !seen.StartedAt.IsZero() || seen.StartMs > 0 ||
+		seen.Trouble == "" && seen.ended(s) {
+		s.Unrun = 0
+	}
+}
+
+// Lasts reports whether the server's disks outlive its host: they are on storage that others reach, and it has run on them there. What
+// a host was to make, and has never said that it ran, may not be there, or half of it: the image is as good.
+func (s *Server) Lasts() bool { return s.Storage != "" && s.Unrun == 0 }
 
 // keeps reports whether the disks stay where they are.
 func (m *Move) keeps(s *Server) bool { return m.Storage != "" && m.Storage == s.Storage }

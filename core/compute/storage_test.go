@@ -5,6 +5,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/audit"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/compute/cloudtest"
@@ -329,5 +330,116 @@ func TestAMoveOntoSharedStorageSaysTheEra(t *testing.T) {
 	c.Settle()
 	if g, era := c.Hosts[1].Guests[id], host.MarkOf(c.State.Latest()).Era; g.Arrive == nil || era == 0 || g.Era != era {
 		t.Errorf("it is told era %d, not %d", g.Era, era)
+	}
+}
+
+// Disks that a host was to make on the storage, and of which nobody knows that they were, are made elsewhere: nothing is there to be kept.
+func TestEvacuatedBeforeItsDisksWereMade(t *testing.T) {
+	for storage, left := range map[string]bool{"nas": false, "san": true, "": true} {
+		c, id := sharing(t, "", "nas")
+		c.Hosts[1].Mute = true // it may have made them, or died before
+		c.Lose(c.Hosts[0])
+		c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
+		c.Settle()
+		first := c.Server(id)
+		if first.Storage != "nas" || first.Kept || first.Lasts() {
+			t.Fatalf("it is on %q, kept: %v", first.Storage, first.Kept)
+		}
+		c.Lose(c.Hosts[1])
+		capacity := cloudtest.Capacity
+		capacity.Storage = storage
+		c.AddHost("host-c", capacity)
+		c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
+		c.Settle()
+		srv, g := c.Server(id), c.Hosts[2].Guests[id]
+		if srv.Stage() != compute.Running || srv.Storage != storage || srv.Kept || g.Kept || g.Epoch <= first.Epoch || srv.Lasts() != (storage != "") {
+			t.Errorf("onto %q: it is %v on %q, kept: %v", storage, srv.Standing(), srv.Storage, g.Kept)
+		}
+		if got := compute.Estates().Len(c.State.Latest()) == 1; got != left {
+			t.Errorf("onto %q: something is left to be erased: %v", storage, got)
+		}
+		c.Hosts[1].Mute = false
+		c.Return(c.Hosts[1])
+		c.Settle()
+		if erased(c.Hosts[1], id, "nas") != left {
+			t.Errorf("onto %q: erased is %v", storage, c.Hosts[1].Erased)
+		}
+		sound(t, c)
+		if storage == "" {
+			continue
+		}
+		c.Must(c.Compute.Do(c.Ctx, id, compute.Stopping)) // it has run there: from now on they are kept, whatever it does
+		c.Settle()
+		c.Lose(c.Hosts[2])
+		c.AddHost("host-d", capacity)
+		c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
+		c.Settle()
+		if srv, g := c.Server(id), c.Hosts[3].Guests[id]; !srv.Kept || !g.Kept || srv.Storage != storage {
+			t.Errorf("onto %q: what it has written is not kept", storage)
+		}
+		sound(t, c)
+	}
+}
+
+// What was made and has never run is as its image, wherever it is made.
+func TestAServerThatNeverRanIsNotKept(t *testing.T) {
+	c, _ := sharing(t, "nas", "nas")
+	id := c.Launch(compute.Launch{Stopped: true})[0]
+	c.Settle()
+	on := c.HostOf(id)
+	c.Must(c.Compute.Migrate(c.Admin, id, ""))
+	c.Settle()
+	if srv := c.Server(id); srv.HostID == on.ID || !srv.Kept || srv.Lasts() {
+		t.Fatalf("moved it is %v, kept: %v", srv.Standing(), srv.Kept)
+	}
+	c.Must(c.Compute.Confirm(c.Ctx, id))
+	c.Lose(c.HostOf(id))
+	c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
+	c.Settle()
+	if srv := c.Server(id); srv.HostID != on.ID || srv.Kept || srv.Stage() != compute.Stopped {
+		t.Errorf("it is %v, kept: %v", srv.Standing(), srv.Kept)
+	}
+	sound(t, c)
+}
+
+// A host may have carried out rebuilds that a restored state knows nothing of. One that is asked for then is none of those.
+func TestARebuildAfterARestoredBackupIsANewOne(t *testing.T) {
+	c, id := sharing(t, "nas")
+	c.Must(host.Restored(c.Admin, c.State))
+	for n := range 2 {
+		if _, err := c.Compute.Rebuild(c.Ctx, id, compute.Rebuild{ImageID: c.Image}); err != nil {
+			t.Fatal(err)
+		}
+		c.Settle()
+		if srv, before := c.Server(id), int(host.MarkOf(c.State.Latest()).Era); srv.Rebuilds != before+1+n || srv.Stage() != compute.Running {
+			t.Errorf("it is number %d, and as many as %d may have been", srv.Rebuilds, before)
+		}
+	}
+	sound(t, c)
+}
+
+// A host that can be heard, and cannot erase what a server has left, does not keep others from it; and an operator sees why it is there still.
+func TestAnEstateGoesToTheNextHost(t *testing.T) {
+	c, id := sharing(t, "nas", "nas", "nas")
+	on := c.HostOf(id)
+	on.Keeps = "Read-only file system."
+	c.Must(c.Compute.Delete(c.Ctx, id))
+	c.Settle()
+	if erased(on, id, "nas") || !erased(c.Hosts[1], id, "nas") && !erased(c.Hosts[2], id, "nas") {
+		t.Error("no other host has erased it")
+	}
+	sound(t, c)
+
+	alone, id := sharing(t, "nas")
+	alone.Hosts[0].Keeps = "Read-only file system."
+	alone.Must(alone.Compute.Delete(alone.Ctx, id))
+	alone.Settle()
+	for e := range compute.Estates().Peek(alone.State.Latest(), "", state.Range{}) {
+		if e.Trouble != "Read-only file system." {
+			t.Errorf("it says %q", e.Trouble)
+		}
+	}
+	if compute.Estates().Len(alone.State.Latest()) != 1 {
+		t.Error("it is forgotten")
 	}
 }

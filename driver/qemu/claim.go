@@ -183,14 +183,15 @@ func (g *guest) mine(ctx context.Context, want compute.Guest) (trouble string, e
 		return "", nil
 	}
 	claimed := r.Claim != decision{}
-	err = s.change(ctx, g.id, !want.Kept && !claimed, func(dir *os.Root, have *claim) (*claim, error) {
+	anew := want.Rebuilds > r.Rebuilds // nothing need be there, and whatever is makes way
+	err = s.change(ctx, g.id, !claimed && (anew || !want.Kept), func(dir *os.Root, have *claim) (*claim, error) {
 		next := newClaim(by)
 		next.Rebuilds = r.Rebuilds
 		switch {
 		case have != nil:
 		case claimed: // and it was taken away since
 			return nil, errClaimed
-		case want.Kept:
+		case want.Kept && !anew:
 			trouble = "The guest's disks are not on the storage on which they should be."
 			return nil, nil
 		default:
@@ -200,17 +201,21 @@ func (g *guest) mine(ctx context.Context, want compute.Guest) (trouble string, e
 		switch {
 		case order > 0 || have.Erasing && (order == 0 || claimed):
 			return nil, errClaimed
-		case !claimed && !have.Erasing && have.Era != by.Era: // what is there may be of what a restored state knows nothing of
-			if trouble = have.overAnother(want); trouble != "" {
-				return nil, nil
+		case claimed:
+			if have.Era != by.Era { // a restored state may say something else of what is there
+				trouble = have.overAnother(want, anew)
 			}
-		case want.Kept && !claimed:
-			if trouble = have.unlike(dir, want); trouble != "" {
-				return nil, nil
-			}
-			r.Rebuilds = min(have.Rebuilds, want.Rebuilds)
-		case have.Erasing || !want.Kept && !claimed && have.Era == by.Era && have.Epoch < by.Epoch:
+		case have.Erasing && want.Kept && !anew:
+			trouble = "The guest's disks were taken away."
+		case have.Erasing || !want.Kept && have.Era == by.Era && order < 0:
 			return next, clearAway(dir) // of a life that the guest has lost
+		case want.Kept || have.Era != by.Era: // that restored state may know nothing of what is there
+			if trouble = have.unlike(dir, want, anew); trouble == "" {
+				r.Rebuilds = min(have.Rebuilds, r.Rebuilds) // one that was asked for and not carried out is
+			}
+		}
+		if trouble != "" {
+			return nil, nil
 		}
 		if order == 0 {
 			return nil, nil
@@ -246,20 +251,19 @@ func (g *guest) stillMine(ctx context.Context, want compute.Guest) (seen compute
 	return seen, trouble, err
 }
 
-// unlike is why the disks that are there cannot be the guest's.
-func (c *claim) unlike(dir *os.Root, want compute.Guest) (trouble string) {
-	root := want.Disks[0]
-	switch _, made := c.Disks[root.Name]; {
-	case c.Erasing:
-		return "The guest's disks were taken away."
-	case !made:
+// unlike is why the disks that are there cannot be the guest's. A rebuild makes the root disk anew, and what is missing.
+func (c *claim) unlike(dir *os.Root, want compute.Guest, anew bool) (trouble string) {
+	if anew || c.Rebuilds < want.Rebuilds {
+		return ""
+	}
+	if _, made := c.Disks[want.Disks[0].Name]; !made && want.Kept {
 		return "The guest's root disk is not on the storage on which it should be."
 	}
-	if trouble := c.overAnother(want); trouble != "" {
+	if trouble := c.overAnother(want, anew); trouble != "" {
 		return trouble
 	}
 	for _, w := range want.Disks {
-		name, found := w.Name, w.Name == root.Name && c.Rebuilds < want.Rebuilds // then it is made anew
+		name, found := w.Name, false
 		if _, made := c.Disks[name]; !made {
 			continue
 		}
@@ -275,9 +279,9 @@ func (c *claim) unlike(dir *os.Root, want compute.Guest) (trouble string) {
 }
 
 // overAnother is why the root disk that is there, if one is, would be read as something that it is not.
-func (c *claim) overAnother(want compute.Guest) (trouble string) {
+func (c *claim) overAnother(want compute.Guest, anew bool) (trouble string) {
 	root := want.Disks[0]
-	if image, made := c.Disks[root.Name]; made && c.Rebuilds >= want.Rebuilds && root.Image != nil && image != root.Image.ID {
+	if image, made := c.Disks[root.Name]; made && !anew && c.Rebuilds >= want.Rebuilds && root.Image != nil && image != root.Image.ID {
 		return "The guest's root disk lies over another image."
 	}
 	return ""

@@ -371,7 +371,7 @@ func TestDisksOfALaterLife(t *testing.T) {
 	is, other := resource.NewID(time.Now(), nil), resource.NewID(time.Now(), nil)
 	a.claims(placed(id, 0, 9, false))
 	a.rec.Devices = []device{{Kind: "disk", Name: "root", Format: "qcow2", Made: true, Image: imageFile{ID: is}}}
-	if err := a.noteDisks(t.Context(), 0); err != nil {
+	if err := errors.Join(a.noteDisks(t.Context(), 0), os.WriteFile(filepath.Join(a.disks(), "disk-root.qcow2"), nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	want := placed(id, 7, 2, false)
@@ -382,6 +382,99 @@ func TestDisksOfALaterLife(t *testing.T) {
 	want.Disks[0].Image.ID = is
 	if got := b.claims(want); got != "mine" {
 		t.Errorf("its own disk is %s", got)
+	}
+}
+
+// A decision of after a restored backup looks at what is there as any other does, and forgets no rebuild.
+func TestDisksOfALaterLifeAreLookedAt(t *testing.T) {
+	is, other := resource.NewID(time.Now(), nil), resource.NewID(time.Now(), nil)
+	for name, test := range map[string]struct {
+		kept, claimed, missing bool
+		done, want             int // rebuilds
+		over                   resource.ID
+		says                   string
+		carriedOut             int // by the host's record
+	}{
+		"evacuated":                             {kept: true, over: is, says: "mine"},
+		"evacuated, over another image":         {kept: true, over: other, says: "trouble"},
+		"evacuated, a rebuild not carried out":  {kept: true, done: 1, want: 2, over: other, says: "mine", carriedOut: 1},
+		"evacuated, and its disk is missing":    {kept: true, over: is, missing: true, says: "trouble"},
+		"its disk is missing":                   {over: is, missing: true, says: "trouble"},
+		"a rebuild not carried out":             {done: 1, want: 2, over: is, says: "mine", carriedOut: 1},
+		"on its host":                           {claimed: true, over: is, says: "mine"},
+		"on its host, over another image":       {claimed: true, over: other, says: "trouble"},
+		"on its host, rebuilt more often":       {claimed: true, done: 4, want: 2, over: other, says: "trouble", carriedOut: 4},
+		"on its host, to be rebuilt after that": {claimed: true, done: 4, want: 8, over: other, says: "mine", carriedOut: 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, id := t.TempDir(), resource.NewID(time.Now(), nil)
+			a, b := claimant(t, dir, id), claimant(t, dir, id)
+			a.rec.Rebuilds, b.rec.Rebuilds = test.done, test.want
+			a.claims(placed(id, 0, 9, false))
+			a.rec.Devices = []device{{Kind: "disk", Name: "root", Format: "qcow2", Made: true, Image: imageFile{ID: is}}}
+			if err := a.noteDisks(t.Context(), test.done); err != nil {
+				t.Fatal(err)
+			}
+			if !test.missing {
+				if err := os.WriteFile(filepath.Join(a.disks(), "disk-root.qcow2"), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			g := b
+			if test.claimed {
+				g = a
+			}
+			want := placed(id, 7, 2, test.kept)
+			want.Rebuilds, want.Disks[0].Image = test.want, &compute.ImageRef{ID: test.over}
+			if got := g.claims(want); got != test.says {
+				t.Errorf("it is %s, want %s", got, test.says)
+			}
+			if test.says == "mine" && g.rec.Rebuilds != test.carriedOut {
+				t.Errorf("it has carried out %d rebuilds, want %d", g.rec.Rebuilds, test.carriedOut)
+			}
+		})
+	}
+}
+
+// Where disks should be and are not, or are other than they should be, a rebuild makes them anew.
+func TestARebuildIsAWayOut(t *testing.T) {
+	other := resource.NewID(time.Now(), nil)
+	for name, there := range map[string]func(t *testing.T, a *guest){
+		"nothing": func(*testing.T, *guest) {},
+		"a claim, and no disk": func(t *testing.T, a *guest) {
+			a.claims(placed(a.id, 0, 1, false))
+		},
+		"over another image": func(t *testing.T, a *guest) {
+			a.claims(placed(a.id, 0, 1, false))
+			a.rec.Devices = []device{{Kind: "disk", Name: "root", Format: "qcow2", Made: true, Image: imageFile{ID: other}}}
+			if err := a.noteDisks(t.Context(), 99); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"being erased": func(t *testing.T, a *guest) {
+			a.claims(placed(a.id, 0, 1, false))
+			if err := a.changeMine(t.Context(), func(c *claim) { c.Erasing = true }); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, id := t.TempDir(), resource.NewID(time.Now(), nil)
+			a, b := claimant(t, dir, id), claimant(t, dir, id)
+			there(t, a)
+			want := placed(id, 0, 5, true)
+			want.Disks[0].Image = &compute.ImageRef{ID: id}
+			if got := b.claims(want); got != "trouble" {
+				t.Fatalf("without one it is %s", got)
+			}
+			want.Rebuilds++
+			if got := b.claims(want); got != "mine" || b.rec.Rebuilds >= want.Rebuilds {
+				t.Errorf("it is %s, and rebuild %d is carried out", got, b.rec.Rebuilds)
+			}
+			if got := a.claims(placed(id, 0, 1, false)); got != "another's" {
+				t.Errorf("for who had it before it is %s", got)
+			}
+		})
 	}
 }
 

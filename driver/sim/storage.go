@@ -94,12 +94,12 @@ func (m *Machine) claim(g *guest, want *compute.Guest) (trouble string, lost boo
 	s, epoch := m.Storage, max(want.Epoch, g.epoch)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d := s.disks[want.ID]
+	d, anew := s.disks[want.ID], want.Rebuilds > g.rebuilds
 	if d == nil {
 		if g.claimed { // and it was taken away since
 			return "", true
 		}
-		if want.Kept {
+		if want.Kept && !anew {
 			return "The guest's disks are not on the storage on which they should be.", false
 		}
 		s.disks[want.ID] = &disk{era: want.Era, epoch: epoch, rebuilds: g.rebuilds}
@@ -111,19 +111,21 @@ func (m *Machine) claim(g *guest, want *compute.Guest) (trouble string, lost boo
 	switch {
 	case later || same && d.erasing:
 		return "", true
-	case want.Kept && !g.claimed:
-		if d.erasing {
-			return "The guest's disks were taken away.", false
-		}
-		if !d.made {
-			return "The guest's root disk is not on the storage on which it should be.", false
-		}
-		g.rebuilds = min(d.rebuilds, want.Rebuilds)
-	case d.erasing || !want.Kept && !g.claimed && !same && d.era == want.Era:
+	case d.erasing && g.claimed:
+		return "", true
+	case g.claimed:
+	case d.erasing && want.Kept && !anew:
+		return "The guest's disks were taken away.", false
+	case d.erasing || !want.Kept && !same && d.era == want.Era:
 		if d.user != nil {
 			return inUse, false
 		}
 		*d = disk{rebuilds: g.rebuilds}
+	case want.Kept || d.era != want.Era:
+		if want.Kept && !d.made && !anew && d.rebuilds >= want.Rebuilds {
+			return "The guest's root disk is not on the storage on which it should be.", false
+		}
+		g.rebuilds = min(d.rebuilds, g.rebuilds)
 	}
 	d.era, d.epoch, g.claimed = want.Era, epoch, true
 	return "", false

@@ -80,7 +80,7 @@ func (s *server) evacuate(w http.ResponseWriter, r *http.Request, id resource.ID
 	if err != nil {
 		return err
 	}
-	password, shared := b.text("adminPass"), srv.Storage != ""
+	password, shared := b.text("adminPass"), srv.Lasts()
 	switch {
 	case minorOf(r) < 14 && b.bool("onSharedStorage") && !shared:
 		return fault.Errorf(fault.Invalid, "Invalid shared storage: the disks of instance %s are on its host.", id)

@@ -59,6 +59,7 @@ type Host struct {
 	Guests map[resource.ID]compute.Guest
 	Seen   map[resource.ID]compute.Observation
 	Erased []compute.Erasure // of shared storage
+	Keeps  string            // why it cannot erase any; "" if it can
 	// What it says of guests that come and go; empty: it takes them in and lets them go at once.
 	Receives, Sends *compute.Transit
 	// What it says of copies that it is to make; nil: it makes them at once.
@@ -196,8 +197,10 @@ func (c *Cloud) work(h *Host) bool {
 		if item.Kind == "estate" && item.Body != nil {
 			var left compute.Erasure
 			c.Must(json.Unmarshal(item.Body, &left))
-			h.Erased = append(h.Erased, left)
-			text, err := json.Marshal(compute.Erased{Era: left.Era, Epoch: left.Epoch, Final: left.Final})
+			if h.Keeps == "" {
+				h.Erased = append(h.Erased, left)
+			}
+			text, err := json.Marshal(compute.Erased{Era: left.Era, Epoch: left.Epoch, Final: left.Final, Trouble: h.Keeps})
 			c.Must(err)
 			reports = append(reports, host.Observation{Key: item.Key, Seen: text})
 		}
