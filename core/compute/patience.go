@@ -110,32 +110,38 @@ func waitingInVain(tx *state.Tx, h *host.Host, now time.Time) (inVain []resource
 }
 
 // despair ends what is under way with a server and would have to be done by a host that is lost. The host has not said that it
-// cannot: what it has done of it all the same, or does when it is back, is undone, or heals what failed.
+// cannot, and what was seen of it last may be the midst of it: so the wish stays what the server's owner made it, and the host
+// carries it out when it is back. Only what other things hang on is taken back: a move, a copy, a new shape.
 func (s *Service) despair(tx *state.Tx, srv *Server, h *host.Host) error {
 	since := h.Lost.UTC().Format(time.RFC3339)
 	if srv.Doomed() {
 		return s.abandon(tx, srv, "Its host cannot be heard since "+since+"; it takes the guest away as soon as it can.")
 	}
-	task, power, failed := srv.Task, srv.Power, srv.Failure
 	why := "The server's host cannot be heard since " + since + "."
 	if srv.HostID != h.ID {
 		why = "The host that the server was to go to cannot be heard since " + since + "."
 	}
-	if err := srv.giveUp(tx, why); err != nil {
-		return err
-	}
-	if srv.Failure != failed {
+	switch {
+	case srv.Move != nil, srv.Snapshot != nil, srv.Task == Unshelving:
+		if err := srv.giveUp(tx, why); err != nil {
+			return err
+		}
+		return servers.Put(tx, srv)
+	case srv.spoilt():
+		srv.fail(tx, 500, why)
 		srv.Failure.Lost = true
+	case srv.Task == Reshaping:
+		srv.Wish++
+		srv.recycle()
+		why += " The server keeps the shape that it had."
+	case !h.Dead():
+		why += " It does what was asked for as soon as it can, unless something else is asked for."
 	}
-	if !powers[task] {
-		srv.Power = power // what was seen last may be the midst of it
+	if err := srv.conclude(tx, operation.Failed, why); err != nil {
+		return err
 	}
 	return servers.Put(tx, srv)
 }
-
-// powers are the tasks that are about whether a guest runs; any other leaves it as its owner had it before.
-var powers = map[Task]bool{Starting: true, Stopping: true, HardRebooting: true, Pausing: true, Unpausing: true, Suspending: true,
-	Resuming: true, Unshelving: true}
 
 // recovered reports whether the host that was lost has come back and done what had failed for that.
 func (s *Server) recovered() bool {

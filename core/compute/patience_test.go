@@ -26,9 +26,10 @@ func started(t *testing.T, hosts int) (*keeper, resource.ID) {
 	return k, id
 }
 
-// What a lost host would have to do fails long before its deadline, and says why; what the host has seen last holds.
+// What a lost host would have to do fails long before its deadline, and says why; what was asked for stays the wish.
 func TestNothingWaitsForALostHost(t *testing.T) {
-	for _, task := range []compute.Task{compute.Stopping, compute.SoftRebooting, compute.HardRebooting, compute.Pausing, compute.Suspending} {
+	for task, wish := range map[compute.Task]compute.Power{compute.Stopping: compute.Off, compute.SoftRebooting: compute.On,
+		compute.HardRebooting: compute.On, compute.Pausing: compute.Paused, compute.Suspending: compute.Suspended} {
 		t.Run(string(task), func(t *testing.T) {
 			k, id := started(t, 1)
 			k.Lose(k.Hosts[0])
@@ -39,15 +40,85 @@ func TestNothingWaitsForALostHost(t *testing.T) {
 			}
 			k.pass(away)
 			srv, op := k.Server(id), lastOperation(k.Cloud, id)
-			if srv.Task != "" || srv.Power != compute.On || op.Outcome != operation.Failed || !strings.Contains(op.Message, "cannot be heard since 20") {
+			if srv.Task != "" || srv.Power != wish || op.Outcome != operation.Failed || !strings.Contains(op.Message, "cannot be heard since 20") {
 				t.Fatalf("it is %v and to be %s after %+v", srv.Standing(), srv.Power, op)
 			}
 			k.Return(k.Hosts[0])
 			k.Settle()
-			if got := k.Server(id).Standing(); got != (compute.Standing{Stage: compute.Running}) {
-				t.Fatalf("when its host is back it is %v", got)
+			if srv := k.Server(id); srv.Task != "" || srv.Power != wish || srv.Seen.Power != wish || srv.Seen.HardBoots != srv.HardBoots || srv.Seen.SoftBoots != srv.SoftBoots {
+				t.Fatalf("when its host is back it is %+v", srv)
 			}
 		})
+	}
+}
+
+// An owner can keep a server off on a host that fails: it is not fenced for that, and the server is not made anew elsewhere.
+func TestAStopOutlivesALostHost(t *testing.T) {
+	for _, task := range []compute.Task{compute.Stopping, compute.Suspending} {
+		t.Run(string(task), func(t *testing.T) {
+			k := newKeeper(t, 2)
+			k.fenced("exec")
+			id := k.kept(1)[0]
+			on := k.HostOf(id)
+			on.Silent = true
+			k.Must(k.Compute.Do(k.Ctx, id, task))
+			k.Lose(on)
+			k.pass(2 * time.Minute)
+			if srv := k.Server(id); len(k.off) != 0 || srv.HostID != on.ID || srv.Task != "" {
+				t.Fatalf("switched off are %v, and the server is %+v", k.off, srv)
+			}
+			k.Return(on)
+			k.Settle()
+			if got := k.Server(id).Seen.Power; got != map[compute.Task]compute.Power{compute.Stopping: compute.Off, compute.Suspending: compute.Suspended}[task] {
+				t.Fatalf("when its host is back it is %s", got)
+			}
+		})
+	}
+}
+
+// What is seen in the midst of something is nobody's wish.
+func TestTheMidstIsNoWish(t *testing.T) {
+	for task, midst := range map[compute.Task]compute.Observation{
+		compute.HardRebooting: {Power: compute.Off, Busy: true, HardBoots: 1},
+		compute.SoftRebooting: {Power: compute.Off, Busy: true},
+		compute.Suspending:    {Power: compute.Paused, Busy: true},
+	} {
+		t.Run(string(task), func(t *testing.T) {
+			k, id := started(t, 1)
+			on := k.Hosts[0]
+			on.Lazy = true
+			k.Must(k.Compute.Do(k.Ctx, id, task))
+			wish := k.Server(id).Power
+			k.Report(on, id, compute.Seen{Observation: midst, Wish: k.Server(id).Wish})
+			k.Lose(on)
+			k.pass(away)
+			if srv := k.Server(id); srv.Task != "" || srv.Power != wish {
+				t.Fatalf("it is to be %s", srv.Power)
+			}
+			on.Lazy = false
+			k.Return(on)
+			k.Settle()
+			if srv := k.Server(id); srv.Seen.Power != wish {
+				t.Fatalf("when its host is back it is %s", srv.Seen.Power)
+			}
+		})
+	}
+}
+
+// A guest that switched itself off is started for a higher count only: that stays with the wish.
+func TestAStartOutlivesALostHost(t *testing.T) {
+	k, id := started(t, 1)
+	k.Tell(k.Hosts[0], id, compute.Observation{Power: compute.Off})
+	k.Lose(k.Hosts[0])
+	k.Must(k.Compute.Do(k.Ctx, id, compute.Starting))
+	k.pass(away)
+	if srv := k.Server(id); srv.Task != "" || srv.Power != compute.On || srv.HardBoots != 1 {
+		t.Fatalf("it is %+v", srv)
+	}
+	k.Return(k.Hosts[0])
+	k.Settle()
+	if srv := k.Server(id); srv.Standing() != (compute.Standing{Stage: compute.Running}) || srv.Seen.HardBoots != 1 {
+		t.Fatalf("it is %+v", srv)
 	}
 }
 
@@ -109,6 +180,57 @@ func TestResizeOnALostHostIsTakenBack(t *testing.T) {
 	k.pass(away)
 	if srv := k.Server(id); !reflect.DeepEqual(srv.Shape, before) || srv.Before != nil || srv.Task != "" || srv.Power != compute.On {
 		t.Fatalf("it is %+v", srv)
+	}
+}
+
+// Whatever became of a guest whose change of shape was lost: in the end it was power-cycled into the shape that is recorded.
+func TestALostHostRunsTheShapeThatIsRecorded(t *testing.T) {
+	for name, end := range map[string]func(k *keeper, id resource.ID){
+		"patience": func(k *keeper, _ resource.ID) { k.pass(away) },
+		"deadline": func(k *keeper, _ resource.ID) { k.Expire() },
+		"reset":    func(k *keeper, id resource.ID) { k.Must(k.Compute.Reset(k.Admin, id, false)) },
+	} {
+		t.Run("resize, "+name, func(t *testing.T) {
+			k, id := started(t, 1)
+			on := k.Hosts[0]
+			on.Mute = true // it does it, and cannot say so
+			k.Must(k.Compute.Reshape(k.Ctx, id, "84", nil))
+			k.Settle()
+			if on.Guests[id].MemoryMiB != 256 {
+				t.Fatal("the host has not done it")
+			}
+			k.Lose(on)
+			end(k, id)
+			k.endsInShape(on, id, 128, on.Seen[id].HardBoots+1)
+			if got := migrationOf(k.Cloud, id).State; got == compute.Moved {
+				t.Fatalf("the migration is %s", got)
+			}
+		})
+		t.Run("revert, "+name, func(t *testing.T) {
+			k, id := started(t, 1)
+			on := k.Hosts[0]
+			k.Must(k.Compute.Reshape(k.Ctx, id, "84", nil))
+			k.Settle()
+			k.Lose(on)
+			k.Must(k.Compute.Revert(k.Ctx, id))
+			end(k, id)
+			k.endsInShape(on, id, 128, 2)
+			if got := migrationOf(k.Cloud, id).State; got == compute.Reverted || got == compute.Moved {
+				t.Fatalf("the migration is %s", got)
+			}
+		})
+	}
+}
+
+// endsInShape has a host come back, and makes sure of what it then runs.
+func (k *keeper) endsInShape(on *cloudtest.Host, id resource.ID, memory, boots int) {
+	k.t.Helper()
+	on.Mute = false
+	k.Return(on)
+	k.Settle()
+	srv, guest, seen := k.Server(id), on.Guests[id], on.Seen[id]
+	if srv.Shape.MemoryMiB != memory || guest.MemoryMiB != memory || seen.HardBoots < boots || srv.Standing() != (compute.Standing{Stage: compute.Running}) {
+		k.t.Fatalf("it is %v with %d MiB, and its guest %+v, seen as %+v", srv.Standing(), srv.Shape.MemoryMiB, guest, seen)
 	}
 }
 
