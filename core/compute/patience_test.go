@@ -2,11 +2,13 @@ package compute_test
 
 import (
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/reconcile"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/compute/cloudtest"
@@ -132,6 +134,65 @@ func TestAHostThatIsSoonBackIsWaitedFor(t *testing.T) {
 	k.pass(away)
 	if got := k.Server(id).Standing(); got != (compute.Standing{Stage: compute.Stopped}) {
 		t.Fatalf("it is %v", got)
+	}
+}
+
+// When so many hosts are lost that it is rather the controllers that are cut off, everything waits, and hosts are given time anew when
+// that is over. A host that is known to be dead is not waited for.
+func TestPatienceWaitsInAStorm(t *testing.T) {
+	k, id := started(t, 5)
+	gone := k.Launch(compute.Launch{Apart: []resource.ID{k.HostOf(id).ID}})[0]
+	k.Settle()
+	on, other := k.HostOf(id), k.HostOf(gone)
+	var third *cloudtest.Host
+	for _, h := range k.Hosts {
+		if h != on && h != other {
+			third = h
+		}
+	}
+	for _, h := range []*cloudtest.Host{on, other, third} {
+		k.Lose(h)
+	}
+	k.Must(k.Compute.Do(k.Ctx, id, compute.Stopping))
+	k.Must(k.Compute.Delete(k.Ctx, gone))
+	k.pass(3 * time.Minute)
+	if srv := k.Server(id); srv.Task != compute.Stopping || k.Server(gone) == nil {
+		t.Fatalf("in a storm it is %v, and the other %+v", srv.Standing(), k.Server(gone))
+	}
+	_, err := k.hosts.Vouch(k.Admin, other.ID)
+	k.Must(err)
+	k.pass(time.Second)
+	if k.Server(gone) != nil || k.Server(id).Task != compute.Stopping {
+		t.Fatal("a host that is dead is waited for, or another is not")
+	}
+	k.Return(third)
+	k.pass(20 * time.Second)
+	if k.Server(id).Task != compute.Stopping {
+		t.Fatal("when the storm is over a host has no time to come back")
+	}
+	k.pass(away)
+	if srv := k.Server(id); srv.Task != "" || lastOperation(k.Cloud, id).Outcome != operation.Failed {
+		t.Fatalf("after the storm it is %v", srv.Standing())
+	}
+}
+
+// A controller that leads anew gives lost hosts time to be heard: nobody was there who would have heard them.
+func TestWhoLeadsAnewHasPatience(t *testing.T) {
+	k, id := started(t, 1)
+	k.Lose(k.Hosts[0])
+	k.Must(k.Compute.Do(k.Ctx, id, compute.Stopping))
+	k.pass(time.Second)
+	k.Clock = k.Clock.Add(3 * time.Minute)
+	k.work = reconcile.New(k.State, k.Clock, slices.DeleteFunc(k.Compute.Reconcilers(), func(task reconcile.Task) bool {
+		return task.Name == "compute-end" // the test's project is nowhere
+	})...)
+	k.pass(20 * time.Second)
+	if k.Server(id).Task != compute.Stopping {
+		t.Fatal("the time without any controller counts as the host's silence")
+	}
+	k.pass(away)
+	if k.Server(id).Task != "" {
+		t.Fatal("it waits on")
 	}
 }
 
