@@ -190,7 +190,7 @@ func (a *auditor) kept(s *compute.Server) {
 	}
 }
 
-// waits: nothing waits for a host that cannot be heard.
+// waits: nothing waits for a host that is known to be dead. For how long one is missed that is lost is no state.
 func (a *auditor) waits(s *compute.Server, o *operation.Operation) {
 	on := []resource.ID{s.HostID}
 	if s.Move != nil {
@@ -198,20 +198,20 @@ func (a *auditor) waits(s *compute.Server, o *operation.Operation) {
 	}
 	for _, id := range on {
 		h, ok := host.Table().PeekOne(a.tx, id)
-		if !ok || h.Up() {
+		if !ok || !h.Dead() {
 			continue
 		}
-		since := h.Lost
+		since := h.Fenced.At
 		if o.CreatedAt.After(since) {
 			since = o.CreatedAt
 		}
 		if a.tx.Now().Sub(since) > landWithin {
-			a.find("server", s.ID, "waits since %s for host %s, which cannot be heard, to do this: %s", since.UTC().Format(time.RFC3339), h.Name, o.Verb)
+			a.find("server", s.ID, "waits since %s for host %s, which is dead, to do this: %s", since.UTC().Format(time.RFC3339), h.Name, o.Verb)
 		}
 	}
 }
 
-// landWithin is how long servers may be said to wait for another host after theirs is there again, or for their own while it is not.
+// landWithin is how long servers may be said to wait for another host after theirs is there again, or for their own when it is dead.
 const landWithin = 5 * time.Minute
 
 // migrations: they go with their servers.

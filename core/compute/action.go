@@ -305,6 +305,9 @@ func (s *Service) Reset(ctx context.Context, id resource.ID, failed bool) error 
 		}
 		const why = "An operator settled the server's state."
 		moving := srv.Move != nil || srv.Snapshot != nil || srv.Shelf != nil
+		if !moving { // else what was seen is of what the host takes back
+			srv.fallBack()
+		}
 		if srv.Move != nil {
 			if err := srv.stay(tx, operation.Cancelled, why); err != nil {
 				return err
@@ -319,9 +322,6 @@ func (s *Service) Reset(ctx context.Context, id resource.ID, failed bool) error 
 		srv.Failure = nil
 		if failed {
 			srv.fail(tx, 500, "An operator marked the server as failed.")
-		}
-		if !moving { // else what was seen is of what the host takes back
-			srv.fallBack()
 		}
 		return servers.Put(tx, srv)
 	})

@@ -130,7 +130,10 @@ func (s *Server) conclude(tx *state.Tx, outcome operation.Outcome, message strin
 	}
 	switch s.Task {
 	case Reverting:
-		s.Before, end = nil, Reverted
+		s.Before = nil
+		if outcome == operation.Succeeded {
+			end = Reverted
+		}
 	case Reshaping, Migrating:
 		if outcome != operation.Succeeded && s.Before != nil {
 			s.Shape, s.Before = s.Before.Shape, nil

@@ -288,7 +288,7 @@ func (s *Server) giveUp(tx *state.Tx, why string) error {
 	case s.Snapshot != nil || s.Task == Unshelving:
 		return s.putBack(tx, operation.Failed, why)
 	}
-	if s.LaunchedAt.IsZero() || s.Task == Rebuilding || s.Task == Evacuating {
+	if s.spoilt() {
 		s.fail(tx, 500, why)
 	}
 	wished := s.Power
@@ -304,8 +304,14 @@ func (s *Server) giveUp(tx *state.Tx, why string) error {
 	return nil
 }
 
-// fallBack makes the wish what was last seen.
+// spoilt reports whether what is under way leaves a server that is not whole if it ends now.
+func (s *Server) spoilt() bool {
+	return s.LaunchedAt.IsZero() || s.Task == Rebuilding || s.Task == Evacuating
+}
+
+// fallBack makes the wish what was last seen. In the midst of a change of shape that says nothing.
 func (s *Server) fallBack() {
+	power, boots, midst := s.Power, s.HardBoots, s.Seen.Wish < s.Wish || s.Seen.Busy
 	s.Wish++
 	switch s.Seen.Power {
 	case On, Off, Paused, Suspended:
@@ -314,7 +320,22 @@ func (s *Server) fallBack() {
 		s.Power = Off
 	}
 	s.HardBoots, s.SoftBoots = s.Seen.HardBoots, s.Seen.SoftBoots
+	switch {
+	case s.Task == Reverting: // the shape is the old one already: the guest is yet to take it
+		s.HardBoots = max(boots, s.HardBoots)
+	case s.Task == Reshaping && midst:
+		s.HardBoots = boots
+		s.recycle()
+	default:
+		return
+	}
+	if midst {
+		s.Power = power
+	}
 }
+
+// recycle has the guest power-cycled that may have taken the shape which is taken back, or may not: nobody has heard.
+func (s *Server) recycle() { s.HardBoots = max(s.HardBoots, s.Seen.HardBoots) + 1 }
 
 // Expirers end what was not done in time.
 func (s *Service) Expirers() map[string]operation.Expirer {
