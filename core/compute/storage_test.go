@@ -374,7 +374,7 @@ func TestEvacuatedBeforeItsDisksWereMade(t *testing.T) {
 		c.AddHost("host-d", capacity)
 		c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
 		c.Settle()
-		if srv, g := c.Server(id), c.Hosts[3].Guests[id]; !srv.Kept || !g.Kept || srv.Storage != storage {
+		if srv, g := c.Server(id), c.HostOf(id).Guests[id]; !srv.Kept || !g.Kept || srv.Storage != storage {
 			t.Errorf("onto %q: what it has written is not kept", storage)
 		}
 		sound(t, c)
