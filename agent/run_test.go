@@ -119,38 +119,36 @@ func (s *slowStore) Save(c Change) error {
 	return nil
 }
 
+// In real time: a bubble's clock stands still while a worker waits for the lock under which the store takes its time.
 func TestManyDeliveriesAreKeptTogether(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		store := &slowStore{kept: map[host.Key]string{}}
-		m := &machine{has: map[resource.ID]string{}}
-		a, err := New(store, time.Now(), m.handler("net"), m.guests())
-		if err != nil {
-			t.Fatal(err)
+	store := &slowStore{kept: map[host.Key]string{}}
+	m := &machine{has: map[resource.ID]string{}}
+	a, err := New(store, time.Now(), m.handler("net"), m.guests())
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := &burst{make(chan *host.Delivery, 2000), make(chan struct{})}
+	link.deliveries <- &host.Delivery{Full: true, Mark: host.Mark{Revision: 1}, Items: []host.Item{item("guest", guestID, "one")}}
+	for n := range 1000 {
+		d := &host.Delivery{Mark: host.Mark{Revision: int64(2 + n)}, Items: []host.Item{item("guest", guestID, []string{"", "again"}[n%2])}}
+		if n == 500 {
+			d.Items = append(d.Items, item("net", netID, "net"))
 		}
-		link := &burst{make(chan *host.Delivery, 2000), make(chan struct{})}
-		link.deliveries <- &host.Delivery{Full: true, Mark: host.Mark{Revision: 1}, Items: []host.Item{item("guest", guestID, "one")}}
-		began := time.Now()
-		for n := range 1000 {
-			d := &host.Delivery{Mark: host.Mark{Revision: int64(2 + n)}, Items: []host.Item{item("guest", guestID, []string{"", "again"}[n%2])}}
-			if n == 500 {
-				d.Items = append(d.Items, item("net", netID, "net"))
-			}
-			link.deliveries <- d
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		var wg sync.WaitGroup
-		wg.Go(func() { a.Run(ctx, link, 1) })
-		for a.Mark().Revision < 1001 {
-			time.Sleep(time.Millisecond)
-		}
-		if took := time.Since(began); took > 100*time.Millisecond {
-			t.Errorf("1,000 deliveries took %v and %d writes", took, store.saves)
-		}
-		cancel()
-		wg.Wait()
-		want := map[host.Key]string{{Kind: "guest", ID: guestID}: `"again"`, {Kind: "net", ID: netID}: `"net"`}
-		if !maps.Equal(store.kept, want) {
-			t.Errorf("kept is %v", store.kept)
-		}
-	})
+		link.deliveries <- d
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { a.Run(ctx, link, 1) })
+	for a.Mark().Revision < 1001 {
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	wg.Wait()
+	if store.saves > 100 { // a handful, on a machine that has a moment for its reader
+		t.Errorf("1,000 deliveries took %d writes", store.saves)
+	}
+	want := map[host.Key]string{{Kind: "guest", ID: guestID}: `"again"`, {Kind: "net", ID: netID}: `"net"`}
+	if !maps.Equal(store.kept, want) {
+		t.Errorf("kept is %v", store.kept)
+	}
 }
