@@ -17,27 +17,16 @@ leading() { led_by "${machines[@]}"; }
 next() { echo "c$((${1#c} % 3 + 1))"; }
 up() { status "$1" | jq -e '.Hosts | length == 2 and all(.Up)'; }
 state() { [ "$(ask "$1" GET /compute/v2.1/servers/"$2" | jq -r .server.status)" = "$3" ]; }
-qemu() { pgrep -f "^[^ ]*qemu-system.*$1" | head -n 1; }
 sessions() { status "$1" | jq -c '[.Controllers[] | {(.Name): .Hosts}] | add'; }
 
 # counted FILE ON wants each acknowledged network to be there once, on one controller.
-counted() {
-	ask "$2" GET '/network/v2.0/networks?fields=name' | jq -r '.networks[].name' | grep ^load | sort >"$work/have"
-	jq -r '.acknowledged[]' "$1" | sort >"$work/want" # of this run; what an earlier one made stays
-	comm -23 "$work/want" "$work/have" | grep -q . && fail "acknowledged and lost: $(comm -23 "$work/want" "$work/have" | head -n 3)"
-	uniq -d "$work/have" | grep -q . && fail "made twice: $(uniq -d "$work/have" | head -n 3)"
-	return 0
-}
+counted() { accounted "$1" < <(ask "$2" GET '/network/v2.0/networks?fields=name' | jq -r '.networks[].name' | grep ^load); }
 
-finish() {
-	local code=$?
-	trap '' TERM INT
+ending() {
 	for m in a1 a2 c1 c2 c3; do halt $m & done
 	wait
-	for m in a1 a2; do clear_agent $m >>"$work/log" 2>&1 || true; done
+	for m in a1 a2; do clear_agent $m || true; done
 	unwire
-	if [ $code = 0 ]; then rm -rf "$work"; else { for l in "$work"/*.log; do echo "--- $l"; grep -v etcd: "$l" | tail -n 8; done >&2; } || true; echo "kept: $work" >&2; fi
-	exit $code
 }
 
 wire c1 c2 c3 a1 a2 out

@@ -91,6 +91,16 @@ sshto() {
 		-o LogLevel=ERROR "cirros@$address" "$@"
 }
 
+# accounted FILE holds the names on its input against those that clients say were acknowledged (of this run; what an earlier one
+# made stays): each is there, and once.
+accounted() {
+	sort >"$work/have"
+	jq -r '.acknowledged[]' "$1" | sort >"$work/want"
+	comm -23 "$work/want" "$work/have" | grep -q . && fail "acknowledged and lost: $(comm -23 "$work/want" "$work/have" | head -n 3)"
+	uniq -d "$work/have" | grep -q . && fail "made twice: $(uniq -d "$work/have" | head -n 3)"
+	return 0
+}
+
 # admin_token SECRETS URL CURL… prints a token of the administrator whose password is in a file, asked for by a command that is curl.
 admin_token() {
 	local password=$1 url=$2 body

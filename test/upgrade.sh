@@ -59,10 +59,7 @@ load() {
 loaded() {
 	wait "$loading" || { cat "$work/$1.err" >&2; fail "the clients failed"; }
 	jq -e '.gave_up == []' "$work/$1" >/dev/null || fail "never answered: $(jq -c .gave_up "$work/$1")"
-	ask "$2" GET '/network/v2.0/networks?fields=name' | jq -r '.networks[].name' | grep "^$1-" | sort >"$work/have"
-	jq -r '.acknowledged[]' "$work/$1" | sort >"$work/want"
-	comm -23 "$work/want" "$work/have" | grep -q . && fail "acknowledged and lost: $(comm -23 "$work/want" "$work/have" | head -n 3)"
-	uniq -d "$work/have" | grep -q . && fail "made twice: $(uniq -d "$work/have" | head -n 3)"
+	accounted "$work/$1" < <(ask "$2" GET '/network/v2.0/networks?fields=name' | jq -r '.networks[].name' | grep "^$1-")
 	[ "$(ask "$2" GET "/network/v2.0/ports?fields=name" | jq -r '.ports[].name' | grep -c "^$1-")" = 0 ] || fail "a port was made twice, or its deletion lost"
 	[ "$(ask "$2" GET "/compute/v2.1/os-keypairs" | jq -r '.keypairs[].keypair.name' | grep -c "^$1-")" = 0 ] || fail "a key pair was made twice, or its deletion lost"
 	until_ok 60 bash -c "$(declare -f ask inside url ns); net=$net auth=$auth; ns() { echo up-$$-\$1; }; [ \"\$(ask $2 GET /compute/v2.1/servers | jq -r '.servers[].name' | grep -c '^$1-')\" = 0 ]" ||
