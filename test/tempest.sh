@@ -67,12 +67,9 @@ else
 	if [ -n "$follower" ]; then
 		tag=tf-$$ net=10.213.9 dir=$work
 		. "$root/test/hosts.sh"
-		finish() { # as in lib.sh, of three
-			local code=$?
-			for m in c1 c2 c3; do halt $m || true; done
+		ending() {
+			for m in c1 c2 c3; do halt $m; done
 			unwire
-			if [ $code = 0 ]; then rm -rf "$work"; else echo "kept: $work" >&2; fi
-			exit $code
 		}
 		wire c1 c2 c3 out
 		launch c1 --cluster --sim 3
