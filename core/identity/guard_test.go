@@ -181,3 +181,14 @@ func TestTheGuardIsBounded(t *testing.T) {
 		t.Errorf("%d accounts and %d sources are kept", n, m)
 	}
 }
+
+func TestLockoutSparesWhoIsExempt(t *testing.T) {
+	w := newWorld(t, Config{Lockout: Lockout{After: 1, For: time.Hour}})
+	yes := true
+	_, err := w.UpdateUser(w.root(), w.user("admin").ID, func(u *User) error { u.Options.IgnoreLockout = &yes; return nil }, nil)
+	w.must(err)
+	if _, _, err := w.Authenticate(t.Context(), password("admin", "wrong", ScopeRef{})); !fault.Is(err, fault.Unauthorized) {
+		t.Fatal(err)
+	}
+	w.login("admin", inProject("admin"))
+}

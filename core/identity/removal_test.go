@@ -203,3 +203,78 @@ func TestDeleteLargeThings(t *testing.T) {
 		}
 	})
 }
+
+func TestDeleteDomainTakesAllAlong(t *testing.T) {
+	w := newWorld(t, Config{})
+	ctx := w.root()
+	count := func() (n int) {
+		tx := w.State.Latest()
+		return users.Len(tx) + groups.Len(tx) + projects.Len(tx) + roles.Len(tx) + assignments.Len(tx) + memberships.Len(tx) +
+			credentials.Len(tx) + trusts.Len(tx) + appCredentials.Len(tx) + implications.Len(tx)
+	}
+	before := count()
+	d := &Project{Enabled: true}
+	d.Name = "acme"
+	domain, err := w.CreateProject(ctx, d)
+	w.must(err)
+	p := &Project{DomainID: domain.ID, Enabled: true}
+	p.Name = "shop"
+	shop, err := w.CreateProject(ctx, p)
+	w.must(err)
+	u := &User{DomainID: domain.ID, Enabled: true, DefaultProjectID: shop.ID}
+	u.Name = "worker"
+	worker, err := w.CreateUser(ctx, u, "worker-password")
+	w.must(err)
+	g := &Group{DomainID: domain.ID}
+	g.Name = "ops"
+	group, err := w.CreateGroup(ctx, g)
+	w.must(err)
+	r := &Role{DomainID: domain.ID}
+	r.Name = "operator"
+	role, err := w.CreateRole(ctx, r)
+	w.must(err)
+	w.must(w.Imply(ctx, role.ID, w.role("member")))
+	w.must(w.AddMember(ctx, group.ID, worker.ID))
+	w.must(w.Grant(ctx, Assignment{HolderID: worker.ID, RoleID: w.role("member"), Scope: Scope{ProjectID: shop.ID}}))
+	w.must(w.Grant(ctx, Assignment{HolderID: group.ID, OfGroup: true, RoleID: role.ID, Scope: Scope{DomainID: domain.ID}, Inherited: true}))
+	w.must(w.Grant(ctx, Assignment{HolderID: w.user("demo").ID, RoleID: w.role("member"), Scope: Scope{ProjectID: shop.ID}}))
+	_, err = w.CreateAccessKey(ctx, w.user("demo").ID, shop.ID)
+	w.must(err)
+	if err := w.DeleteProject(ctx, domain.ID, true, false); !fault.Is(err, fault.Forbidden) {
+		t.Errorf("an enabled domain is deleted: %v", err)
+	}
+	_, err = w.UpdateProject(ctx, domain.ID, true, func(p *Project) error { p.Enabled = false; return nil })
+	w.must(err)
+	w.must(w.DeleteProject(ctx, domain.ID, true, false))
+	if after := count(); after != before {
+		t.Errorf("%d objects are left; there were %d", after, before)
+	}
+	if removals.Len(w.State.Latest()) > 0 {
+		t.Error("a small domain is not deleted at once")
+	}
+}
+
+// Whoever is deleted while its request is under way leaves nothing behind.
+func TestRequestsOfADeletedUser(t *testing.T) {
+	w := newWorld(t, Config{})
+	demo, project := w.user("demo").ID, w.project("demo").ID
+	as := w.as(w.login("demo", inProject("demo")))
+	c, err := w.CreateConsumer(w.root(), &Consumer{})
+	w.must(err)
+	request, err := w.RequestAccess(t.Context(), c.ID, project, func(string, string) bool { return true })
+	w.must(err)
+	w.must(w.DeleteUser(w.root(), demo))
+	for verb, err := range map[string]error{
+		"an application credential": third(w.CreateApplicationCredential(as, demo, NewApplicationCredential{Name: "ci"})),
+		"an access key":             second(w.CreateAccessKey(as, demo, project)),
+		"a trust":                   second(w.CreateTrust(as, &Trust{TrustorID: demo, TrusteeID: w.user("alt").ID, InProjectID: project}, []RoleRef{{Name: "member"}})),
+		"an access token":           second(w.AuthorizeAccess(as, request.ID, []RoleRef{{Name: "member"}})),
+	} {
+		if err == nil {
+			t.Errorf("a user that is gone makes %s", verb)
+		}
+	}
+	if wrong := Audit(w.State.Latest()); len(wrong) > 0 {
+		t.Error(wrong)
+	}
+}

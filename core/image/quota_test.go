@@ -131,3 +131,32 @@ func TestUploadsAtTheSameTimeShareTheQuota(t *testing.T) {
 		t.Errorf("used: %+v, %v", u, err)
 	}
 }
+
+func TestQuota(t *testing.T) {
+	var r *rig
+	r = newRig(t, image.Config{Limits: func(_ *state.Tx, p resource.ID) image.Limits {
+		if p == r.project {
+			return image.Limits{Images: 2, Bytes: 100}
+		}
+		return image.Limits{}
+	}})
+	one, two := r.make(t, r.owner, "1"), r.make(t, r.owner, "2")
+	_, err := r.Create(r.owner, image.Request{Name: "3"})
+	wantKind(t, err, fault.OverQuota)
+	if err := r.Upload(r.owner, one.ID, bytes.NewReader(make([]byte, 80)), -1); err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, r.Upload(r.owner, two.ID, bytes.NewReader(make([]byte, 21)), -1), fault.TooLarge)
+	wantKind(t, r.Upload(r.owner, two.ID, bytes.NewReader(make([]byte, 21)), 21), fault.TooLarge)
+	if err := r.Upload(r.owner, two.ID, bytes.NewReader(make([]byte, 20)), -1); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Delete(r.owner, one.ID); err != nil {
+		t.Fatal(err)
+	}
+	three := r.make(t, r.owner, "3")
+	if err := r.Upload(r.owner, three.ID, bytes.NewReader(make([]byte, 80)), 80); err != nil {
+		t.Error(err)
+	}
+	r.clean(t, 2)
+}

@@ -6,7 +6,6 @@
 package linuxnet
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,15 +14,11 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/vishvananda/netlink"
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/network"
@@ -176,7 +171,7 @@ func (d *Driver) takeUp() error {
 		if hosts := s.tunnelHosts(); hosts != nil {
 			d.tunnelHosts[id] = hosts
 		}
-		if s.want == nil || !mounted(filepath.Join(netnsDir, s.namespaceName())) {
+		if s.want == nil || !mounted(s.namespacePath()) {
 			continue
 		}
 		// Only what died with the process starts again here; what the kernel holds
@@ -260,7 +255,7 @@ func (d *Driver) segment(id resource.ID) *segment {
 // release unlocks a segment, and forgets it when nothing of it is left.
 func (d *Driver) release(s *segment) {
 	defer s.mu.Unlock()
-	if s.want != nil || len(s.attachments) > 0 || mounted(filepath.Join(netnsDir, s.namespaceName())) {
+	if s.want != nil || len(s.attachments) > 0 || mounted(s.namespacePath()) {
 		return
 	}
 	d.mu.Lock()
@@ -287,344 +282,4 @@ func (d *Driver) filter(id resource.ID) (network.Filter, bool) {
 	defer d.mu.Unlock()
 	filter, here := d.filters[id]
 	return filter, here
-}
-
-// EnsureSegment makes the network's bridge, with everything that is plugged in.
-func (d *Driver) EnsureSegment(ctx context.Context, want network.Segment) error {
-	s := d.segment(want.ID)
-	defer d.release(s)
-	if err := d.store.save(segmentKind, want.ID, want); err != nil {
-		return err
-	}
-	s.want = &want
-	return s.converge(ctx)
-}
-
-// EnsureAttachment makes the port's tap and plugs it in.
-func (d *Driver) EnsureAttachment(ctx context.Context, want network.Attachment) (network.Tap, error) {
-	s := d.segment(want.NetworkID)
-	defer d.release(s)
-	if err := d.store.save(attachmentKind, want.ID, want); err != nil {
-		return network.Tap{}, err
-	}
-	d.mu.Lock()
-	d.attachments[want.ID] = want.NetworkID
-	d.mu.Unlock()
-	arrived := s.attachments[want.ID].Arriving && !want.Arriving
-	s.attachments[want.ID] = want
-	for _, own := range want.DHCPOptions {
-		if err := checkOption(own); err != nil {
-			d.log.WarnContext(ctx, "port's DHCP option left out", "port", want.ID, "error", err)
-		}
-	}
-	if err := s.converge(ctx); err != nil {
-		return network.Tap{}, err
-	}
-	if arrived {
-		if err := s.announce(want); err != nil {
-			d.log.WarnContext(ctx, "port's move not announced", "port", want.ID, "error", err)
-		}
-	}
-	return network.Tap{Netns: filepath.Join(netnsDir, s.namespaceName()), Name: tapName(want.ID)}, nil
-}
-
-// EnsureFilter puts a security group in force on every port that is in it.
-func (d *Driver) EnsureFilter(ctx context.Context, want network.Filter) error {
-	if err := d.keepFilter(want); err != nil {
-		return err
-	}
-	return d.refilter(ctx, want.ID)
-}
-
-func (d *Driver) keepFilter(want network.Filter) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.store.save(filterKind, want.ID, want); err != nil {
-		return err
-	}
-	d.filters[want.ID] = want
-	return nil
-}
-
-// refilter brings the segments up to date that have ports in a group.
-func (d *Driver) refilter(ctx context.Context, id resource.ID) error {
-	var failed []error
-	for network := range d.allSegments() {
-		s := d.segment(network)
-		if s.uses(id) {
-			failed = append(failed, s.converge(ctx))
-		}
-		d.release(s)
-	}
-	return errors.Join(failed...)
-}
-
-// EnsureGateway makes a router with its legs, addresses and mappings.
-func (d *Driver) EnsureGateway(ctx context.Context, want network.Gateway) error {
-	g := d.gateway(want.ID)
-	defer g.mu.Unlock()
-	if err := d.store.save(gatewayKind, want.ID, want); err != nil {
-		return err
-	}
-	g.want = &want
-	return g.converge(ctx)
-}
-
-// Remove takes a thing away with everything of it. The wish is forgotten last,
-// so that a removal cut short is still Present.
-func (d *Driver) Remove(ctx context.Context, thing network.Thing) error {
-	switch thing.Kind {
-	case segmentKind:
-		return d.removeSegment(ctx, thing.ID)
-	case attachmentKind:
-		return d.removeAttachment(ctx, thing.ID)
-	case filterKind:
-		return d.removeFilter(ctx, thing.ID)
-	case gatewayKind:
-		return d.removeGateway(thing.ID)
-	}
-	return fmt.Errorf("remove %s %s: no such kind", thing.Kind, thing.ID)
-}
-
-func (d *Driver) removeSegment(ctx context.Context, id resource.ID) error {
-	s := d.segment(id)
-	defer d.release(s)
-	s.want = nil
-	if mounted(filepath.Join(netnsDir, s.namespaceName())) {
-		if err := s.converge(ctx); err != nil {
-			return err
-		}
-	}
-	if err := s.tidy(); err != nil {
-		return err
-	}
-	if err := d.guardTunnel(ctx, id, nil); err != nil {
-		return err
-	}
-	for physical := range d.options.Physical {
-		if err := d.removePhysical(ctx, physical, id); err != nil {
-			return err
-		}
-	}
-	return d.store.forget(segmentKind, id)
-}
-
-func (d *Driver) removeAttachment(ctx context.Context, id resource.ID) error {
-	d.mu.Lock()
-	network, known := d.attachments[id]
-	d.mu.Unlock()
-	if !known {
-		var err error
-		if network, known, err = d.whereIs(id); err != nil || !known {
-			return err
-		}
-	}
-	s := d.segment(network)
-	defer d.release(s)
-	delete(s.attachments, id)
-	if mounted(filepath.Join(netnsDir, s.namespaceName())) {
-		if err := s.removeTap(ctx, id); err != nil {
-			return err
-		}
-	}
-	if err := s.tidy(); err != nil {
-		return err
-	}
-	if err := d.store.forget(attachmentKind, id); err != nil {
-		return err
-	}
-	d.mu.Lock()
-	delete(d.attachments, id)
-	d.mu.Unlock()
-	return nil
-}
-
-func (s *segment) removeTap(ctx context.Context, id resource.ID) error {
-	ns, err := openNamespace(filepath.Join(netnsDir, s.namespaceName()))
-	if err != nil {
-		return err
-	}
-	defer ns.close()
-	links, err := ns.links()
-	if err != nil {
-		return err
-	}
-	if tap := links[tapName(id)]; tap != nil {
-		if err := ns.removeLink(tap); err != nil {
-			return fmt.Errorf("remove tap of port %s: %w", id, err)
-		}
-	}
-	delete(s.flags, tapName(id))
-	return s.converge(ctx)
-}
-
-// whereIs asks the kernel for a tap that no wish is known of.
-func (d *Driver) whereIs(id resource.ID) (resource.ID, bool, error) {
-	var where resource.ID
-	found := false
-	err := d.eachSegment(func(network resource.ID, links map[string]netlink.Link) {
-		if tap := links[tapName(id)]; tap != nil && tap.Attrs().Alias == attachmentAlias(id) {
-			where, found = network, true
-		}
-	})
-	return where, found, err
-}
-
-// eachSegment shows every segment's namespace and the devices in it.
-func (d *Driver) eachSegment(use func(network resource.ID, links map[string]netlink.Link)) error {
-	names, err := namespaces(d.prefix + "-s-")
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		id, err := resource.ParseID(strings.TrimPrefix(name, d.prefix+"-s-"))
-		if err != nil {
-			continue
-		}
-		path := filepath.Join(netnsDir, name)
-		if !mounted(path) {
-			use(id, nil) // a process died before it made the namespace, or after it removed it
-			continue
-		}
-		ns, err := openNamespace(path)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return err
-		}
-		links, err := ns.links()
-		ns.close()
-		if err != nil {
-			return err
-		}
-		use(id, links)
-	}
-	return nil
-}
-
-func (d *Driver) removeFilter(ctx context.Context, id resource.ID) error {
-	d.mu.Lock()
-	_, known := d.filters[id]
-	delete(d.filters, id)
-	d.mu.Unlock()
-	if known {
-		if err := d.refilter(ctx, id); err != nil {
-			return err
-		}
-	}
-	return d.store.forget(filterKind, id)
-}
-
-func (d *Driver) removeGateway(id resource.ID) error {
-	g := d.gateway(id)
-	defer g.mu.Unlock()
-	if err := g.remove(); err != nil {
-		return err
-	}
-	if err := d.store.forget(gatewayKind, id); err != nil {
-		return err
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	g.removed = true
-	delete(d.gateways, id)
-	return nil
-}
-
-// Present lists what wishes are kept for and what the kernel holds.
-func (d *Driver) Present(ctx context.Context) ([]network.Thing, error) {
-	present := map[network.Thing]bool{}
-	for _, kind := range kinds {
-		entries, err := os.ReadDir(filepath.Join(d.store.dir, kind))
-		if err != nil {
-			return nil, fmt.Errorf("list kept wishes: %w", err)
-		}
-		for _, entry := range entries {
-			if id, err := resource.ParseID(strings.TrimSuffix(entry.Name(), ".json")); err == nil {
-				present[network.Thing{Kind: kind, ID: id}] = true
-			}
-		}
-	}
-	err := d.eachSegment(func(id resource.ID, links map[string]netlink.Link) {
-		plugs := 0 // what an unwanted segment stays for
-		for name, link := range links {
-			if strings.HasPrefix(name, tapPrefix) || strings.HasPrefix(name, legPrefix) {
-				plugs++
-			}
-			if text, ok := strings.CutPrefix(link.Attrs().Alias, "attachment "); ok {
-				if port, err := resource.ParseID(text); err == nil {
-					present[network.Thing{Kind: attachmentKind, ID: port}] = true
-				}
-			}
-		}
-		if links[bridgeName] != nil || plugs == 0 {
-			present[network.Thing{Kind: segmentKind, ID: id}] = true
-		}
-	})
-	if err != nil {
-		return nil, err
-	}
-	names, err := namespaces(d.prefix + "-g-")
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range names {
-		if id, err := resource.ParseID(strings.TrimPrefix(name, d.prefix+"-g-")); err == nil {
-			present[network.Thing{Kind: gatewayKind, ID: id}] = true
-		}
-	}
-	things := make([]network.Thing, 0, len(present))
-	for thing := range present {
-		things = append(things, thing)
-	}
-	slices.SortFunc(things, func(a, b network.Thing) int {
-		if c := slices.Compare(a.ID[:], b.ID[:]); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Kind, b.Kind)
-	})
-	return things, ctx.Err()
-}
-
-// RemoveAll takes away everything that bears the prefix, whether a wish is
-// known of it or not, and forgets all wishes.
-func (d *Driver) RemoveAll(ctx context.Context) error {
-	for _, s := range d.allSegments() {
-		s.mu.Lock()
-		s.stopServing()
-		s.removed = true
-		s.mu.Unlock()
-	}
-	d.mu.Lock()
-	d.segments, d.gateways = map[resource.ID]*segment{}, map[resource.ID]*gateway{}
-	d.attachments, d.filters = map[resource.ID]resource.ID{}, map[resource.ID]network.Filter{}
-	d.mu.Unlock()
-
-	d.tunnelMu.Lock()
-	d.tunnelHosts, d.tunnelApplied = map[resource.ID][]netip.Addr{}, ""
-	d.tunnelMu.Unlock()
-
-	var failed []error
-	for _, kind := range []string{"-g-", "-s-"} {
-		names, err := namespaces(d.prefix + kind)
-		failed = append(failed, err)
-		for _, name := range names {
-			failed = append(failed, removeNamespace(name))
-		}
-	}
-	d.physicalMu.Lock()
-	defer d.physicalMu.Unlock()
-	failed = append(failed, d.host.removeLinks(d.ours))
-	tables, err := d.host.tables(ctx, "inet", d.prefix+"_")
-	failed = append(failed, err)
-	for _, table := range tables {
-		failed = append(failed, d.host.nft(ctx, removeTable("inet", table)))
-	}
-	d.physicalApplied, d.physicalUsers = map[string]string{}, map[string]map[resource.ID]bool{}
-	for _, kind := range kinds {
-		dir := filepath.Join(d.store.dir, kind)
-		failed = append(failed, os.RemoveAll(dir), os.MkdirAll(dir, 0o700))
-	}
-	return errors.Join(failed...)
 }

@@ -36,6 +36,7 @@ type gateway struct {
 }
 
 func (g *gateway) namespaceName() string { return g.driver.prefix + "-g-" + g.id.String() }
+func (g *gateway) namespacePath() string { return filepath.Join(netnsDir, g.namespaceName()) }
 
 // A leg is one device of a router, wherever it leads.
 type leg struct {
@@ -215,7 +216,7 @@ func (g *gateway) announceAgain() {
 }
 
 func (g *gateway) announceAll() error {
-	path := filepath.Join(netnsDir, g.namespaceName())
+	path := g.namespacePath()
 	if !mounted(path) {
 		return nil
 	}
@@ -288,7 +289,7 @@ func (d *Driver) resolveAgain(ctx context.Context, l leg) error {
 	s := d.segment(l.network)
 	defer d.release(s)
 	delete(s.resolved, l.port)
-	path := filepath.Join(netnsDir, s.namespaceName())
+	path := s.namespacePath()
 	if s.want == nil || !mounted(path) {
 		return nil
 	}
@@ -402,7 +403,7 @@ func (g *gateway) disconnect(ns *namespace, link netlink.Link) error {
 
 // remove takes the router away.
 func (g *gateway) remove() error {
-	path := filepath.Join(netnsDir, g.namespaceName())
+	path := g.namespacePath()
 	if mounted(path) {
 		ns, err := openNamespace(path)
 		if err != nil {

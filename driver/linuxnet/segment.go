@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -39,6 +40,7 @@ type segment struct {
 }
 
 func (s *segment) namespaceName() string { return s.driver.prefix + "-s-" + s.id.String() }
+func (s *segment) namespacePath() string { return filepath.Join(netnsDir, s.namespaceName()) }
 
 // mac is the bridge's hardware address. It is the same on every host, so that a
 // guest that moves keeps its neighbour entries.
@@ -133,7 +135,7 @@ func (s *segment) announce(attachment network.Attachment) error {
 	if err != nil {
 		return err
 	}
-	ns, err := openNamespace(netnsDir + "/" + s.namespaceName())
+	ns, err := openNamespace(s.namespacePath())
 	if err != nil {
 		return err
 	}
@@ -161,7 +163,7 @@ func (s *segment) tidy() error {
 	if s.want != nil || len(s.attachments) > 0 {
 		return nil
 	}
-	path := netnsDir + "/" + s.namespaceName()
+	path := s.namespacePath()
 	if mounted(path) {
 		ns, err := openNamespace(path)
 		if err != nil {

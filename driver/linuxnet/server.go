@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"reflect"
 	"runtime/debug"
 	"slices"
@@ -107,7 +106,7 @@ func (s *segment) serve(ns *namespace, bridge netlink.Link) error {
 
 // resume starts the server of a segment that is as it should be already.
 func (s *segment) resume() error {
-	ns, err := openNamespace(filepath.Join(netnsDir, s.namespaceName()))
+	ns, err := openNamespace(s.namespacePath())
 	if err != nil {
 		return err
 	}
