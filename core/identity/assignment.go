@@ -136,11 +136,6 @@ func hasAny(tx *state.Tx, user, in resource.ID) bool {
 	return len(assigned(tx, user, scope)) > 0
 }
 
-// RolesIn gives the names of a user's roles in a scope, for dialects with signatures instead of tokens.
-func RolesIn(tx *state.Tx, user resource.ID, in Scope) []string {
-	return names(effective(tx, user, in))
-}
-
 func names(all []*Role) []string {
 	out := make([]string, len(all))
 	for i, r := range all {

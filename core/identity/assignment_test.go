@@ -52,7 +52,7 @@ func TestEffectiveRoles(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w.must(w.AddMember(ctx, group.ID, demo))
 			w.must(w.Grant(ctx, test.give))
-			if got := RolesIn(w.State.Latest(), demo, test.where); !slices.Equal(got, test.want) && len(got)+len(test.want) > 0 {
+			if got := names(effective(w.State.Latest(), demo, test.where)); !slices.Equal(got, test.want) && len(got)+len(test.want) > 0 {
 				t.Errorf("the user has %v, want %v", got, test.want)
 			}
 			f := HoldingFilter{UserID: demo, Scope: test.where, Effective: true}
@@ -62,7 +62,7 @@ func TestEffectiveRoles(t *testing.T) {
 				t.Errorf("the effective list has %+v, want %v", all, test.want)
 			}
 			w.must(w.Revoke(ctx, test.give))
-			if got := RolesIn(w.State.Latest(), demo, test.where); len(got) > 0 {
+			if got := names(effective(w.State.Latest(), demo, test.where)); len(got) > 0 {
 				t.Errorf("the user has %v after it was taken", got)
 			}
 		})

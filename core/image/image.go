@@ -243,12 +243,3 @@ func Lookup(ctx context.Context, tx *state.Tx, id resource.ID) (*Image, error) {
 	}
 	return i, nil
 }
-
-// ByTail finds the image whose ID ends with these 17 digits, for dialects that spell it so.
-func ByTail(ctx context.Context, tx *state.Tx, tail string) (*Image, error) {
-	i, ok := images.Lookup(tx, "tail", state.KeyOf(tail))
-	if !ok {
-		return nil, fault.Missing("Image", tail)
-	}
-	return find(ctx, tx, i.ID, "image.get")
-}

@@ -112,11 +112,6 @@ func TestLookup(t *testing.T) {
 		_, err := image.Lookup(r.owner, r.State.Latest(), i.ID)
 		wantKind(t, err, fault.Invalid)
 	}
-	if i, err := image.ByTail(r.owner, r.State.Latest(), usable.ID.Tail()); err != nil || i.ID != usable.ID {
-		t.Errorf("by its tail: %v, %v", i, err)
-	}
-	_, err = image.ByTail(r.other, r.State.Latest(), usable.ID.Tail())
-	wantKind(t, err, fault.NotFound)
 }
 
 func BenchmarkList(b *testing.B) {
