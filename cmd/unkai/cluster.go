@@ -143,7 +143,7 @@ func (k *cluster) tell(ctx context.Context, is host.Controller) error {
 	if !ok {
 		return errors.New("no controller leads, or where it is is not known yet")
 	}
-	return relay.Post(ctx, k.transport, link, "present", is, nil)
+	return relay.Post(ctx, k.transport, link, "present", relay.Presentation{Controller: is, Certificate: shows.Leaf.Raw}, nil)
 }
 
 // dismiss takes another controller out for good. What it has on its disk is of no use to anybody then.
