@@ -1,13 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -234,37 +230,11 @@ func addTarget(ctx context.Context, dir string, t alert.Target) error {
 		return err
 	}
 	var name string
-	if err := tell(ctx, dir, "/alert-targets", body, &name); err != nil {
+	if err := askWith(ctx, dir, http.MethodPost, "/alert-targets", body, &name); err != nil {
 		return err
 	}
 	fmt.Printf("%s is told from now on; unkai alert test %s says whether it arrives\n", name, name)
 	return nil
-}
-
-// tell is ask with a body.
-func tell(ctx context.Context, dir, path string, body []byte, answer any) error {
-	client := controlClient(dir, time.Minute)
-	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://unkai"+path, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	res, err := client.Do(req)
-	if err != nil {
-		if opErr := (*net.OpError)(nil); errors.As(err, &opErr) {
-			return fmt.Errorf("no controller answers for %s: is it running?", dir)
-		}
-		return err
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		return err
-	}
-	if res.StatusCode != http.StatusOK {
-		return errors.New(strings.TrimSpace(string(text)))
-	}
-	return json.Unmarshal(text, answer)
 }
 
 type alertRemoveCommand struct {

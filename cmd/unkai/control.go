@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -276,18 +277,23 @@ func (c *cloud) health() health {
 
 // ask speaks to the controller of a data directory.
 func ask(ctx context.Context, dir, method, path string, answer any) error {
-	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, controlSocket))
-		}}}
+	return askWith(ctx, dir, method, path, nil, answer)
+}
+
+// askWith is ask with a body.
+func askWith(ctx context.Context, dir, method, path string, body []byte, answer any) error {
+	client := controlClient(dir, time.Minute)
 	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, method, "http://unkai"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://unkai"+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("no controller answers for %s: is it running?", dir)
+		if opErr := (*net.OpError)(nil); errors.As(err, &opErr) {
+			return fmt.Errorf("no controller answers for %s: is it running?", dir)
+		}
+		return err
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
