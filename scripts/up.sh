@@ -14,9 +14,9 @@ if [ ! -e "$guest/manifest.json" ]; then say "building the demo guest from Debia
 guest/build.sh "$guest"
 
 mkdir -p "$data"
-if bin/unkai status --data "$data" >/dev/null 2>&1; then
+if bin/unkai status --data "$data" --json >/dev/null 2>&1; then
 	say "a cloud runs already in $data"
-	bin/unkai status --data "$data"
+	bin/unkai status --data "$data" || true # whatever needs somebody, it runs
 	exit 0
 fi
 say "starting the cloud"

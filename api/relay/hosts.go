@@ -13,6 +13,7 @@ import (
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/core/alert"
 	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/identity"
 )
@@ -140,6 +141,9 @@ type Health struct {
 	Revision int64 // how far its copy of the state has come
 	Leads    bool
 	Hosts    int // that have their sessions with it
+
+	Machine *alert.Machine `json:",omitempty"` // nil from an earlier release
+	Clock   time.Time      `json:",omitzero"`  // its machine's
 }
 
 // Ask asks the controller at link how it is.

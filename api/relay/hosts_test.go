@@ -23,7 +23,7 @@ func TestHostsOfOthers(t *testing.T) {
 	p.server.Hub = host.NewHub(p.leads)
 	var called host.Call
 	p.server.Call = func(_ context.Context, _ resource.ID, call host.Call) error { called = call; return nil }
-	p.server.Health = func() Health { return Health{Revision: p.leads.Latest().Revision(), Leads: p.leads.Leads(), Hosts: 7} }
+	p.server.Health = func(context.Context) Health { return Health{Revision: p.leads.Latest().Revision(), Leads: p.leads.Leads(), Hosts: 7} }
 	h := &Hosts{Transport: p.front.Transport, Leader: p.front.Leader, Own: "https://follower"}
 	ctx := t.Context()
 
@@ -89,7 +89,7 @@ func TestHostsOfOthers(t *testing.T) {
 func TestDismissed(t *testing.T) {
 	p := newPair(t)
 	p.server.Hub = host.NewHub(p.leads)
-	p.server.Health = func() Health { return Health{} }
+	p.server.Health = func(context.Context) Health { return Health{} }
 	token, err := p.authority.Token(identity.Internal(t.Context()), time.Hour, host.ForControllers)
 	if err != nil {
 		t.Fatal(err)

@@ -79,7 +79,7 @@ type Server struct {
 	Hub       *host.Hub
 	// Call tells a host, which has its session here, of a call that another controller waits for.
 	Call   func(ctx context.Context, id resource.ID, call host.Call) error
-	Health func() Health
+	Health func(context.Context) Health
 	// Join lets a machine's part of the engine in and answers all that it needs but its certificate.
 	Join func(ctx context.Context, name, url string) (*JoinAnswer, error)
 	// Secrets are the first accounts'.
@@ -211,13 +211,26 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 	return wire.WriteJSON(w, http.StatusOK, answer)
 }
 
+// A Presentation is what a controller says of itself. The connection on which it does may be older than its certificate.
+type Presentation struct {
+	host.Controller
+	Certificate []byte `json:",omitempty"` // DER
+}
+
 func (s *Server) others(w http.ResponseWriter, r *http.Request, path string) error {
 	if path == "present" && r.Method == http.MethodPost {
-		var is host.Controller
+		var is Presentation
 		if err := decode(w, r, &is); err != nil {
 			return err
 		}
-		if err := host.Present(identity.Internal(r.Context()), s.State, is, r.TLS.VerifiedChains[0][0]); err != nil {
+		cert := r.TLS.VerifiedChains[0][0]
+		if is.Certificate != nil { // an earlier release does not say it
+			var err error
+			if cert, err = s.Authority.Controller(is.Certificate); err != nil {
+				return err
+			}
+		}
+		if err := host.Present(identity.Internal(r.Context()), s.State, is.Controller, cert); err != nil {
 			return err
 		}
 		w.WriteHeader(http.StatusNoContent)
@@ -232,7 +245,7 @@ func (s *Server) others(w http.ResponseWriter, r *http.Request, path string) err
 		return err
 	}
 	if path == "health" && r.Method == http.MethodGet {
-		return wire.WriteJSON(w, http.StatusOK, s.Health())
+		return wire.WriteJSON(w, http.StatusOK, s.Health(r.Context()))
 	}
 	if (path == "host-join" || path == "heard" || strings.HasPrefix(path, "hosts/")) && r.Method == http.MethodPost {
 		return s.serveHosts(w, r, path)

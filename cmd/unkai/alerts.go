@@ -1,26 +1,15 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
-	"errors"
 	"fmt"
-	"io"
-	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"strings"
-	"sync"
 	"text/tabwriter"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
@@ -41,90 +30,14 @@ const lookEvery = 15 * time.Second
 
 // keepAlerts raises alerts and tells of them until ctx ends. addresses are where this controller listens.
 func (c *cloud) keepAlerts(ctx context.Context, addresses ...string) {
-	shown := &certificates{addresses: addresses, authority: c.authority.PEM()}
+	c.shown.at(addresses)
 	k := c.keeper(addresses[0])
-	k.Facts = func() alert.Facts { return c.facts(ctx, shown) }
+	k.Facts = func() alert.Facts { return c.facts(ctx) }
 	k.Run(identity.Internal(ctx), lookEvery)
 }
 
 func (c *cloud) keeper(name string) *alert.Keeper {
 	return &alert.Keeper{State: c.state, Senders: alertSenders, Cloud: name}
-}
-
-func (c *cloud) facts(ctx context.Context, shown *certificates) alert.Facts {
-	now := c.state.Now()
-	f := alert.Facts{Now: now, Ahead: time.Until(now), Store: c.state.Room(), Certificates: shown.look(ctx)}
-	if c.cluster != nil {
-		f.Silences = c.cluster.silences(ctx)
-	}
-	var disk unix.Statfs_t
-	if err := unix.Statfs(c.dir, &disk); err != nil {
-		slog.WarnContext(ctx, "could not see how full the disk is", "dir", c.dir, "err", err)
-	} else {
-		f.Disk = alert.Disk{Free: int64(disk.Bavail) * disk.Bsize, Size: int64(disk.Blocks-disk.Bfree+disk.Bavail) * disk.Bsize}
-	}
-	return f
-}
-
-// certificates are those that a controller shows, as a client sees them, and its authority's.
-type certificates struct {
-	addresses []string
-	authority []byte // PEM
-
-	mu   sync.Mutex
-	seen []alert.Certificate // guarded by mu
-	at   time.Time           // guarded by mu
-}
-
-// look answers what was seen within the last hour.
-func (c *certificates) look(ctx context.Context) []alert.Certificate {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if time.Since(c.at) < time.Hour {
-		return c.seen
-	}
-	var seen []alert.Certificate
-	for _, address := range c.addresses {
-		at, ok := strings.CutPrefix(address, "https://")
-		if !ok {
-			continue
-		}
-		ends, err := certificateAt(ctx, at)
-		if err != nil {
-			slog.WarnContext(ctx, "could not see the certificate that is shown", "at", address, "err", err)
-			return c.seen // again in the next round
-		}
-		seen = append(seen, alert.Certificate{Name: address, Ends: ends,
-			Mend: "One from --tls-cert has to be replaced, and the controller started anew; the built-in authority makes a new one in time."})
-	}
-	if block, _ := pem.Decode(c.authority); block != nil {
-		if cert, err := x509.ParseCertificate(block.Bytes); err != nil {
-			slog.WarnContext(ctx, "could not read the authority's certificate", "err", err)
-		} else {
-			seen = append(seen, alert.Certificate{Name: "the built-in authority", Ends: cert.NotAfter, Mend: "Hosts know each other by it."})
-		}
-	}
-	c.seen, c.at = seen, time.Now()
-	return seen
-}
-
-// certificateAt is when the certificate ends that is shown at an address. Who shows it is not the question.
-func certificateAt(ctx context.Context, address string) (time.Time, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	var ends time.Time
-	d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, VerifyConnection: func(s tls.ConnectionState) error {
-		ends = s.PeerCertificates[0].NotAfter
-		return nil
-	}}}
-	conn, err := d.DialContext(ctx, "tcp", address)
-	if err == nil {
-		return ends, conn.Close()
-	}
-	if !ends.IsZero() {
-		return ends, nil // it wants a certificate of us, which we have not
-	}
-	return ends, err
 }
 
 // A shownTarget is a target without its secrets.
@@ -317,37 +230,11 @@ func addTarget(ctx context.Context, dir string, t alert.Target) error {
 		return err
 	}
 	var name string
-	if err := tell(ctx, dir, "/alert-targets", body, &name); err != nil {
+	if err := askWith(ctx, dir, http.MethodPost, "/alert-targets", body, &name); err != nil {
 		return err
 	}
 	fmt.Printf("%s is told from now on; unkai alert test %s says whether it arrives\n", name, name)
 	return nil
-}
-
-// tell is ask with a body.
-func tell(ctx context.Context, dir, path string, body []byte, answer any) error {
-	client := controlClient(dir, time.Minute)
-	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://unkai"+path, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	res, err := client.Do(req)
-	if err != nil {
-		if opErr := (*net.OpError)(nil); errors.As(err, &opErr) {
-			return fmt.Errorf("no controller answers for %s: is it running?", dir)
-		}
-		return err
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		return err
-	}
-	if res.StatusCode != http.StatusOK {
-		return errors.New(strings.TrimSpace(string(text)))
-	}
-	return json.Unmarshal(text, answer)
 }
 
 type alertRemoveCommand struct {

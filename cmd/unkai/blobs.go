@@ -92,11 +92,7 @@ func (b *manyBlobs) Fetch(ctx context.Context, id resource.ID, from string) erro
 	if have, err := b.Blobs.Open(ctx, id); err == nil {
 		return have.Close()
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from+"/controller/v1/blobs/"+id.String(), nil)
-	if err != nil {
-		return err
-	}
-	res, err := b.cluster.transport.RoundTrip(req)
+	res, err := b.ask(ctx, id, from)
 	if err != nil {
 		return fmt.Errorf("fetch blob %s: %w", id, err)
 	}
@@ -116,6 +112,30 @@ func (b *manyBlobs) Fetch(ctx context.Context, id resource.ID, from string) erro
 		err = w.Commit()
 	}
 	return errors.Join(err, w.Close())
+}
+
+// ask asks a controller for a blob.
+func (b *manyBlobs) ask(ctx context.Context, id resource.ID, from string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from+"/controller/v1/blobs/"+id.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	return b.cluster.transport.RoundTrip(req)
+}
+
+// Elsewhere reports whether another controller that can be reached has a blob.
+func (b *manyBlobs) Elsewhere(ctx context.Context, id resource.ID) bool {
+	ctx, cancel := context.WithTimeout(ctx, probeWithin) // no byte of it is read
+	defer cancel()
+	for _, link := range b.cluster.others() {
+		if res, err := b.ask(ctx, id, link); err == nil {
+			res.Body.Close()
+			if res.StatusCode == http.StatusOK {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // own is this controller's copies alone, for the others: who lacks one does not ask who lacks it too.

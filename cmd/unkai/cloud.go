@@ -48,6 +48,7 @@ type cloud struct {
 	state   *state.State
 	secrets *secrets
 	cluster *cluster // nil when this controller is the only one
+	shown   certificates
 
 	identity *identity.Service
 	image    *image.Service
@@ -100,7 +101,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 		}
 	}()
 	if m == nil {
-		c.state, err = state.Open(ctx, engine, state.Options{Now: wallClock()})
+		c.state, err = state.Open(ctx, engine, state.Options{Now: machineClock})
 	} else {
 		err = c.openShare(ctx, engine, m, start)
 	}
@@ -150,7 +151,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 // openShare opens this controller's share of a state that several keep, and returns when there is something to begin with: it
 // leads, or it has what another made.
 func (c *cloud) openShare(ctx context.Context, engine *etcd.Engine, m *membership, start func(string, func(context.Context) error)) (err error) {
-	if c.state, err = state.OpenFollower(ctx, engine, state.Options{Now: wallClock()}); err != nil {
+	if c.state, err = state.OpenFollower(ctx, engine, state.Options{Now: machineClock}); err != nil {
 		return err
 	}
 	if m.Etcd == nil {

@@ -17,7 +17,6 @@ import (
 
 	"github.com/unkai-cloud/unkai/api/relay"
 	"github.com/unkai-cloud/unkai/base/fault"
-	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/state/etcd"
 	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/identity"
@@ -113,12 +112,16 @@ func (k *cluster) others() []string {
 
 // present tells the one that leads where this controller is, again and again until it knows, and whenever that changes.
 func (k *cluster) present(ctx context.Context, url string) error {
-	is := host.Controller{Member: k.engine.Self(), Link: k.Link, URL: url, Version: version, Speaks: release.Own}
+	is := host.Controller{Member: k.engine.Self(), Link: k.Link, URL: url, Version: version}
 	is.Name = k.Name
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		if err := k.tell(ctx, is); err != nil && ctx.Err() == nil {
+		var err error
+		if is.Speaks, err = speaks(k.cloud.dir); err == nil {
+			err = k.tell(ctx, is)
+		}
+		if err != nil && ctx.Err() == nil {
 			slog.WarnContext(ctx, "could not tell the other controllers where this one is", "err", err)
 		}
 		select {
@@ -143,7 +146,7 @@ func (k *cluster) tell(ctx context.Context, is host.Controller) error {
 	if !ok {
 		return errors.New("no controller leads, or where it is is not known yet")
 	}
-	return relay.Post(ctx, k.transport, link, "present", is, nil)
+	return relay.Post(ctx, k.transport, link, "present", relay.Presentation{Controller: is, Certificate: shows.Leaf.Raw}, nil)
 }
 
 // dismiss takes another controller out for good. What it has on its disk is of no use to anybody then.

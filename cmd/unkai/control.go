@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,6 +24,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/alert"
 	"github.com/unkai-cloud/unkai/core/audit"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -275,18 +277,23 @@ func (c *cloud) health() health {
 
 // ask speaks to the controller of a data directory.
 func ask(ctx context.Context, dir, method, path string, answer any) error {
-	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, controlSocket))
-		}}}
+	return askWith(ctx, dir, method, path, nil, answer)
+}
+
+// askWith is ask with a body.
+func askWith(ctx context.Context, dir, method, path string, body []byte, answer any) error {
+	client := controlClient(dir, time.Minute)
 	defer client.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, method, "http://unkai"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://unkai"+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("no controller answers for %s: is it running?", dir)
+		if opErr := (*net.OpError)(nil); errors.As(err, &opErr) {
+			return fmt.Errorf("no controller answers for %s: is it running?", dir)
+		}
+		return err
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
@@ -353,7 +360,6 @@ func (h *health) print(w io.Writer) error {
 		fmt.Fprintf(w, "clock   this machine's was set back by about %v; the cloud's goes on a tenth slower until it has caught up\n", h.Ahead)
 	}
 	if len(h.Controllers) > 0 {
-		led := false
 		for _, k := range h.Controllers {
 			role := "follows"
 			switch {
@@ -361,7 +367,7 @@ func (h *health) print(w io.Writer) error {
 				fmt.Fprintf(w, "controller at %s was let in and is not here yet; unkai controller dismiss %s takes it out\n", k.Name, k.Name)
 				continue
 			case k.Leads:
-				role, led = "leads", true
+				role = "leads"
 			}
 			switch {
 			case !k.Answers:
@@ -371,7 +377,7 @@ func (h *health) print(w io.Writer) error {
 			}
 			fmt.Fprintf(w, "controller %s %s, %d hosts  %s  %s\n", k.Name, role, k.Hosts, k.URL, k.Version)
 		}
-		if !led {
+		if !h.led() {
 			fmt.Fprintln(w, "NO CONTROLLER LEADS: most of them cannot be reached from here; nothing can be changed, and what is shown may be old")
 		}
 	}
@@ -423,8 +429,16 @@ func (h *health) print(w io.Writer) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	return h.wrong(down)
+}
+
+// wrong is the first thing that needs an operator; nil if nothing does.
+func (h *health) wrong(down int) error {
 	if h.Broken != "" {
 		return errors.New("the controller accepts no changes: " + h.Broken)
+	}
+	if !h.led() {
+		return errors.New("no controller leads")
 	}
 	for _, k := range h.Controllers {
 		if !k.Answers && !k.Joining {
@@ -434,7 +448,17 @@ func (h *health) print(w io.Writer) error {
 	if down > 0 {
 		return fmt.Errorf("%d hosts cannot be heard", down)
 	}
+	for _, a := range h.Alerts {
+		if a.Severity == string(alert.Critical) {
+			return fmt.Errorf("critical: %s %s", a.Rule, a.Subject)
+		}
+	}
 	return nil
+}
+
+// led reports whether a controller leads; one that is alone does.
+func (h *health) led() bool {
+	return len(h.Controllers) == 0 || slices.ContainsFunc(h.Controllers, func(k controllerHealth) bool { return k.Leads })
 }
 
 // how a host is, in words.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,40 @@ func TestStatusShowsMuteHosts(t *testing.T) {
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, &out)
+		}
+	}
+}
+
+// Its exit code is what a watchdog looks at.
+func TestStatusFailsWhenSomethingNeedsSomebody(t *testing.T) {
+	three := func(leads, answers bool) []controllerHealth {
+		return []controllerHealth{{Name: "c1", Answers: true}, {Name: "c2", Leads: leads, Answers: true}, {Name: "c3", Answers: answers}, {Name: "https://c4:8703", Joining: true}}
+	}
+	for name, c := range map[string]struct {
+		is   health
+		want string
+	}{
+		"all is well, alone":        {health{Hosts: []hostHealth{{Name: "a", Up: true}}}, ""},
+		"all is well, of three":     {health{Controllers: three(true, true)}, ""},
+		"a warning":                 {health{Alerts: []openAlert{{Rule: "disk-filling", Severity: "warning"}}}, ""},
+		"a critical alert":          {health{Alerts: []openAlert{{Rule: "disk-filling", Severity: "warning"}, {Rule: "store-full", Severity: "critical"}}}, "store-full"},
+		"all answer and none leads": {health{Controllers: three(false, true)}, "no controller leads"},
+		"one does not answer":       {health{Controllers: three(true, false)}, "c3"},
+		"a host is lost":            {health{Hosts: []hostHealth{{Name: "a"}}}, "1 hosts"},
+		"nothing can be stored":     {health{Broken: "the disk is gone"}, "the disk is gone"},
+	} {
+		err := c.is.print(io.Discard)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
+
+func TestClocksOff(t *testing.T) {
+	at := func(ms int) time.Time { return time.UnixMilli(int64(ms)) }
+	for _, c := range []struct{ before, other, after, off int }{{1000, 1500, 2000, 0}, {1000, 900, 2000, -100}, {1000, 2300, 2000, 300}} {
+		if off := clocksOff(at(c.before), at(c.other), at(c.after)); off != time.Duration(c.off)*time.Millisecond {
+			t.Errorf("%+v: %v", c, off)
 		}
 	}
 }

@@ -147,10 +147,10 @@ func (w *watcher) well(ctx context.Context, is introduction) error {
 	if w.Before.Revision == 0 && !is.Adopts {
 		return nil // an agent of a release that had no control socket: that it lives is all there is to see
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	soon, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	var h health
-	if err := ask(ctx, w.dir, http.MethodGet, "/status", &h); err != nil {
+	if err := ask(soon, w.dir, http.MethodGet, "/status", &h); err != nil {
 		return err
 	}
 	if h.Broken != "" {
@@ -180,6 +180,8 @@ func (w *watcher) well(ctx context.Context, is introduction) error {
 			return fmt.Errorf("host %s cannot be heard", name)
 		}
 	}
+	ctx, cancel = context.WithTimeout(ctx, w.Within) // of a large cloud it takes long
+	defer cancel()
 	var found []audit.Finding
 	if err := ask(ctx, w.dir, http.MethodGet, "/audit", &found); err != nil {
 		return fmt.Errorf("audit: %w", err)

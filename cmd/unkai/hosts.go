@@ -184,7 +184,7 @@ func (o *hostOption) say(ctx context.Context, verb string, body any) error {
 		return err
 	}
 	var d hostDetail
-	if err := tell(ctx, o.Data, o.path(verb), text, &d); err != nil {
+	if err := askWith(ctx, o.Data, http.MethodPost, o.path(verb), text, &d); err != nil {
 		return err
 	}
 	d.print()
@@ -304,7 +304,7 @@ func (m *hostMaintenance) plan(ctx context.Context, asked compute.Retirement) er
 		return err
 	}
 	var all []compute.Leaving
-	if err := tell(ctx, m.Data, m.path("/maintenance/plan"), text, &all); err != nil {
+	if err := askWith(ctx, m.Data, http.MethodPost, m.path("/maintenance/plan"), text, &all); err != nil {
 		return err
 	}
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
@@ -420,7 +420,7 @@ func (h *hostKeeping) Run(ctx context.Context) error {
 		return err
 	}
 	var k host.Keeping
-	if err := tell(ctx, h.Data, "/keeping", text, &k); err != nil {
+	if err := askWith(ctx, h.Data, http.MethodPost, "/keeping", text, &k); err != nil {
 		return err
 	}
 	fmt.Printf("leases count: %v\nstorm: above %d %% of the hosts\nrestarted elsewhere at once: %d\nleft off after their host's power failure: %v\nleft so when crashed: %v\nshelved guests stay on their hosts: %s\n",

@@ -74,7 +74,7 @@ func (m *moveCommand) Run(ctx context.Context) error {
 	path := "/servers/" + url.PathEscape(m.Server) + "/move"
 	if m.Plan {
 		var f compute.Forecast
-		if err := tell(ctx, m.Data, path+"/plan", text, &f); err != nil {
+		if err := askWith(ctx, m.Data, http.MethodPost, path+"/plan", text, &f); err != nil {
 			return err
 		}
 		if m.JSON {
@@ -83,7 +83,7 @@ func (m *moveCommand) Run(ctx context.Context) error {
 		return printForecast(os.Stdout, &f)
 	}
 	var op operation.Operation
-	if err := tell(ctx, m.Data, path, text, &op); err != nil {
+	if err := askWith(ctx, m.Data, http.MethodPost, path, text, &op); err != nil {
 		return err
 	}
 	fmt.Printf("operation %s\n", op.ID)

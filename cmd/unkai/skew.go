@@ -6,6 +6,9 @@ import (
 	"time"
 )
 
+// machineClock is read by all that the machine's time matters to.
+var machineClock = wallClock()
+
 // wallClock is the clock of the state: the machine's. For tests of controllers that disagree about the time it can be made wrong:
 // UNKAI_CLOCK_SKEW=-30s. That can do no more harm than a machine's clock that is wrong, which is what it stands for.
 func wallClock() func() time.Time {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -67,6 +68,36 @@ func (t *trial) save(dir string) error {
 		return err
 	}
 	return writePrivate(trialFile(dir), text)
+}
+
+// undecided is the trial that this process is tried in, whose end is not known yet; nil if there is none. A watcher may have been lost:
+// then it is until another upgrade is decided, or the process is started again.
+func undecided(dir string) (*trial, error) {
+	t, err := loadTrial(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil || t.Outcome == "kept" {
+		return nil, err
+	}
+	own, err := os.Stat("/proc/self/exe")
+	if err != nil {
+		return nil, err
+	}
+	if tried, err := os.Stat(t.Candidate); err != nil || !os.SameFile(own, tried) {
+		return nil, nil
+	}
+	return t, nil
+}
+
+// speaks is at which levels this controller works whatever becomes of it: while it is tried it may have to make way for what was before.
+func speaks(dir string) (release.Span, error) {
+	is := release.Own
+	t, err := undecided(dir)
+	if t != nil {
+		is.Newest = min(is.Newest, t.From.Speaks.OrFirst().Newest)
+	}
+	return is, err
 }
 
 // An introduction is what a binary says of itself.

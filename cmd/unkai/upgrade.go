@@ -129,6 +129,14 @@ func (u *upgradeFinalise) Run(ctx context.Context) error {
 
 // finalise raises the cloud's level to this release's.
 func (c *cloud) finalise(ctx context.Context) (f finalised, err error) {
+	t, err := undecided(c.dir)
+	switch {
+	case err != nil:
+		return f, err
+	case t != nil:
+		return f, fault.Errorf(fault.Conflict, "This controller is being tried since %s, and may yet make way for %s. Finalise when unkai upgrade says that it is kept. "+
+			"If nothing decides any more, its watcher was lost: start the controller again, or upgrade it again.", t.Began.Format(time.RFC3339), t.From.Version)
+	}
 	f.From, f.To, err = state.Finalise(identity.Internal(ctx), c.state, version, mayFinalise)
 	return f, err
 }
@@ -148,7 +156,7 @@ func mayFinalise(tx *state.Tx, level int) error {
 		}
 	}
 	if older != nil {
-		return fault.Errorf(fault.Conflict, "Of an older release are still: %s. Upgrade them first.", strings.Join(older, ", "))
+		return fault.Errorf(fault.Conflict, "Of an older release, or tried and not decided on yet, are still: %s. Upgrade them first.", strings.Join(older, ", "))
 	}
 	return nil
 }

@@ -25,8 +25,9 @@ const (
 )
 
 // health is what this controller says of itself.
-func (k *cluster) health() relay.Health {
-	return relay.Health{Revision: k.cloud.state.Latest().Revision(), Leads: k.cloud.state.Leads(), Hosts: k.cloud.hub.Sessions()}
+func (k *cluster) health(ctx context.Context) relay.Health {
+	m := k.cloud.machine(ctx)
+	return relay.Health{Revision: k.cloud.state.Latest().Revision(), Leads: k.cloud.state.Leads(), Hosts: k.cloud.hub.Sessions(), Machine: &m, Clock: machineClock()}
 }
 
 // probe asks every controller how it is: who does not answer has no entry.
@@ -35,16 +36,20 @@ func (k *cluster) probe(ctx context.Context) map[string]relay.Health {
 	defer cancel()
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	found := map[string]relay.Health{k.Name: k.health()}
+	found := map[string]relay.Health{k.Name: k.health(ctx)}
 	for c := range host.Controllers().All(k.cloud.state.Latest()) {
 		if c.Name == k.Name {
 			continue
 		}
 		wg.Go(func() {
+			asked := machineClock()
 			h, err := relay.Ask(ctx, k.transport, c.Link)
 			if err != nil {
 				slog.DebugContext(ctx, "a controller does not say how it is", "controller", c.Name, "err", err)
 				return
+			}
+			if h.Machine != nil {
+				h.Machine.Controller, h.Machine.Off = c.Name, clocksOff(asked, h.Clock, machineClock())
 			}
 			mu.Lock()
 			defer mu.Unlock()
@@ -55,8 +60,19 @@ func (k *cluster) probe(ctx context.Context) map[string]relay.Health {
 	return found
 }
 
-// silences is for how long each controller has not answered, as far as this one has looked.
-func (k *cluster) silences(ctx context.Context) []alert.Silence {
+// clocksOff is by how much the other's clock, which was read between two moments of ours, is surely wrong, or ours.
+func clocksOff(before, other, after time.Time) time.Duration {
+	switch {
+	case other.Before(before):
+		return other.Sub(before)
+	case other.After(after):
+		return other.Sub(after)
+	}
+	return 0
+}
+
+// machines is how those of the controllers are that answer, and for how long each other one has not, as far as this one has looked.
+func (k *cluster) machines(ctx context.Context) (machines []alert.Machine, all []alert.Silence) {
 	answer := k.probe(ctx)
 	w := &k.watch
 	w.mu.Lock()
@@ -66,10 +82,12 @@ func (k *cluster) silences(ctx context.Context) []alert.Silence {
 		w.silent = map[string]time.Time{} // another has led, and looked
 	}
 	w.looked = now
-	var all []alert.Silence
 	for c := range host.Controllers().Peek(k.cloud.state.Latest(), "name", state.Range{}) {
-		if _, ok := answer[c.Name]; ok {
+		if h, ok := answer[c.Name]; ok {
 			delete(w.silent, c.Name)
+			if h.Machine != nil {
+				machines = append(machines, *h.Machine)
+			}
 			continue
 		}
 		if w.silent[c.Name].IsZero() {
@@ -77,7 +95,7 @@ func (k *cluster) silences(ctx context.Context) []alert.Silence {
 		}
 		all = append(all, alert.Silence{Controller: c.Name, For: now.Sub(w.silent[c.Name])})
 	}
-	return all
+	return machines, all
 }
 
 // controllers is what `unkai status` shows of all controllers: also of those that were let in and never came.

@@ -2,8 +2,10 @@ package alert
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/big"
 	"slices"
 	"strings"
 	"testing"
@@ -31,7 +33,7 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	r := &rig{t: t, engine: state.NewMemory(0), clock: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC), ctx: identity.Internal(t.Context())}
+	r := &rig{t: t, facts: Facts{Machines: make([]Machine, 1)}, engine: state.NewMemory(0), clock: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC), ctx: identity.Internal(t.Context())}
 	r.restart()
 	return r
 }
@@ -57,6 +59,9 @@ func (r *rig) Send(_ context.Context, t *Target, n Notice) error {
 	r.heard = append(r.heard, strings.TrimSpace(fmt.Sprintf("%s: %s %s %s", t.Name, n.Event, n.Rule, n.Subject)))
 	return nil
 }
+
+// machine is the only controller's.
+func (r *rig) machine() *Machine { return &r.facts.Machines[0] }
 
 // round passes some time, looks and tells, and gives what was heard.
 func (r *rig) round(pass time.Duration) []string {
@@ -153,7 +158,7 @@ func TestAHostThatStaysMuteIsTold(t *testing.T) {
 func TestATargetThatFailsIsToldLater(t *testing.T) {
 	r := newRig(t)
 	r.add(hook("ops"))
-	r.facts.Ahead = time.Hour
+	r.machine().Ahead = time.Hour
 	r.fails = errors.New("nobody is there")
 	r.want(time.Minute)
 	told := Opened(r.State.Latest())[0].Told
@@ -170,7 +175,7 @@ func TestATargetThatFailsIsToldLater(t *testing.T) {
 	r.want(firstRetry+time.Second, "ops: raised clock-ahead")
 	for range 100 {
 		r.fails = errors.New("again")
-		r.facts.Ahead = 0
+		r.machine().Ahead = 0
 		r.round(2 * time.Hour)
 	}
 	r.fails = nil
@@ -179,7 +184,7 @@ func TestATargetThatFailsIsToldLater(t *testing.T) {
 
 func TestWhoIsTold(t *testing.T) {
 	r := newRig(t)
-	r.facts.Ahead = time.Hour
+	r.machine().Ahead = time.Hour
 	r.want(time.Minute) // nobody
 	r.add(hook("first"))
 	r.want(time.Minute, "first: raised clock-ahead")
@@ -188,7 +193,7 @@ func TestWhoIsTold(t *testing.T) {
 	if err := (&Service{r.State}).Remove(r.ctx, "first"); err != nil {
 		t.Fatal(err)
 	}
-	r.facts.Ahead = 0
+	r.machine().Ahead = 0
 	r.want(time.Minute, "second: resolved clock-ahead")
 	r.add(hook("third"))
 	r.want(time.Minute) // what is over is no news to it
@@ -254,11 +259,11 @@ func TestRules(t *testing.T) {
 		},
 		"a disk that fills, and is emptied": {
 			[]func(*Facts){
-				func(f *Facts) { f.Disk = Disk{11 * gib, 100 * gib} },
-				func(f *Facts) { f.Disk.Free = 10 * gib },
-				func(f *Facts) { f.Disk.Free = 14 * gib },
-				func(f *Facts) { f.Disk.Free = 2 * gib },
-				func(f *Facts) { f.Disk.Free = 50 * gib },
+				func(f *Facts) { f.Machines[0].Disk = Disk{11 * gib, 100 * gib} },
+				func(f *Facts) { f.Machines[0].Disk.Free = 10 * gib },
+				func(f *Facts) { f.Machines[0].Disk.Free = 14 * gib },
+				func(f *Facts) { f.Machines[0].Disk.Free = 2 * gib },
+				func(f *Facts) { f.Machines[0].Disk.Free = 50 * gib },
 			},
 			[]string{"", "raised disk-filling", "", "resolved disk-filling raised disk-full", "resolved disk-full"},
 		},
@@ -282,10 +287,10 @@ func TestRules(t *testing.T) {
 		},
 		"a clock that was set back": {
 			[]func(*Facts){
-				func(f *Facts) { f.Ahead = 90 * time.Second },
-				func(f *Facts) { f.Ahead = 3 * time.Minute },
-				func(f *Facts) { f.Ahead = 90 * time.Second },
-				func(f *Facts) { f.Ahead = 30 * time.Second },
+				func(f *Facts) { f.Machines[0].Ahead = 90 * time.Second },
+				func(f *Facts) { f.Machines[0].Ahead = 3 * time.Minute },
+				func(f *Facts) { f.Machines[0].Ahead = 90 * time.Second },
+				func(f *Facts) { f.Machines[0].Ahead = 30 * time.Second },
 			},
 			[]string{"", "raised clock-ahead", "", "resolved clock-ahead"},
 		},
@@ -303,6 +308,47 @@ func TestRules(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What one controller's machine lacks is not over because another leads, or because nobody answers there.
+func TestMachinesOfSeveralControllers(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("t"))
+	for n, name := range []string{"c1", "c2"} {
+		is := host.Controller{Member: uint64(n + 1)}
+		is.Name = name
+		if err := host.Present(r.ctx, r.State, is, &x509.Certificate{SerialNumber: big.NewInt(int64(n))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ends := func(in time.Duration) []Certificate {
+		return []Certificate{{Name: "https://0.0.0.0:8700", Ends: r.clock.Add(in)}}
+	}
+	well := Machine{Controller: "c1", Disk: Disk{90, 100}, Certificates: ends(100 * 24 * time.Hour)}
+	full := Machine{Controller: "c2", Disk: Disk{1, 100}, Certificates: ends(-time.Hour)}
+	ahead := Machine{Controller: "c2", Disk: Disk{90, 100}, Certificates: ends(100 * 24 * time.Hour), Off: -10 * time.Second}
+	for _, step := range []struct {
+		machines []Machine
+		want     []string
+	}{
+		{[]Machine{well, full}, []string{"t: raised certificate-ended c2 https://0.0.0.0:8700", "t: raised disk-full c2"}},
+		{[]Machine{well}, nil}, // it does not answer
+		{[]Machine{well, full}, nil},
+		{[]Machine{well, ahead}, []string{"t: resolved certificate-ended c2 https://0.0.0.0:8700", "t: raised clock-off c2", "t: resolved disk-full c2"}},
+		{[]Machine{well}, nil},
+	} {
+		r.facts.Machines = step.machines
+		got := r.round(time.Second)
+		slices.Sort(got)
+		slices.Sort(step.want)
+		if !slices.Equal(got, step.want) {
+			t.Errorf("heard %q, want %q", got, step.want)
+		}
+	}
+	if err := host.Dismiss(r.ctx, r.State, "c2"); err != nil {
+		t.Fatal(err)
+	}
+	r.want(time.Second, "t: resolved clock-off c2")
 }
 
 func TestLeadersThatChange(t *testing.T) {
@@ -399,9 +445,9 @@ func TestOperationsThatAreSlow(t *testing.T) {
 func TestOldAlertsAreForgotten(t *testing.T) {
 	r := newRig(t)
 	for range 3 {
-		r.facts.Ahead = time.Hour
+		r.machine().Ahead = time.Hour
 		r.round(time.Minute)
-		r.facts.Ahead = 0
+		r.machine().Ahead = 0
 		r.round(time.Minute)
 	}
 	if n := alerts.Len(r.State.Latest()); n != 3 {

@@ -72,7 +72,7 @@ func (k *Keeper) Look(ctx context.Context) error {
 			}
 		}
 		for _, a := range Opened(tx) {
-			if slices.ContainsFunc(found, a.is) {
+			if slices.ContainsFunc(found, a.is) || facts.unknown(tx, a) {
 				continue
 			}
 			a.Resolved = tx.Now()
@@ -89,15 +89,15 @@ func (a *Alert) is(f finding) bool { return a.Name == f.rule && a.Subject == f.s
 // differs reports whether there is something to write, on a view: the writer is not held up by what is no news.
 func differs(tx *state.Tx, facts Facts) bool {
 	found := look(tx, facts)
-	open := 0
 	for _, f := range found {
 		if _, is := alerts.Lookup(tx, "open", state.KeyOf(f.rule, f.subject)); !is {
 			return true
 		}
-		open++
 	}
-	if open != len(alerts.IDs(tx, "open", "")) {
-		return true
+	for _, a := range Opened(tx) {
+		if !slices.ContainsFunc(found, a.is) && !facts.unknown(tx, a) {
+			return true
+		}
 	}
 	for a := range alerts.Peek(tx, "resolved", state.Range{}) {
 		return facts.Now.Sub(a.Resolved) > keepResolved || len(alerts.IDs(tx, "resolved", "")) > mostKept

@@ -2,6 +2,8 @@ package alert
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/state"
@@ -13,11 +15,46 @@ import (
 // Facts are what the rules need to know and the state does not say.
 type Facts struct {
 	Now          time.Time
-	Ahead        time.Duration // of the machine's clock, that the cloud's is
 	Store        state.Room
-	Disk         Disk // where the data directory lies
+	Machines     []Machine // of the controllers that answer
 	Certificates []Certificate
 	Silences     []Silence
+}
+
+// A Machine is how one is on which a controller runs.
+type Machine struct {
+	Controller   string        `json:",omitempty"` // "" for the only one
+	Ahead        time.Duration // of the machine's clock, that the cloud's is
+	Off          time.Duration `json:",omitempty"` // its clock's, from that of the machine that leads; positive if it is ahead of that
+	Disk         Disk          // where the data directory lies
+	Certificates []Certificate // that the controller shows
+}
+
+// about is the subject of an alert about the machine, or about something of it.
+func (m *Machine) about(what string) string { return strings.TrimSpace(m.Controller + " " + what) }
+
+// where names the machine in a text.
+func (m *Machine) where() string {
+	if m.Controller == "" {
+		return "this machine"
+	}
+	return "controller " + m.Controller
+}
+
+// ofMachines are the rules whose alerts are about a Machine. While it does not say how it is, they stay as they are.
+var ofMachines = []string{"disk-full", "disk-filling", "certificate-ended", "certificate-ends", "clock-ahead", "clock-off"}
+
+// unknown reports whether an alert is about the machine of a controller that there is and that does not answer.
+func (f *Facts) unknown(tx *state.Tx, a *Alert) bool {
+	if !slices.Contains(ofMachines, a.Name) || len(f.Machines) == 1 && f.Machines[0].Controller == "" {
+		return false
+	}
+	name, _, _ := strings.Cut(a.Subject, " ")
+	if slices.ContainsFunc(f.Machines, func(m Machine) bool { return m.Controller == name }) {
+		return false
+	}
+	_, is := host.Controllers().Lookup(tx, "name", state.KeyOf(name))
+	return is
 }
 
 // A Silence is for how long a controller has not answered the one that leads.
@@ -29,7 +66,7 @@ type Silence struct {
 // A Disk says how full a file system is, in bytes.
 type Disk struct{ Free, Size int64 }
 
-// A Certificate is one that this controller shows.
+// A Certificate is one that must be good.
 type Certificate struct {
 	Name string
 	Ends time.Time
@@ -49,6 +86,7 @@ const (
 	diskLow, diskOut, diskFine = 10, 3, 15   // percent of the disk that is free
 	renewWithin                = 21 * 24 * time.Hour
 	clockAhead, clockFine      = 2 * time.Minute, time.Minute
+	clockOff, clockNear        = 5 * time.Second, 2 * time.Second
 	overdueBy                  = 2 * time.Minute
 	failingSpan                = 15 * time.Minute
 	failingMany                = 10 // operations in that time…
@@ -75,9 +113,13 @@ func look(tx *state.Tx, f Facts) []finding {
 	l := &looker{tx: tx, facts: f}
 	l.hosts()
 	l.keeping()
-	l.room()
-	l.certificates()
-	l.clock()
+	l.store()
+	for _, c := range l.facts.Certificates {
+		l.certificate(c.Name, c)
+	}
+	for i := range l.facts.Machines {
+		l.machine(&l.facts.Machines[i])
+	}
 	l.operations()
 	l.controllers()
 	return l.found
@@ -133,46 +175,54 @@ func (l *looker) keeping() {
 }
 
 // over judges a percentage that is bad when it is high.
-func (l *looker) over(rule string, value, bound, fine int64) bool {
-	return value >= bound || value >= fine && l.holds(rule, "")
+func (l *looker) over(rule, subject string, value, bound, fine int64) bool {
+	return value >= bound || value >= fine && l.holds(rule, subject)
 }
 
-func (l *looker) room() {
-	if r := l.facts.Store; r.Quota > 0 {
-		used := r.Used * 100 / r.Quota
-		switch {
-		case l.over("store-full", used, filled, filled-5):
-			l.find(Critical, "store-full", "", "The state's store is full, %d of %d MiB: users can make nothing new until something is deleted.", r.Used>>20, r.Quota>>20)
-		case l.over("store-filling", used, filling, drained):
-			l.find(Warning, "store-filling", "", "The state's store uses %d of %d MiB.", r.Used>>20, r.Quota>>20)
-		}
+func (l *looker) store() {
+	r := l.facts.Store
+	if r.Quota <= 0 {
+		return
 	}
-	if d := l.facts.Disk; d.Size > 0 {
+	used := r.Used * 100 / r.Quota
+	switch {
+	case l.over("store-full", "", used, filled, filled-5):
+		l.find(Critical, "store-full", "", "The state's store is full, %d of %d MiB: users can make nothing new until something is deleted.", r.Used>>20, r.Quota>>20)
+	case l.over("store-filling", "", used, filling, drained):
+		l.find(Warning, "store-filling", "", "The state's store uses %d of %d MiB.", r.Used>>20, r.Quota>>20)
+	}
+}
+
+func (l *looker) machine(m *Machine) {
+	subject := m.about("")
+	if d := m.Disk; d.Size > 0 {
 		taken := 100 - d.Free*100/d.Size
 		switch {
-		case l.over("disk-full", taken, 100-diskOut, 100-diskOut-2):
-			l.find(Critical, "disk-full", "", "The disk of the data directory has %d MiB left. When it is full, no more changes can be stored.", d.Free>>20)
-		case l.over("disk-filling", taken, 100-diskLow, 100-diskFine):
-			l.find(Warning, "disk-filling", "", "The disk of the data directory has %d of %d MiB left.", d.Free>>20, d.Size>>20)
+		case l.over("disk-full", subject, taken, 100-diskOut, 100-diskOut-2):
+			l.find(Critical, "disk-full", subject, "The disk of the data directory of %s has %d MiB left. When it is full, no more changes can be stored there.", m.where(), d.Free>>20)
+		case l.over("disk-filling", subject, taken, 100-diskLow, 100-diskFine):
+			l.find(Warning, "disk-filling", subject, "The disk of the data directory of %s has %d of %d MiB left.", m.where(), d.Free>>20, d.Size>>20)
 		}
+	}
+	for _, c := range m.Certificates {
+		l.certificate(m.about(c.Name), c)
+	}
+	if a := m.Ahead; a >= clockAhead || a >= clockFine && l.holds("clock-ahead", subject) {
+		l.find(Warning, "clock-ahead", subject, "The clock of %s was set back, or was ahead when changes were stored: the cloud's own is %v ahead of it, and goes a tenth slower until it has caught up.",
+			m.where(), a.Truncate(time.Minute))
+	}
+	if off := m.Off.Abs(); off >= clockOff || off >= clockNear && l.holds("clock-off", subject) {
+		l.find(Warning, "clock-off", subject, "The clock of %s is off by %v from that of the controller that leads. Keep both with NTP: if it leads next, the cloud's time goes on from there.",
+			m.where(), m.Off.Truncate(time.Second/10))
 	}
 }
 
-func (l *looker) certificates() {
-	for _, c := range l.facts.Certificates {
-		switch left := c.Ends.Sub(l.facts.Now); {
-		case left <= 0:
-			l.find(Critical, "certificate-ended", c.Name, "The certificate for %s was valid until %s. %s", c.Name, c.Ends.UTC().Format(time.RFC3339), c.Mend)
-		case left <= renewWithin:
-			l.find(Warning, "certificate-ends", c.Name, "The certificate for %s is valid until %s. %s", c.Name, c.Ends.UTC().Format(time.RFC3339), c.Mend)
-		}
-	}
-}
-
-func (l *looker) clock() {
-	if a := l.facts.Ahead; a >= clockAhead || a >= clockFine && l.holds("clock-ahead", "") {
-		l.find(Warning, "clock-ahead", "", "This machine's clock was set back, or was ahead when changes were stored: the cloud's own is %v ahead of it, and goes a tenth slower until it has caught up.",
-			a.Truncate(time.Minute))
+func (l *looker) certificate(subject string, c Certificate) {
+	switch left := c.Ends.Sub(l.facts.Now); {
+	case left <= 0:
+		l.find(Critical, "certificate-ended", subject, "The certificate for %s was valid until %s. %s", subject, c.Ends.UTC().Format(time.RFC3339), c.Mend)
+	case left <= renewWithin:
+		l.find(Warning, "certificate-ends", subject, "The certificate for %s is valid until %s. %s", subject, c.Ends.UTC().Format(time.RFC3339), c.Mend)
 	}
 }
 

@@ -131,6 +131,19 @@ func IsController(cert *x509.Certificate) error {
 	return nil
 }
 
+// Controller is the certificate in DER, which one of the cloud's controllers says is its own; Unauthorized if it is none of a
+// controller of this cloud.
+func (a *Authority) Controller(der []byte) (*x509.Certificate, error) {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fault.Errorf(fault.Invalid, "The certificate cannot be read.")
+	}
+	if _, err := cert.Verify(x509.VerifyOptions{Roots: a.Pool(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		return nil, fault.Errorf(fault.Unauthorized, "The certificate is not of this cloud.")
+	}
+	return cert, IsController(cert)
+}
+
 // JoinController uses a token up and signs the certificate request (DER) of a machine that is to be one more controller, called name,
 // with its share of the engine at url.
 func (a *Authority) JoinController(ctx context.Context, token string, request []byte, now time.Time, name, url string, names ...string) ([]byte, error) {

@@ -22,6 +22,12 @@ type Blobs interface {
 	Present(ctx context.Context) ([]resource.ID, error)
 }
 
+// Spread is Blobs of several controllers, of which each gets the others' by and by.
+type Spread interface {
+	// Elsewhere reports whether another controller that can be reached has a blob.
+	Elsewhere(ctx context.Context, id resource.ID) bool
+}
+
 // A Writer is a blob in the making. It is no blob before Commit: a crash leaves nothing of it.
 type Writer interface {
 	io.Writer

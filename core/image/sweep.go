@@ -65,7 +65,7 @@ func (s *Service) Audit(ctx context.Context) ([]string, error) {
 	for i := range images.Peek(tx, "", state.Range{}) {
 		switch i.State {
 		case Staged, Importing, Active, Deactivated:
-			if !there[i.BlobID] {
+			if spread, ok := s.blobs.(Spread); !there[i.BlobID] && !(ok && spread.Elsewhere(ctx, i.BlobID)) {
 				found = append(found, fmt.Sprintf("image %s is %s, and its blob %s is not there", i.ID, i.State, i.BlobID))
 			}
 		case Receiving, Staging:

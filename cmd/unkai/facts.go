@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/unkai-cloud/unkai/core/alert"
+)
+
+// facts are what alerts are judged by, beside the state.
+func (c *cloud) facts(ctx context.Context) alert.Facts {
+	f := alert.Facts{Now: c.state.Now(), Store: c.state.Room()}
+	if block, _ := pem.Decode(c.authority.PEM()); block != nil {
+		if cert, err := x509.ParseCertificate(block.Bytes); err != nil {
+			slog.WarnContext(ctx, "could not read the authority's certificate", "err", err)
+		} else {
+			f.Certificates = []alert.Certificate{{Name: "the built-in authority", Ends: cert.NotAfter, Mend: "Hosts know each other by it."}}
+		}
+	}
+	if c.cluster != nil {
+		f.Machines, f.Silences = c.cluster.machines(ctx)
+	} else {
+		f.Machines = []alert.Machine{c.machine(ctx)}
+	}
+	return f
+}
+
+// machine is how this controller's is.
+func (c *cloud) machine(ctx context.Context) alert.Machine {
+	m := alert.Machine{Ahead: c.state.Now().Sub(machineClock()), Certificates: c.shown.look(ctx)}
+	if c.cluster != nil {
+		m.Controller = c.cluster.Name
+		if cert, err := c.cluster.certificate(); err != nil {
+			slog.WarnContext(ctx, "could not see the certificate by which other controllers know this one", "err", err)
+		} else {
+			m.Certificates = append(m.Certificates[:len(m.Certificates):len(m.Certificates)], alert.Certificate{Name: "other controllers", Ends: cert.Leaf.NotAfter,
+				Mend: "It is made anew in time, unless the controller cannot write to its data directory: see its log."})
+		}
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(c.dir, &disk); err != nil {
+		slog.WarnContext(ctx, "could not see how full the disk is", "dir", c.dir, "err", err)
+	} else {
+		m.Disk = alert.Disk{Free: int64(disk.Bavail) * disk.Bsize, Size: int64(disk.Blocks-disk.Bfree+disk.Bavail) * disk.Bsize}
+	}
+	return m
+}
+
+// certificates are those that a controller shows, as a client sees them.
+type certificates struct {
+	mu        sync.Mutex
+	addresses []string            // guarded by mu
+	seen      []alert.Certificate // guarded by mu
+	looked    time.Time           // guarded by mu
+}
+
+func (c *certificates) at(addresses []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.addresses, c.looked = addresses, time.Time{}
+}
+
+// look answers what was seen within the last hour.
+func (c *certificates) look(ctx context.Context) []alert.Certificate {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.looked) < time.Hour {
+		return c.seen
+	}
+	var seen []alert.Certificate
+	for _, address := range c.addresses {
+		at, ok := strings.CutPrefix(address, "https://")
+		if !ok {
+			continue
+		}
+		ends, err := certificateAt(ctx, at)
+		if err != nil {
+			slog.WarnContext(ctx, "could not see the certificate that is shown", "at", address, "err", err)
+			return c.seen // again in the next round
+		}
+		seen = append(seen, alert.Certificate{Name: address, Ends: ends,
+			Mend: "One from --tls-cert has to be replaced, and the controller started anew; the built-in authority makes a new one in time."})
+	}
+	c.seen, c.looked = seen, time.Now()
+	return seen
+}
+
+// certificateAt is when the certificate ends that is shown at an address. Who shows it is not the question.
+func certificateAt(ctx context.Context, address string) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	var ends time.Time
+	d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, VerifyConnection: func(s tls.ConnectionState) error {
+		ends = s.PeerCertificates[0].NotAfter
+		return nil
+	}}}
+	conn, err := d.DialContext(ctx, "tcp", address)
+	if err == nil {
+		return ends, conn.Close()
+	}
+	if !ends.IsZero() {
+		return ends, nil // it wants a certificate of us, which we have not
+	}
+	return ends, err
+}
