@@ -98,17 +98,28 @@ func (c *cloud) authorityElsewhere(ctx context.Context) (*host.Authority, error)
 
 // fetchSecrets takes over what each controller keeps of the first accounts.
 func (k *cluster) fetchSecrets(ctx context.Context) error {
-	failed := errors.New("there is none")
-	for _, link := range k.others() {
-		text, err := k.get(ctx, link, "secrets")
-		if err == nil {
-			return writePrivate(filepath.Join(k.dir, secretsFile), text)
+	for end := time.Now().Add(secretsWithin); ; {
+		failed := errors.New("there is none")
+		for _, link := range k.others() {
+			text, err := k.get(ctx, link, "secrets")
+			if err == nil {
+				return writePrivate(filepath.Join(k.dir, secretsFile), text)
+			}
+			slog.WarnContext(ctx, "a controller did not give the first accounts' secrets", "link", link, "err", err)
+			failed = err
 		}
-		slog.WarnContext(ctx, "a controller did not give the first accounts' secrets", "link", link, "err", err)
-		failed = err
+		if time.Now().After(end) || ctx.Err() != nil {
+			return failed
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+		}
 	}
-	return failed
 }
+
+// secretsWithin is how long the first controller may take, which started just now too, until it says where it is.
+const secretsWithin = 10 * time.Second
 
 func (k *cluster) get(ctx context.Context, link, path string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
