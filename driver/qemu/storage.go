@@ -25,6 +25,9 @@ import (
 type storage struct {
 	dir string
 	id  string // as written in the folder
+
+	// Names there are kept in memory for a while by who mounts it, so that one may stand for a file that another host has replaced: see renew.
+	aged bool
 }
 
 const (
@@ -87,6 +90,9 @@ func openStorage(dir, own string) (*storage, error) {
 			dir, is.ID, known.Storage, filepath.Join(own, rememberFile))
 	}
 	s.id = is.ID
+	if s.aged, err = isFUSE(root); err != nil {
+		return nil, err
+	}
 	if err := carriesLocks(root); err != nil {
 		return nil, fmt.Errorf("qemu: %s cannot hold shared disks: %w", dir, err)
 	}
@@ -249,17 +255,48 @@ func (s *storage) root() (*os.Root, error) {
 	return root, nil
 }
 
+// isFUSE reports whether a folder is on a file system that a process of this host speaks for.
+func isFUSE(dir *os.Root) (bool, error) {
+	f, err := dir.Open(".")
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	var info unix.Statfs_t
+	err = unix.Fstatfs(int(f.Fd()), &info)
+	return info.Type == unix.FUSE_SUPER_MAGIC, err
+}
+
+// renew has names in a directory stand for what they stand for now. A FUSE file system says for how long the kernel may keep a name without
+// asking (GlusterFS: 1 s), and nothing but its end or a listing, which comes with what each name stands for, makes the kernel see that a
+// file was replaced by another host. NFS asks whenever a file is opened.
+func renew(dir *os.Root) error {
+	_, err := fs.ReadDir(dir.FS(), ".")
+	return err
+}
+
 // openPlain opens a plain file that lies in a directory, and nothing else: an os.Root follows links, as long as they stay beneath it.
 func openPlain(dir *os.Root, name string, flags int) (*os.File, error) {
-	f, err := openIn(dir, name, flags)
-	if err != nil {
-		return nil, err
-	}
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+	for again := false; ; again = true {
+		f, err := openIn(dir, name, flags)
+		if err != nil {
+			return nil, err
+		}
+		info, err := f.Stat()
+		if err == nil && info.Mode().IsRegular() {
+			return f, nil
+		}
 		f.Close()
-		return nil, errors.Join(err, fmt.Errorf("%s is not a plain file", name))
+		if err == nil {
+			return nil, fmt.Errorf("%s is not a plain file", name)
+		}
+		if again || !errors.Is(err, unix.ESTALE) {
+			return nil, err
+		}
+		if err := renew(dir); err != nil { // the name was of a file that another host has replaced
+			return nil, err
+		}
 	}
-	return f, nil
 }
 
 // openIn opens what has a name in a directory. It follows no link, and waits for nobody who is to come to a pipe.
@@ -300,7 +337,15 @@ func (s *storage) guestRoot(id resource.ID) (*os.Root, error) {
 		return nil, err
 	}
 	defer root.Close()
-	return openGuest(root, id)
+	dir, err := openGuest(root, id)
+	if err != nil || !s.aged {
+		return dir, err
+	}
+	if err := renew(dir); err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return dir, nil
 }
 
 func openGuest(root *os.Root, id resource.ID) (*os.Root, error) {
