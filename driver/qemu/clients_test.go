@@ -1,16 +1,15 @@
 package qemu
 
 import (
-	"errors"
-	"io/fs"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/core/compute"
 	"golang.org/x/sys/unix"
 )
 
@@ -78,21 +77,16 @@ func TestClientsChangeAClaimAtOnce(t *testing.T) {
 		})
 	}
 	var wg sync.WaitGroup
-	var done atomic.Int64
 	for n := range s {
 		wg.Go(func() {
 			for range each {
 				if err := count(n); err != nil {
 					t.Errorf("host %d: %v", n, err)
-				} else {
-					done.Add(1)
 				}
 			}
 		})
 	}
 	wg.Wait()
-	t.Log("done", done.Load())
-	time.Sleep(2*time.Second)
 	for n := range s {
 		err := s[n].change(t.Context(), id, false, func(_ *os.Root, have *claim) (*claim, error) {
 			if have == nil || have.Epoch != 2*each {
@@ -123,7 +117,7 @@ func TestClientsSeeWhoHoldsADisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer theirs.Close()
-		f, err := openPlain(mine, "disk-root.qcow2", os.O_RDWR|os.O_CREATE)
+		f, err := openPlain(mine, fmt.Sprintf("disk-%d.raw", n), os.O_RDWR|os.O_CREATE|os.O_EXCL)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -149,9 +143,26 @@ func TestClientsSeeWhoHoldsADisk(t *testing.T) {
 			}
 			time.Sleep(time.Millisecond)
 		}
-		t.Logf("let go, seen after %v", time.Since(began))
-		if err := mine.Remove("disk-root.qcow2"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			t.Fatal(err)
+	}
+}
+
+// TestClientsBeginWhereAnotherErased has one host take away what another began with, who begins again.
+func TestClientsBeginWhereAnotherErased(t *testing.T) {
+	s, id := twoClients(t), resource.NewID(time.Now(), nil)
+	for n := range 8 {
+		epoch := n + 1
+		err := s[n/2%2].change(t.Context(), id, true, func(_ *os.Root, have *claim) (*claim, error) {
+			if have != nil {
+				t.Errorf("round %d: it finds %+v", n, have)
+			}
+			return newClaim(decision{Epoch: epoch}), nil
+		})
+		if err != nil {
+			t.Fatalf("round %d: begin: %v", n, err)
+		}
+		other := &Driver{dir: t.TempDir(), storage: s[(n+1)%2], step: func(string) {}, guests: map[resource.ID]*guest{}}
+		if err := other.Erase(t.Context(), compute.Erasure{GuestID: id, Storage: s[0].id, Epoch: epoch}); err != nil {
+			t.Fatalf("round %d: erase: %v", n, err)
 		}
 	}
 }
