@@ -93,7 +93,7 @@ func openStorage(dir, own string) (*storage, error) {
 	if s.aged, err = isFUSE(root); err != nil {
 		return nil, err
 	}
-	if err := carriesLocks(root); err != nil {
+	if err := carriesLocks(root, s.aged); err != nil {
 		return nil, fmt.Errorf("qemu: %s cannot hold shared disks: %w", dir, err)
 	}
 	if err := root.Mkdir("guests", 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -188,32 +188,57 @@ func deafMount(dir string) (why string, err error) {
 var mountName = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 func deafIn(table, dir string) (why string) {
-	longest := -1
+	var point, kind, options string
 	for line := range strings.Lines(table) {
 		before, after, _ := strings.Cut(strings.TrimSpace(line), " - ")
 		fields, more := strings.Fields(before), strings.Fields(after)
 		if len(fields) < 5 || len(more) < 3 {
 			continue
 		}
-		point := mountName.Replace(fields[4])
-		if !within(dir, point) || len(point) < longest {
-			continue
-		}
-		longest, why = len(point), ""
-		if more[0] != "nfs" && more[0] != "nfs4" {
-			continue
-		}
-		for option := range strings.SplitSeq(more[2], ",") {
-			if option == "nolock" || option == "local_lock=all" || option == "local_lock=posix" {
-				why = fmt.Sprintf("it is mounted with %s, so that other hosts do not see locks", option)
-			}
+		if on := mountName.Replace(fields[4]); within(dir, on) && len(on) >= len(point) {
+			point, kind, options = on, more[0], more[2]
 		}
 	}
-	return why
+	switch kind {
+	case "nfs", "nfs4":
+		for option := range strings.SplitSeq(options, ",") {
+			if option == "nolock" || option == "local_lock=all" || option == "local_lock=posix" {
+				return fmt.Sprintf("it is mounted with %s, so that other hosts do not see locks", option)
+			}
+		}
+	case "fuse.glusterfs":
+		return forgetful(point)
+	}
+	return ""
 }
 
-// carriesLocks makes sure that a lock on a file there keeps others out, on this host at least.
-func carriesLocks(root *os.Root) error {
+// forgetful is why a GlusterFS client that has lost its bricks for a while would write on without the locks that they took from it
+// meanwhile. The client shows its own options in files.
+func forgetful(point string) (why string) {
+	client := func(option string) []string {
+		files, _ := filepath.Glob(filepath.Join(mountGlob.Replace(point), ".meta/graphs/active/*/options", option))
+		return files
+	}
+	bricks, strict := len(client("remote-subvolume")), 0
+	for _, path := range client("strict-locks") {
+		if data, err := os.ReadFile(path); err == nil && isOn[strings.ToLower(strings.TrimSpace(string(data)))] {
+			strict++
+		}
+	}
+	if bricks == 0 || strict < bricks {
+		return "its GlusterFS volume lets a client write on whose locks were lost: gluster volume set VOLUME client.strict-locks on"
+	}
+	return ""
+}
+
+var (
+	mountGlob = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
+	isOn      = map[string]bool{"on": true, "yes": true, "true": true, "enable": true, "1": true}
+)
+
+// carriesLocks makes sure that a lock on a file there keeps others out, on this host at least. What a FUSE file system is not able to lock the
+// kernel does for it, for this host alone.
+func carriesLocks(root *os.Root, fuse bool) error {
 	name := ".unkai-" + rand.Text()
 	first, err := root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -233,7 +258,23 @@ func carriesLocks(root *os.Root) error {
 	if err := unix.FcntlFlock(second.Fd(), unix.F_OFD_SETLK, &whole); !isTaken(err) {
 		return fmt.Errorf("its locks keep nobody out (%v)", err)
 	}
-	return nil
+	if !fuse {
+		return nil
+	}
+	var info unix.Stat_t
+	if err := unix.Fstat(int(first.Fd()), &info); err != nil {
+		return err
+	}
+	table, err := os.ReadFile("/proc/locks")
+	if err == nil && isLocal(string(table), info.Dev, info.Ino) {
+		err = errors.New("its locks stay on this host")
+	}
+	return err
+}
+
+// isLocal reports whether the kernel keeps locks of a file itself. Those that a FUSE file system keeps are not in its table.
+func isLocal(table string, dev, inode uint64) bool {
+	return strings.Contains(table, fmt.Sprintf(" %02x:%02x:%d ", unix.Major(dev), unix.Minor(dev), inode))
 }
 
 func isTaken(err error) bool { return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) }
