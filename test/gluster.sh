@@ -3,7 +3,8 @@
 # script's own, and mounted by FUSE once for each of two hosts.
 #
 #   gluster.sh              what two clients see of each other's claims, and what move.sh does with shared disks
-#   gluster.sh COMMAND…     a command with SHARED_A and SHARED_B, where it is mounted, and the process IDs BRICK, CLIENT_A and CLIENT_B
+#   gluster.sh COMMAND…     a command with SHARED_A and SHARED_B, where it is mounted, the process IDs BRICK, CLIENT_A and
+#                           CLIENT_B, and its command line, GLUSTER
 #
 # It needs the packages glusterfs-server and glusterfs-client (scripts/packages.sh gluster), and none of their services.
 set -euo pipefail
@@ -25,8 +26,9 @@ finish() {
 	local code=$?
 	trap - EXIT
 	set +e
+	kill -CONT "$(brick)" # a command may have stopped it
 	for at in a b; do umount "$work/$at" || umount -l "$work/$at"; done
-	cli volume stop v force >/dev/null
+	cli volume stop v force >/dev/null || kill -KILL "$(brick)"
 	[ -z "$daemon" ] || { kill "$daemon"; wait "$daemon"; }
 	ip netns del "$ns"
 	if [ $code = 0 ]; then rm -rf "$work"; else echo "kept: $work" >&2; fi
@@ -67,7 +69,8 @@ for at in a b; do
 	mountpoint -q "$work/$at" || { tail -n 5 "$work/log/$at.log" >&2; exit 1; }
 done
 BRICK=$(brick) CLIENT_A=$(cat "$work/a.pid") CLIENT_B=$(cat "$work/b.pid")
-export BRICK CLIENT_A CLIENT_B SHARED_A=$work/a SHARED_B=$work/b PREFIX=$prefix
+GLUSTER="ip netns exec $ns gluster --mode=script --glusterd-sock=$work/glusterd.sock"
+export GLUSTER BRICK CLIENT_A CLIENT_B SHARED_A=$work/a SHARED_B=$work/b PREFIX=$prefix
 
 if [ $# -gt 0 ]; then "$@"; exit; fi
 (cd "$root" && go test ./driver/qemu -run '^TestClients' -count 1)

@@ -226,7 +226,7 @@ func forgetful(point string) (why string) {
 		}
 	}
 	if bricks == 0 || strict < bricks {
-		return "its GlusterFS volume lets a client write on whose locks were lost: gluster volume set VOLUME client.strict-locks on"
+		return "its GlusterFS volume lets a client write on whose locks were lost: gluster volume set VOLUME client.strict-locks on, then mount it anew"
 	}
 	return ""
 }
