@@ -12,7 +12,7 @@ GO      := go
 MINUTES ?= 15
 SEED    ?=
 
-.PHONY: build up down test check unit sim cloud apart alive cluster lab lab-down chaos chaos-short move move-shared outside upgrade-test upgrade-short smoke tempest tempest-lab bench guest packages
+.PHONY: build up down test check unit sim cloud apart alive cluster lab lab-down chaos chaos-short move move-shared move-gluster outside upgrade-test upgrade-short smoke tempest tempest-lab bench guest packages
 
 build: bin/unkai
 
@@ -101,6 +101,10 @@ move: build
 # The same with the guests' disks in a folder that both hosts reach; the host that has a guest dies, and the guest is shelved.
 move-shared: build
 	SHARED=1 test/move.sh
+
+# The same on a real network file system that both hosts have mounted: GlusterFS, which scripts/packages.sh gluster installs.
+move-gluster: build
+	test/gluster.sh
 
 # The previous release and this one, there and back under load; three controllers likewise.
 upgrade-test: build

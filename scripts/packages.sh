@@ -2,6 +2,7 @@
 # Installs the Debian or Ubuntu packages that are missing, and says which.
 #   scripts/packages.sh run    what a host and the demo guest need
 #   scripts/packages.sh test   that, and the stock clients and suites that judge us
+#   scripts/packages.sh gluster   what test/gluster.sh needs beside that
 set -eu
 
 run="qemu-system-x86 qemu-utils seabios nftables iproute2 iputils-ping procps openssh-client e2fsprogs
@@ -11,7 +12,8 @@ test="$run python3-openstackclient awscli tempest jq genisoimage tmux tcpdump ar
 case "${1:-run}" in
 run)  want=$run ;;
 test) want=$test ;;
-*)    echo "usage: $0 run|test" >&2; exit 2 ;;
+gluster) want="glusterfs-server glusterfs-client" ;;
+*)    echo "usage: $0 run|test|gluster" >&2; exit 2 ;;
 esac
 
 missing=

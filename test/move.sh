@@ -2,7 +2,9 @@
 # One controller and two hosts, each in a network namespace of its own, and a client outside: real guests change hosts, live and
 # off, while they are pinged and spoken to from outside by a floating address, and from another guest. It prints for how long
 # nobody answered. A move is aborted and one is hurried; nothing is left where a guest was. With SHARED=1 the guests' disks are in a
-# folder that both hosts reach: they are not copied, and outlive the host that dies in the end.
+# folder that both hosts reach: they are not copied, and outlive the host that dies in the end. That is a folder of this machine, or
+# SHARED_A and SHARED_B name where the two hosts have mounted one (test/gluster.sh makes such a one); it is to be empty.
+[ -z "${SHARED_A:-}${SHARED_B:-}" ] || { SHARED=1; [ -d "${SHARED_A:-}" ] && [ -d "${SHARED_B:-}" ] || { echo "SHARED_A and SHARED_B are two folders, or none" >&2; exit 2; }; }
 PREFIX=${PREFIX:-ukm}
 POOL=${POOL:-172.31.253.0/24}
 . "$(dirname "$0")/lib.sh"
@@ -26,7 +28,7 @@ hostdir() { echo "$work/agent-$1"; }
 agent() {
 	local n=$1 name=$2; shift 2
 	: >"$work/a$n.out"
-	inside "$n" "$unkai" agent --data "$(hostdir "$name")" --join https://$net.1:8702 --prefix "$prefix$name" --pool "$pool" --name "host-$name" --address $net."$n" ${SHARED:+--shared-disks "$work/shared"} "$@" \
+	inside "$n" "$unkai" agent --data "$(hostdir "$name")" --join https://$net.1:8702 --prefix "$prefix$name" --pool "$pool" --name "host-$name" --address $net."$n" ${SHARED:+--shared-disks "${folder[$name]}"} "$@" \
 		</dev/null >"$work/a$n.out" 2>>"$work/a$n.log" &
 	pids[$n]=$!
 	until_ok 40 grep -q ^ready "$work/a$n.out" || { tail "$work/a$n.log" >&2; fail "the agent of host-$name is not ready"; }
@@ -39,7 +41,8 @@ ending() {
 	for n in 1 2 3 4 0; do ip netns del "$(ns $n)"; done
 }
 
-[ -z "${SHARED:-}" ] || mkdir "$work/shared"
+declare -A folder=([a]=${SHARED_A:-$work/shared} [b]=${SHARED_B:-$work/shared})
+[ -n "${SHARED_A:-}" ] || mkdir "$work/shared"
 "$root/guest/build.sh" "$guest" >/dev/null
 for n in 0 1 2 3 4; do ip netns add "$(ns $n)"; ip -n "$(ns $n)" link set lo up; done
 for bridge in wire world; do ip -n "$(ns 0)" link add name $bridge type bridge mcast_snooping 0; ip -n "$(ns 0)" link set $bridge up; done
@@ -251,7 +254,7 @@ ok "a guest goes with its disks, and starts there"
 "$unkai" audit --data "$work/controller" >"$work/audit" || { cat "$work/audit" >&2; fail "the audit found contradictions"; }
 for name in one two; do ask DELETE "/compute/v2.1/servers/${vm[$name]}"; done
 until_ok 60 bash -c "! pgrep -f '^[^ ]*qemu-system.*(${vm[one]}|${vm[two]})'" || fail "a QEMU is left"
-[ -z "${SHARED:-}" ] || until_ok 20 bash -c "! ls '$work/shared/guests' | grep ." || fail "disks are left in the shared folder"
+[ -z "${SHARED:-}" ] || until_ok 20 bash -c "! ls '${folder[a]}/guests' '${folder[b]}/guests' | grep -v :$ | grep ." || fail "disks are left in the shared folder"
 ok "the audit is clean, and nothing is left"
 step "done"
 echo "move: $passed passed, 0 failed"

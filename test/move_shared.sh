@@ -1,6 +1,6 @@
 # For move.sh, when the two hosts share a folder: the host that has the guest dies, the other takes up its disks, and the first
 # comes back. Then the guest is shelved, and comes back.
-[ -e "$work/shared/guests/${vm[one]}/disk-root.qcow2" ] || fail "the disk is not in the shared folder"
+[ -e "${folder[b]}/guests/${vm[one]}/disk-root.qcow2" ] || fail "the disk is not in the shared folder"
 ! ls "$(hostdir a)"/qemu/guests/*/disk-* "$(hostdir b)"/qemu/guests/*/disk-* >/dev/null 2>&1 || fail "a disk is not in the shared folder"
 here=$(sed -n 's/.*"PID":\([0-9]*\).*/\1/p' "$(hostdir a)/qemu/guests/${vm[one]}/record.json")
 boot=$(sshin "${floating[one]}" cat /proc/sys/kernel/random/boot_id)
@@ -34,10 +34,10 @@ ok "the host that comes back leaves the disks alone"
 # The shelf: nothing of it is in the folder meanwhile, and what it had written comes back.
 act "${vm[one]}" '{"shelve":null}'
 until_ok 90 is "${vm[one]}" status SHELVED_OFFLOADED || fail "it is not shelved: $(show "${vm[one]}" status)"
-until_ok 20 test ! -e "$work/shared/guests/${vm[one]}" || fail "its disks are in the shared folder still"
+until_ok 20 test ! -e "${folder[b]}/guests/${vm[one]}" || fail "its disks are in the shared folder still"
 act "${vm[one]}" '{"unshelve":null}'
 until_ok 60 is "${vm[one]}" status ACTIVE || fail "it does not come back: $(show "${vm[one]}" status)"
 until_ok 60 sshin "${floating[one]}" true || fail "it does not answer when it is back"
 [ "$(sshin "${floating[one]}" cat proof late | tr '\n' ' ')" = "written late " ] || fail "what it wrote is lost on the shelf"
-[ -e "$work/shared/guests/${vm[one]}/disk-root.qcow2" ] || fail "the disk is not in the shared folder again"
+[ -e "${folder[b]}/guests/${vm[one]}/disk-root.qcow2" ] || fail "the disk is not in the shared folder again"
 ok "on the shelf it takes nothing of the shared folder, and it comes back to it"

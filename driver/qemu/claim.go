@@ -76,6 +76,11 @@ func (s *storage) change(ctx context.Context, id resource.ID, begin bool, f func
 	}
 	defer dir.Close()
 	defer lock.Close()
+	if s.aged {
+		if err := renew(dir); err != nil {
+			return err
+		}
+	}
 	have, err := readClaim(dir)
 	if err != nil {
 		return err
@@ -111,7 +116,7 @@ func (s *storage) enter(ctx context.Context, id resource.ID, begin bool) (dir *o
 			return nil, nil, err
 		}
 		dir, lock, err = tryEnter(root, id)
-		if err == nil || !isTaken(err) && !errors.Is(err, fs.ErrNotExist) {
+		if err == nil || !isTaken(err) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESTALE) {
 			return dir, lock, err
 		}
 		if time.Now().After(deadline) {

@@ -82,8 +82,8 @@ func (g *guest) makeDisk(ctx context.Context, d *device) error {
 	case err == nil && d.Made:
 		return nil
 	case err == nil:
-		d.Made = true
 		d.Bytes, err = diskBytes(dir, name, d.Format)
+		d.Made = err == nil
 		return err
 	case !errors.Is(err, fs.ErrNotExist):
 		return err

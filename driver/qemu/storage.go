@@ -25,6 +25,9 @@ import (
 type storage struct {
 	dir string
 	id  string // as written in the folder
+
+	// Names there are kept in memory for a while by who mounts it, so that one may stand for a file that another host has replaced: see renew.
+	aged bool
 }
 
 const (
@@ -87,7 +90,10 @@ func openStorage(dir, own string) (*storage, error) {
 			dir, is.ID, known.Storage, filepath.Join(own, rememberFile))
 	}
 	s.id = is.ID
-	if err := carriesLocks(root); err != nil {
+	if s.aged, err = isFUSE(root); err != nil {
+		return nil, err
+	}
+	if err := carriesLocks(root, s.aged); err != nil {
 		return nil, fmt.Errorf("qemu: %s cannot hold shared disks: %w", dir, err)
 	}
 	if err := root.Mkdir("guests", 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -165,73 +171,6 @@ func foundStorage(root *os.Root) (identity, error) {
 	return identify(root)
 }
 
-// deafMount is why locks on files of a folder are not told to other hosts, if the way it is mounted says so.
-func deafMount(dir string) (why string, err error) {
-	real, err := filepath.EvalSymlinks(dir)
-	if err != nil {
-		return "", fmt.Errorf("qemu: find the disks' folder: %w", err)
-	}
-	table, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return "", err
-	}
-	return deafIn(string(table), real), nil
-}
-
-// mountName is a name as mountinfo has it.
-var mountName = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-
-func deafIn(table, dir string) (why string) {
-	longest := -1
-	for line := range strings.Lines(table) {
-		before, after, _ := strings.Cut(strings.TrimSpace(line), " - ")
-		fields, more := strings.Fields(before), strings.Fields(after)
-		if len(fields) < 5 || len(more) < 3 {
-			continue
-		}
-		point := mountName.Replace(fields[4])
-		if !within(dir, point) || len(point) < longest {
-			continue
-		}
-		longest, why = len(point), ""
-		if more[0] != "nfs" && more[0] != "nfs4" {
-			continue
-		}
-		for option := range strings.SplitSeq(more[2], ",") {
-			if option == "nolock" || option == "local_lock=all" || option == "local_lock=posix" {
-				why = fmt.Sprintf("it is mounted with %s, so that other hosts do not see locks", option)
-			}
-		}
-	}
-	return why
-}
-
-// carriesLocks makes sure that a lock on a file there keeps others out, on this host at least.
-func carriesLocks(root *os.Root) error {
-	name := ".unkai-" + rand.Text()
-	first, err := root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer root.Remove(name)
-	defer first.Close()
-	second, err := openPlain(root, name, os.O_RDWR)
-	if err != nil {
-		return err
-	}
-	defer second.Close()
-	whole := unix.Flock_t{Type: unix.F_WRLCK}
-	if err := unix.FcntlFlock(first.Fd(), unix.F_OFD_SETLK, &whole); err != nil {
-		return fmt.Errorf("it has no locks: %w", err)
-	}
-	if err := unix.FcntlFlock(second.Fd(), unix.F_OFD_SETLK, &whole); !isTaken(err) {
-		return fmt.Errorf("its locks keep nobody out (%v)", err)
-	}
-	return nil
-}
-
-func isTaken(err error) bool { return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) }
-
 // root opens the folder, as long as it is the storage still.
 func (s *storage) root() (*os.Root, error) {
 	root, err := os.OpenRoot(s.dir)
@@ -249,17 +188,36 @@ func (s *storage) root() (*os.Root, error) {
 	return root, nil
 }
 
+// renew has names in a directory stand for what they stand for now. A FUSE file system says for how long the kernel may keep a name without
+// asking (GlusterFS: 1 s), and nothing but its end or a listing, which comes with what each name stands for, makes the kernel see that a
+// file was replaced by another host. NFS asks whenever a file is opened.
+func renew(dir *os.Root) error {
+	_, err := fs.ReadDir(dir.FS(), ".")
+	return err
+}
+
 // openPlain opens a plain file that lies in a directory, and nothing else: an os.Root follows links, as long as they stay beneath it.
 func openPlain(dir *os.Root, name string, flags int) (*os.File, error) {
-	f, err := openIn(dir, name, flags)
-	if err != nil {
-		return nil, err
-	}
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+	for again := false; ; again = true {
+		f, err := openIn(dir, name, flags)
+		if err != nil {
+			return nil, err
+		}
+		info, err := f.Stat()
+		if err == nil && info.Mode().IsRegular() {
+			return f, nil
+		}
 		f.Close()
-		return nil, errors.Join(err, fmt.Errorf("%s is not a plain file", name))
+		if err == nil {
+			return nil, fmt.Errorf("%s is not a plain file", name)
+		}
+		if again || !errors.Is(err, unix.ESTALE) {
+			return nil, err
+		}
+		if err := renew(dir); err != nil { // the name was of a file that another host has replaced
+			return nil, err
+		}
 	}
-	return f, nil
 }
 
 // openIn opens what has a name in a directory. It follows no link, and waits for nobody who is to come to a pipe.
@@ -300,7 +258,15 @@ func (s *storage) guestRoot(id resource.ID) (*os.Root, error) {
 		return nil, err
 	}
 	defer root.Close()
-	return openGuest(root, id)
+	dir, err := openGuest(root, id)
+	if err != nil || !s.aged {
+		return dir, err
+	}
+	if err := renew(dir); err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return dir, nil
 }
 
 func openGuest(root *os.Root, id resource.ID) (*os.Root, error) {

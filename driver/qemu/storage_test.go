@@ -125,6 +125,47 @@ func TestMountsThatKeepLocksToThemselves(t *testing.T) {
 	}
 }
 
+func TestGlusterThatForgetsLocks(t *testing.T) {
+	point := filepath.Join(t.TempDir(), "with [all] sorts * of")
+	table := "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n40 22 0:50 / " + strings.ReplaceAll(point, " ", `\040`) + " rw - fuse.glusterfs nas:v rw\n"
+	option := func(client, name, value string) {
+		dir := filepath.Join(point, ".meta/graphs/active", client, "options")
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, name), []byte(value), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(what string, want bool) {
+		t.Helper()
+		if why := deafIn(table, filepath.Join(point, "disks")); strings.Contains(why, "strict-locks") != want {
+			t.Errorf("%s: %q", what, why)
+		}
+	}
+	check("one that says nothing", true)
+	option("v-client-0", "remote-subvolume", "/brick\n")
+	check("as it is made", true)
+	option("v-client-0", "strict-locks", "on\n")
+	check("with the option", false)
+	option("v-client-1", "remote-subvolume", "/brick\n")
+	option("v-client-1", "strict-locks", "off\n")
+	check("with one brick that is not so", true)
+}
+
+func TestLocksThatTheKernelKeeps(t *testing.T) {
+	const table = "1: OFDLCK ADVISORY  WRITE -1 00:3a:12345 0 EOF\n2: POSIX  ADVISORY  WRITE 612 fe:01:77 0 EOF\n"
+	for name, test := range map[string]struct {
+		dev, inode uint64
+		local      bool
+	}{
+		"its own":        {unix.Mkdev(0, 0x3a), 12345, true},
+		"another file's": {unix.Mkdev(0, 0x3a), 1234, false},
+		"elsewhere":      {unix.Mkdev(0xfe, 1), 12345, false},
+	} {
+		if isLocal(table, test.dev, test.inode) != test.local {
+			t.Error(name)
+		}
+	}
+}
+
 // claimant is a guest on a host that keeps disks in a folder, without a hypervisor.
 func claimant(t *testing.T, dir string, id resource.ID) *guest {
 	t.Helper()
