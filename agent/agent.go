@@ -61,7 +61,6 @@ type Agent struct {
 	report    chan struct{}
 
 	inSession atomic.Bool
-	sessions  atomic.Int64 // in which a controller has told everything, so far
 }
 
 // Told reports whether a controller has told everything that it wants, in a session that goes on.

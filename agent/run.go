@@ -119,7 +119,6 @@ func (a *Agent) followOnce(ctx context.Context, link Link) error {
 		}
 		if d.Full {
 			a.inSession.Store(true)
-			a.sessions.Add(1)
 			if err := a.Resync(ctx, time.Now()); err != nil {
 				slog.WarnContext(ctx, "could not look for what nobody wants", "err", err)
 			}

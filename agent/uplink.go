@@ -16,7 +16,7 @@ type Uplinks struct {
 	Look func() ([]string, error)
 	Host resource.ID
 
-	session int64 // in which they were told last
+	told time.Time // whatever was told before
 }
 
 const lookAtUplinks = 2 * time.Second
@@ -26,7 +26,7 @@ func (u *Uplinks) Run(ctx context.Context, a *Agent) {
 	tick := time.NewTicker(lookAtUplinks)
 	defer tick.Stop()
 	for failing := false; ; {
-		err := u.look(a)
+		err := u.Tell(a, time.Now())
 		if err != nil && !failing {
 			slog.WarnContext(ctx, "could not look at this machine's uplinks", "err", err)
 		}
@@ -39,10 +39,9 @@ func (u *Uplinks) Run(ctx context.Context, a *Agent) {
 	}
 }
 
-// look puts the uplinks into the outbox if the controller does not know them. In each session once it does so whatever was told before:
-// what the session began with may have been looked up before that, and taken in after it.
-func (u *Uplinks) look(a *Agent) error {
-	session := a.sessions.Load() // before the look
+// Tell puts the uplinks into the outbox if the controller does not know them; now and then it does so all the same, for what a session began
+// with may have been taken in late, after what has been told since.
+func (u *Uplinks) Tell(a *Agent, now time.Time) error {
 	physical, err := u.Look()
 	if err != nil {
 		return err
@@ -51,7 +50,10 @@ func (u *Uplinks) look(a *Agent) error {
 	if err != nil {
 		return err
 	}
-	a.tell(host.Key{Kind: host.UplinkKind, ID: u.Host}, seen, session != u.session)
-	u.session = session
+	again := now.Sub(u.told) >= resyncEvery
+	if again {
+		u.told = now
+	}
+	a.tell(host.Key{Kind: host.UplinkKind, ID: u.Host}, seen, again)
 	return nil
 }

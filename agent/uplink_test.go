@@ -107,6 +107,8 @@ func TestUplinksAreToldWhenTheyChange(t *testing.T) {
 		expect("in a new session", `["public"]`)
 		plug(nil)
 		expect("when it is plugged out", `null`)
+		time.Sleep(resyncEvery - lookAtUplinks - time.Second)
+		expect("after a while", `null`)
 		cancel()
 		wg.Wait()
 	})
