@@ -23,14 +23,14 @@ func (a *Agent) observed(ctx context.Context, key host.Key, seen any) {
 		slog.ErrorContext(ctx, "could not encode a report", "kind", key.Kind, "id", key.ID, "err", err)
 		return
 	}
-	a.tell(key, bytes.TrimSuffix(room.Bytes(), []byte{'\n'}))
+	a.tell(key, bytes.TrimSuffix(room.Bytes(), []byte{'\n'}), false)
 }
 
-// tell puts a report into the outbox unless the controller knows it. The text is copied.
-func (a *Agent) tell(key host.Key, seen json.RawMessage) {
+// tell puts a report into the outbox unless the controller knows it, or even then. The text is copied.
+func (a *Agent) tell(key host.Key, seen json.RawMessage, again bool) {
 	a.mu.Lock()
 	_, waiting := a.seen[key]
-	if !waiting && bytes.Equal(a.told[key], seen) {
+	if !waiting && !again && bytes.Equal(a.told[key], seen) {
 		a.mu.Unlock()
 		return
 	}

@@ -95,7 +95,7 @@ func (a *Agent) remove(ctx context.Context, h Handler, key host.Key, now func() 
 		return
 	}
 	if !back {
-		a.tell(key, host.Gone)
+		a.tell(key, host.Gone, false)
 	}
 	a.done(ctx, key, now, 0, nil)
 }

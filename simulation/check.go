@@ -71,6 +71,9 @@ func (w *world) restless() string {
 	if what := w.unshelved(tx); what != "" {
 		return what
 	}
+	if what := w.misrouted(tx); what != "" {
+		return what
+	}
 	for s := range compute.Servers().Peek(tx, "", state.Range{}) {
 		if s.Task != "" {
 			return fmt.Sprintf("server %s: %s goes on since %v", s.ID, s.Task, w.clock.Sub(s.UpdatedAt).Round(time.Second))

@@ -26,6 +26,7 @@ type client struct {
 	projects []*project
 	image    resource.ID
 	serial   int
+	outside  resource.ID     // the network that leads there
 	seated   bool            // the cloud has seats, and hosts may offer some
 	backed   map[series]bool // backups of which one at least is whole
 	broken   error           // a promise that an answer broke
@@ -35,6 +36,7 @@ type project struct {
 	id       resource.ID
 	ctx      context.Context
 	networks []resource.ID
+	routers  []resource.ID
 	// servers that were promised and whose deletion was not asked for.
 	servers map[resource.ID]bool
 	order   []resource.ID
@@ -60,6 +62,9 @@ func (w *world) newClient() (*client, error) {
 	c.image = i.ID
 	if err := images.Upload(admin, i.ID, bytes.NewReader(make([]byte, 1<<20)), 1<<20); err != nil {
 		return nil, fmt.Errorf("fill the image: %w", err)
+	}
+	if err := c.addOutside(); err != nil {
+		return nil, fmt.Errorf("make the network outside: %w", err)
 	}
 	for range 3 {
 		actor := &identity.Actor{UserID: resource.NewID(w.clock, w), ProjectID: resource.NewID(w.clock, w), Roles: []string{"member", "reader"}}
@@ -152,6 +157,9 @@ func (c *client) request(p *project) (string, error) {
 	}
 	if w.chance(30) {
 		return c.offer()
+	}
+	if w.chance(40) {
+		return c.route(p)
 	}
 	n := w.rng.IntN(100)
 	if n < 30 || len(p.order) == 0 {

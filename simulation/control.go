@@ -48,7 +48,7 @@ func (w *world) startControl() error {
 	cancellers, expirers := c.compute.Cancellers(), c.compute.Expirers()
 	cancellers[image.Table().Kind()], expirers[image.Table().Kind()] = c.images.Cancel, c.images.Expire
 	c.operations = &operation.Service{State: st, Cancellers: cancellers}
-	c.hub = host.NewHub(st, slices.Concat(c.network.Sources(), c.compute.Sources(), []host.Source{host.Muteness()})...)
+	c.hub = host.NewHub(st, slices.Concat(c.network.Sources(), c.compute.Sources(), host.Sources())...)
 	c.hub.Now, c.hub.After = w.now, w.after
 	reaper := &operation.Reaper{State: st, Now: w.now, Expirers: expirers}
 	fence := &host.Fence{State: st, Now: w.now, Awaited: compute.Awaited, Fencers: map[string]host.Fencer{"sim": fencer{w}}}

@@ -11,7 +11,7 @@ import (
 // harm lets something go wrong.
 func (w *world) harm() error {
 	node := w.nodes[w.rng.IntN(len(w.nodes))]
-	switch w.rng.IntN(13) {
+	switch w.rng.IntN(14) {
 	case 0:
 		w.fault("agent crashed")
 		node.restart()
@@ -46,6 +46,8 @@ func (w *world) harm() error {
 		return w.pass(time.Duration(w.rng.IntN(200)) * time.Second)
 	case 8, 9:
 		return w.disturb()
+	case 10:
+		w.replug(node)
 	default:
 		w.haunt(node.machine)
 	}

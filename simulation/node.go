@@ -31,6 +31,9 @@ type node struct {
 	slowUntil time.Time
 	resync    time.Time
 
+	uplink  string // the physical network that it is connected with; "" for none
+	uplinks *agent.Uplinks
+
 	guests   *agent.Guests
 	lease    *agent.Lease // outlives the agent, and not the machine's boot
 	dog      *dog
@@ -49,6 +52,9 @@ func (w *world) newNode(n int) *node {
 	w.net.Join(node.machine)
 	if w.Seed%3 == 1 || n%2 == 0 { // all of them, or every other
 		node.machine.Storage = w.storage
+	}
+	if n%(1+int(w.Seed%4)) == 0 { // all of them, every other, …
+		node.uplink = outside
 	}
 	node.machine.Now = w.now
 	node.machine.Takes = func(string) time.Duration {
@@ -83,6 +89,7 @@ func (n *node) restart() {
 	}
 	a.Lease = n.lease
 	n.agent, n.guests = a, guests
+	n.uplinks = &agent.Uplinks{Host: n.id, Look: func() ([]string, error) { return n.physical(), nil }}
 }
 
 // replace is a new machine in the place of one that died: nothing is left of what it had.
@@ -140,7 +147,7 @@ func (n *node) converse() bool {
 	}
 	if n.session == nil {
 		n.agent.Begin()
-		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Renews: true, Watchdog: true, Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Where: n.machine.Where(), Snapshots: "raw", Arch: "x86_64"}}
+		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Renews: true, Watchdog: true, Physical: n.physical(), Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Where: n.machine.Where(), Snapshots: "raw", Arch: "x86_64"}}
 		if n.machine.Storage != nil {
 			hello.Capacity.Storage = n.machine.Storage.Name
 		}
@@ -179,6 +186,9 @@ func (n *node) converse() bool {
 		did = true
 	}
 	n.renew()
+	if err := n.uplinks.Tell(n.agent, w.clock); err != nil {
+		w.trace("%s: uplinks: %v", n.name, err)
+	}
 	if reports := n.agent.Reports(8); len(reports) > 0 {
 		did = true
 		n.report(reports)

@@ -10,6 +10,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -61,6 +62,7 @@ type world struct {
 	storage   *sim.Storage // that machines share; nil for none
 	marks     map[resource.ID]mark
 	client    *client
+	trail     trail
 	result    Result
 	calm      bool // no more faults
 	alarms    []alarm
@@ -145,7 +147,7 @@ func Run(ctx context.Context, o Options) (Result, error) {
 		if err := w.step(); err != nil {
 			return w.result, fmt.Errorf("seed %d, step %d: %w", o.Seed, n, err)
 		}
-		if err := w.checkNoneTwice(); err != nil {
+		if err := errors.Join(w.checkNoneTwice(), w.checkSteady()); err != nil {
 			return w.result, fmt.Errorf("seed %d, step %d: %w", o.Seed, n, err)
 		}
 		if n%10 == 0 {

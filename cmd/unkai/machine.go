@@ -264,6 +264,7 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	}
 	wg.Go(func() { m.guests.Follow(ctx, m.agent) })
 	wg.Go(func() { m.guard(ctx) })
+	wg.Go(func() { (&agent.Uplinks{Look: m.network.Connected, Host: id.Host}).Run(ctx, m.agent) })
 	wg.Go(func() { link.KeepCertificate(ctx) })
 	wg.Go(func() { m.guests.Images.Run(ctx) })
 	wg.Go(func() {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -32,7 +33,7 @@ type ear struct {
 
 func listen(c *cloudtest.Cloud, st *state.State, follows bool) *ear {
 	e := &ear{state: st, follows: follows, hosts: c.Hosts}
-	sources := append(append(network.New(st).Sources(), compute.New(st, compute.Config{}).Sources()...), host.Muteness())
+	sources := slices.Concat(network.New(st).Sources(), compute.New(st, compute.Config{}).Sources(), host.Sources())
 	for n := range sources {
 		want := sources[n].Want
 		sources[n].Want = func(tx *state.Tx, h, id resource.ID) (any, bool) {
@@ -199,6 +200,7 @@ func fanOut(t *testing.T, hosts int) (derived map[string]int, names []string) {
 	another := hello(1)
 	another.Address = netip.MustParseAddr("198.51.100.1")
 	after("a host's new address", host.Arrive(c.Admin, c.State, c.Hosts[1].ID, another))
+	after("a host's uplink", c.Hub.Observe(c.Admin, c.Hosts[2].ID, host.UplinkReport(c.Hosts[2].ID, []string{"public"})))
 	after("a host that falls mute", c.Hub.Observe(c.Admin, c.Hosts[1].ID, host.MuteReport(c.Hosts[1].ID, true)))
 	c.Lose(c.Hosts[hosts-1])
 	after("a lost host that had nothing", nil)

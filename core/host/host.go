@@ -22,7 +22,7 @@ type Host struct {
 
 	// Asked for by the operator.
 	Zone           string
-	Disabled       bool // nothing new is placed here
+	Disabled       bool // no guest is placed here; of routers it says nothing
 	DisabledReason string
 	Maintenance    bool                 // its guests are taken elsewhere, and nobody misses it; always Disabled
 	Drain          *Drain               `json:",omitempty" since:"2"` // how, in maintenance
@@ -144,7 +144,7 @@ func (s *Service) List(ctx context.Context, q query.List) (query.Page[Host], err
 	return query.Take(hosts.Range(tx, "name", r), q.Limit, nil), nil
 }
 
-// SetDisabled keeps new things off a host, or lets them on it again, which ends its maintenance.
+// SetDisabled keeps new guests off a host, or lets them on it again, which ends its maintenance.
 func (s *Service) SetDisabled(ctx context.Context, id resource.ID, disabled bool, reason string) error {
 	return s.State.Update(ctx, func(tx *state.Tx) error {
 		h, ok := hosts.Find(tx, id)

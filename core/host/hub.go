@@ -54,6 +54,9 @@ func Reports(kind string, observe func(tx *state.Tx, host, id resource.ID, seen 
 	}
 }
 
+// Sources are of what hosts report of themselves.
+func Sources() []Source { return []Source{muteness(), uplinks()} }
+
 // A Key names a thing within one host.
 type Key struct {
 	Kind string

@@ -30,8 +30,8 @@ func MuteReport(id resource.ID, mute bool) []Observation {
 	return []Observation{{Key: Key{MuteKind, id}, Seen: seen}}
 }
 
-// Muteness takes such reports in.
-func Muteness() Source {
+// muteness takes such reports in.
+func muteness() Source {
 	return Reports(MuteKind, func(tx *state.Tx, host, _ resource.ID, seen json.RawMessage) error {
 		var mute bool
 		if err := json.Unmarshal(seen, &mute); err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/reconcile"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -19,11 +20,12 @@ import (
 // across is a cloud of hosts with two networks joined by a router that leads outside.
 type across struct {
 	*bench
-	hosts  []resource.ID
-	public resource.ID
-	first  *network.Network
-	second *network.Network
-	router *network.Router
+	hosts   []resource.ID
+	changes *state.Watcher
+	public  resource.ID
+	first   *network.Network
+	second  *network.Network
+	router  *network.Router
 }
 
 // openAcross makes as many hosts; those from inland on are not connected with the world.
@@ -49,7 +51,28 @@ func openAcross(t testing.TB, hosts, inland int) *across {
 	for n, cidr := range map[*network.Network]string{a.first: "10.1.0.0/24", a.second: "10.2.0.0/24"} {
 		must[*network.Interface](a.bench)(a.AddInterface(a.ours, a.router.ID, a.subnet(a.ours, n, cidr).ID, resource.ID{}))
 	}
+	a.changes = a.st.Watch(a.st.Latest().Revision())
 	return a
+}
+
+// maintain has a host be emptied.
+func (a *across) maintain(n int) {
+	a.Helper()
+	if err := a.st.Update(context.Background(), func(tx *state.Tx) error {
+		h, _ := host.Find(tx, a.hosts[n])
+		h.Maintenance, h.Disabled = true, true
+		return host.Table().Put(tx, h)
+	}); err != nil {
+		a.Fatal(err)
+	}
+	a.settle()
+}
+
+func (a *across) observe(n int, seen []host.Observation) {
+	a.Helper()
+	if err := host.NewHub(a.st, host.Sources()...).Observe(identity.Internal(context.Background()), a.hosts[n], seen); err != nil {
+		a.Fatal(err)
+	}
 }
 
 func (a *across) arrive(n int, hello host.Hello) {
@@ -75,18 +98,28 @@ func (a *across) gateway(on int) (network.Gateway, bool) {
 	return network.GatewayFor(a.st.Latest(), a.router.ID, a.hosts[on])
 }
 
-// settle does what there is to do for every host, as the task that gives routers homes does.
+// task is the one that gives routers homes.
+func (a *across) task() reconcile.Task {
+	all := a.Tasks()
+	return all[slices.IndexFunc(all, func(t reconcile.Task) bool { return t.Name == "router-home" })]
+}
+
+// settle does what there is to do after what has changed, as the reconciler would; what it would do at its start has to be the same.
 func (a *across) settle() {
 	a.Helper()
-	for _, task := range a.Tasks() {
-		if task.Name != "router-home" {
-			continue
-		}
-		for _, id := range task.All(a.st.Latest()) {
-			if _, err := task.Step(context.Background(), id); err != nil {
+	events, err := a.changes.Poll()
+	if err != nil {
+		a.Fatal(err)
+	}
+	for _, e := range events {
+		for _, id := range a.task().Touched(e) {
+			if _, err := a.task().Step(context.Background(), id); err != nil {
 				a.Fatal(err)
 			}
 		}
+	}
+	if strays := a.task().All(a.st.Latest()); len(strays) > 0 {
+		a.Errorf("for routers %v there is a better home, and nothing touched them", strays)
 	}
 	if wrong := network.Audit(a.st.Latest()); wrong != nil {
 		a.Fatal(wrong)
@@ -246,13 +279,13 @@ func TestARouterWhoseHomeIsLostGetsAnother(t *testing.T) {
 	if a.home() != 2 {
 		t.Errorf("home is %d", a.home())
 	}
-	// When nobody who can be heard is connected with the world, one that can be heard; when nobody can, it stays.
+	// When nobody who can be heard is connected with the world, it waits where it is: elsewhere nothing would go out either.
 	lose(2)
-	if a.home() != 3 {
+	if a.home() != 2 {
 		t.Errorf("home is %d", a.home())
 	}
 	lose(3)
-	if a.home() != 3 {
+	if a.home() != 2 {
 		t.Errorf("home is %d", a.home())
 	}
 	a.arrive(1, host.Hello{Name: "h1", Address: netip.MustParseAddr("192.0.2.2"), Physical: []string{"public"}})
@@ -262,35 +295,158 @@ func TestARouterWhoseHomeIsLostGetsAnother(t *testing.T) {
 	}
 }
 
+// mute has a host fall mute, or answer again.
+func (a *across) mute(n int, is bool) {
+	a.Helper()
+	if err := a.st.Update(context.Background(), func(tx *state.Tx) error { return host.Mute(tx, a.hosts[n], is) }); err != nil {
+		a.Fatal(err)
+	}
+	a.settle()
+}
+
+// plug has a host say anew with which networks outside it is connected.
+func (a *across) plug(n int, uplinks ...string) {
+	a.Helper()
+	a.observe(n, host.UplinkReport(a.hosts[n], uplinks))
+	a.settle()
+}
+
+func TestARouterWaitsForTheOnlyHostWithItsUplink(t *testing.T) {
+	a := openAcross(t, 3, 1)
+	a.server(a.first, 2)
+	if a.home() != 0 {
+		t.Fatalf("home is %d", a.home())
+	}
+	a.mute(0, true)
+	a.mute(0, false)
+	if a.home() != 0 {
+		t.Errorf("after a moment's silence home is %d, which has no uplink", a.home())
+	}
+	if err := host.Lose(t.Context(), a.st, a.hosts[0]); err != nil {
+		t.Fatal(err)
+	}
+	a.settle()
+	a.arrive(0, host.Hello{Name: "h0", Address: netip.MustParseAddr("192.0.2.1")})
+	a.settle()
+	if a.home() != 0 {
+		t.Errorf("after it booted anew, and is not plugged in yet, home is %d", a.home())
+	}
+	a.plug(0, "public")
+	a.plug(1, "public")
+	if a.home() != 0 {
+		t.Errorf("the router went to %d for no reason", a.home())
+	}
+	a.mute(0, true)
+	if a.home() != 1 {
+		t.Errorf("with another that has the uplink home is %d", a.home())
+	}
+	a.mute(0, false)
+	if a.home() != 1 {
+		t.Errorf("the router went back to %d for no reason", a.home())
+	}
+}
+
+func TestARouterGoesWhereTheUplinkIsPluggedIn(t *testing.T) {
+	a := openAcross(t, 3, 0)
+	was := a.home()
+	there := (was + 1) % 3
+	a.plug(there, "dmz")
+	if a.home() != was {
+		t.Errorf("another network's uplink took the router from %d to %d", was, a.home())
+	}
+	a.plug(there, "dmz", "public")
+	if a.home() != there {
+		t.Errorf("host %d has the uplink now, and home is still %d", there, a.home())
+	}
+	a.plug(there)
+	if a.home() != there {
+		t.Errorf("with the uplink gone everywhere the router went to %d for no reason", a.home())
+	}
+	a.plug(was, "public")
+	if a.home() != was {
+		t.Errorf("host %d has the uplink now, and home is still %d", was, a.home())
+	}
+}
+
+// TestARouterWithoutAnUplinkLeavesALostHome: where no host is connected with the world, each is as good as the other.
+func TestARouterWithoutAnUplinkLeavesALostHome(t *testing.T) {
+	a := openAcross(t, 2, 0)
+	was := a.home()
+	a.mute(was, true)
+	if a.home() == was {
+		t.Error("home is mute, and another would do")
+	}
+	was = a.home()
+	a.mute(1-was, false)
+	if a.home() != was {
+		t.Error("the router went back for no reason")
+	}
+	a.maintain(was)
+	if a.home() == was {
+		t.Error("home is a host that is being emptied, and another would do")
+	}
+}
+
+func TestADisabledHostIsHomeToRouters(t *testing.T) {
+	a := openAcross(t, 3, 2)
+	operator := identity.Internal(t.Context())
+	hosts := &host.Service{State: a.st}
+	for _, id := range a.hosts[:2] {
+		if err := hosts.SetDisabled(operator, id, true, "for networks only"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.settle()
+	if a.home() != 0 {
+		t.Errorf("a router left a host that takes no new guests, for %d", a.home())
+	}
+	a.mute(0, true)
+	if a.home() != 1 {
+		t.Errorf("home is %d, not the host that has the uplink and takes no new guests", a.home())
+	}
+	a.maintain(1)
+	if a.home() != 1 {
+		t.Errorf("a router left the last host with its uplink that can be heard for %d", a.home())
+	}
+	a.mute(0, false)
+	if a.home() != 0 {
+		t.Errorf("a router stays on %d, which is being emptied", a.home())
+	}
+}
+
+// TestOnlyRoutersThatHaveABetterHomeAreLookedAt: one that waits for its uplink is not settled anew with each host that comes and goes.
+func TestOnlyRoutersThatHaveABetterHomeAreLookedAt(t *testing.T) {
+	a := openAcross(t, 3, 1)
+	inside := one(a.bench, a.Routers, a.ours, network.Router{Meta: owned(a.our, "inside"), AdminUp: true})
+	all := func() []resource.ID { return a.task().All(a.st.Latest()) }
+	if strays := all(); len(strays) > 0 {
+		t.Errorf("where nothing is wrong: %v", strays)
+	}
+	a.mute(0, true)
+	if strays := all(); len(strays) > 0 {
+		t.Errorf("while the uplink is awaited: %v", strays)
+	}
+	at, _ := network.Routers().Find(a.st.Latest(), inside.ID)
+	if at.HostID == a.hosts[0] {
+		t.Error("a router without a gateway waits for an uplink")
+	}
+}
+
 func TestARouterLeavesAHomeThatFallsMuteOrIsEmptied(t *testing.T) {
 	a := openAcross(t, 3, 3)
 	a.server(a.first, 2)
-	mute := func(n int, is bool) {
-		t.Helper()
-		if err := a.st.Update(context.Background(), func(tx *state.Tx) error { return host.Mute(tx, a.hosts[n], is) }); err != nil {
-			t.Fatal(err)
-		}
-		a.settle()
-	}
-	mute(0, true)
+	a.mute(0, true)
 	if a.home() != 1 {
 		t.Errorf("home is %d", a.home())
 	}
 	if h, _ := host.Find(a.st.Latest(), a.hosts[0]); !h.Up() {
 		t.Error("a mute host counts as lost")
 	}
-	mute(0, false)
+	a.mute(0, false)
 	if a.home() != 1 {
 		t.Errorf("the router went back to %d for no reason", a.home())
 	}
-	if err := a.st.Update(t.Context(), func(tx *state.Tx) error {
-		h, _ := host.Find(tx, a.hosts[1])
-		h.Maintenance, h.Disabled = true, true
-		return host.Table().Put(tx, h)
-	}); err != nil {
-		t.Fatal(err)
-	}
-	a.settle()
+	a.maintain(1)
 	if home := a.home(); home == 1 {
 		t.Error("home is a host that is being emptied")
 	}

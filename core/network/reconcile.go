@@ -18,8 +18,9 @@ func (s *Service) Tasks() []reconcile.Task {
 	return []reconcile.Task{s.homes(), s.ends()}
 }
 
-// homes finds a home for each router that has none, or whose home is gone, cannot be heard, has fallen mute or is being emptied. What
-// went out by that home begins anew: the next one takes over the address, and knows nothing of the connections.
+// homes finds a home for each router that has none, or whose home is gone, cannot be heard, has fallen mute, is being emptied or is not
+// connected with the router's network outside, if there is a better one. What went out by that home begins anew: the next one takes over
+// the address, and knows nothing of the connections.
 func (s *Service) homes() reconcile.Task {
 	return reconcile.Task{
 		Name: "router-home",
@@ -31,8 +32,8 @@ func (s *Service) homes() reconcile.Task {
 			if e.Kind != "host" {
 				return nil
 			}
-			if was, now := sides[host.Host](e); was == nil || now == nil || goodHome(was) != goodHome(now) {
-				return []resource.ID{e.ID} // a host came or went: the step for it sees to all routers
+			if was, now := sides[host.Host](e); was == nil || now == nil || goodHome(was) != goodHome(now) || !slices.Equal(was.Physical, now.Physical) {
+				return []resource.ID{e.ID} // a host came or went, or its uplink did: the step for it sees to all routers
 			}
 			return nil
 		},
@@ -56,15 +57,45 @@ func (s *Service) homes() reconcile.Task {
 	}
 }
 
-// strays are the routers that have no home, or one that is none any more.
+// strays are the routers that have no home, or one that some host would do better than; whether that is in their zones is seen when
+// they are settled. Only routers are looked at whose home lacks something.
 func strays(tx *state.Tx) []resource.ID {
 	ids := routers.IDs(tx, "homeless", "")
+	best := map[string]int{} // by uplink, how the host does that does best with it; "" for none
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
-		if !goodHome(h) {
-			ids = append(ids, routers.IDs(tx, "host", state.KeyOf(h.ID))...)
+		best[""] = max(best[""], suits(h, "", false))
+		for _, uplink := range h.Physical {
+			best[uplink] = max(best[uplink], suits(h, uplink, false))
+		}
+	}
+	spare := unheard // the best that one without the uplink does
+	switch best[""] {
+	case fit:
+		spare = inland
+	case leaving:
+		spare = inlandOff
+	}
+	for h := range host.Table().Peek(tx, "", state.Range{}) {
+		if goodHome(h) && leadsEverywhere(h, best) {
+			continue
+		}
+		for r := range routers.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h.ID)}) {
+			if uplink := uplinkOf(tx, r); suits(h, uplink, true) < max(best[uplink], spare) {
+				ids = append(ids, r.ID)
+			}
 		}
 	}
 	return ids
+}
+
+// leadsEverywhere reports whether a host has every uplink that a host has which can be heard.
+func leadsEverywhere(h *host.Host, best map[string]int) bool {
+	for uplink, how := range best {
+		if uplink != "" && how > unheard && !slices.Contains(h.Physical, uplink) {
+			return false
+		}
+	}
+	return true
 }
 
 // goodHome reports whether nothing of the host itself speaks against a router that has its home there.

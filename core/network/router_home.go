@@ -10,41 +10,71 @@ import (
 
 // settle gives a router a home: where its own address outside is, under which all go out that have no
 // floating one. It stays where it is as long as no other host is better. Among equals it comes to the one in its
-// zones that is home to the fewest.
+// zones that is home to the fewest. That a host is disabled keeps guests off it, not routers.
 func settle(tx *state.Tx, r *Router) {
 	best, least := resource.ID{}, int64(0)
-	most := suits(tx, r, r.HostID)
+	uplink, most := uplinkOf(tx, r), nowhere
+	if h, ok := host.Table().PeekOne(tx, r.HostID); ok {
+		most = suits(h, uplink, true)
+	}
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
-		if h.Disabled || len(r.ZoneHints) > 0 && !slices.Contains(r.ZoneHints, h.Zone) {
+		if h.ID == r.HostID || len(r.ZoneHints) > 0 && !slices.Contains(r.ZoneHints, h.Zone) {
 			continue
 		}
-		n, _ := routers.Sum(tx, "host-load", state.KeyOf(h.ID))
-		if how := suits(tx, r, h.ID); how > most || how == most && !best.IsZero() && n < least {
+		how := suits(h, uplink, false)
+		if how < most || how == most && best.IsZero() {
+			continue
+		}
+		if n, _ := routers.Sum(tx, "host-load", state.KeyOf(h.ID)); how > most || n < least {
 			best, most, least = h.ID, how, n
 		}
 	}
-	if most == 0 || !best.IsZero() {
+	if most == nowhere || !best.IsZero() {
 		r.HostID = best
 	}
 }
 
-// suits says how well a host would do as a router's home; 0 for one that is not there.
-func suits(tx *state.Tx, r *Router, hostID resource.ID) int {
-	h, ok := host.Table().PeekOne(tx, hostID)
+// How well a host does as a router's home, from worst to best.
+const (
+	nowhere   = iota // it is not there
+	unheard          // it is lost or mute
+	inlandOff        // in maintenance, and without the router's uplink
+	inland           // without it
+	awaited          // it is home, and has the uplink, but is lost or mute
+	leaving          // in maintenance: it may be switched off, and what went out through it would then wait
+	fit
+)
+
+// suits says how well a host would do as the home of a router with an uplink, or does as what it is. A home with the uplink is
+// not left for a host that has none: nothing would go out there either, and home may be back any moment.
+func suits(h *host.Host, uplink string, home bool) int {
+	heard, leads := h.Up() && h.Mute.IsZero(), uplink == "" || slices.Contains(h.Physical, uplink)
 	switch {
-	case !ok:
-		return 0
-	case !h.Up():
-		return 1
-	case !h.Mute.IsZero():
-		return 2
-	case r.Gateway != nil && !connected(tx, hostID, r.Gateway.NetworkID):
-		return 3
-	case h.Maintenance: // it may be switched off, and what went out through it would then wait
-		return 4
+	case !heard && leads && home:
+		return awaited
+	case !heard:
+		return unheard
+	case leads && h.Maintenance:
+		return leaving
+	case leads:
+		return fit
+	case h.Maintenance:
+		return inlandOff
 	default:
-		return 5
+		return inland
 	}
+}
+
+// uplinkOf names the physical network that a router's home has to be connected with; "" if any host will do.
+func uplinkOf(tx *state.Tx, r *Router) string {
+	if r.Gateway == nil {
+		return ""
+	}
+	n, ok := networks.PeekOne(tx, r.Gateway.NetworkID)
+	if !ok {
+		return ""
+	}
+	return n.Physical // none of an overlay
 }
 
 // followHome binds a router's ports to where the router is.

@@ -17,8 +17,9 @@ import (
 )
 
 var (
-	metadataAddr = netip.MustParseAddr(metadataV4)
-	broadcastV4  = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	metadataAddr  = netip.MustParseAddr(metadataV4)
+	metadataAddr6 = netip.MustParseAddr(metadataV6)
+	broadcastV4   = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 )
 
 // An offer is an address that DHCP gives a port, with its subnet.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -32,7 +31,7 @@ type segment struct {
 	prepared bool   // its settings are made
 	applied  string // the packet filter that is in force
 	swept    bool   // every connection has been held against the policies
-	policies map[netip.Addr]bound
+	policies map[claim]bound
 	flags    map[string]portFlags
 	bounded  bool                       // the bridge learns so many addresses and no more
 	resolved map[resource.ID]resolution // by the port of a router's leg

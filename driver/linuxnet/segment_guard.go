@@ -9,9 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/network"
 )
@@ -126,87 +123,6 @@ func linkLocal(mac net.HardwareAddr) netip.Addr {
 	copy(a[13:], mac[3:])
 	a[8] ^= 2
 	return netip.AddrFrom16(a)
-}
-
-// A bound is what holds a port's address.
-type bound struct {
-	policy
-	open bool // no port security
-	down bool
-}
-
-func (b bound) equal(other bound) bool {
-	return b.open == other.open && b.down == other.down && equal(b.policy, other.policy)
-}
-
-// permits reports whether the port may take part in a connection.
-func (b bound) permits(ingress bool, t tuple) bool {
-	return !b.down && (b.open || b.policy.permits(ingress, t))
-}
-
-// bounds is what holds each address of the segment's ports.
-func (s *segment) bounds() map[netip.Addr]bound {
-	all := map[netip.Addr]bound{}
-	for _, attachment := range s.attachments {
-		b := bound{policy: s.policy(attachment), open: !attachment.PortSecurity, down: !attachment.AdminUp}
-		for _, fixed := range attachment.Addresses {
-			all[fixed.Address] = b
-		}
-	}
-	return all
-}
-
-// cutConnections ends the connections that may not begin any more: those of
-// addresses whose rules have changed, or which have gone and may soon be
-// another's. A new process looks at all of them once, as the last one may have
-// died before it did.
-func (s *segment) cutConnections(ns *namespace) error {
-	now := s.bounds()
-	concerned := map[netip.Addr]bool{}
-	var families []netlink.InetFamily
-	for addr, before := range s.policies {
-		if after, still := now[addr]; !still || !after.equal(before) {
-			concerned[addr] = true
-			families = append(families, familyOf(addr))
-		}
-	}
-	if !s.swept {
-		for addr := range now {
-			concerned[addr] = true
-			families = append(families, familyOf(addr))
-		}
-	}
-	slices.Sort(families)
-	for _, family := range slices.Compact(families) {
-		err := ns.cut(family, func(flow *netlink.ConntrackFlow) bool {
-			t := tupleOf(flow)
-			if t.Destination.IsLinkLocalUnicast() { // the metadata service
-				return false
-			}
-			// An address that has gone is held by no rules: nothing is permitted.
-			return concerned[t.Source] && !now[t.Source].permits(false, t) ||
-				concerned[t.Destination] && !now[t.Destination].permits(true, t)
-		})
-		if err != nil {
-			return err
-		}
-	}
-	s.swept, s.policies = true, now
-	return nil
-}
-
-func familyOf(addr netip.Addr) netlink.InetFamily {
-	if addr.Is4() {
-		return unix.AF_INET
-	}
-	return unix.AF_INET6
-}
-
-func equal(a, b policy) bool {
-	return a.Stateful == b.Stateful && slices.EqualFunc(a.Rules, b.Rules, func(x, y network.FilterRule) bool {
-		return x.Ingress == y.Ingress && x.V6 == y.V6 && x.Protocol == y.Protocol && x.PortMin == y.PortMin &&
-			x.PortMax == y.PortMax && (x.Remote == nil) == (y.Remote == nil) && slices.Equal(x.Remote, y.Remote)
-	})
 }
 
 // uses reports whether a port of the segment is in a group.

@@ -94,7 +94,7 @@ func New(t testing.TB, hosts int) *Cloud {
 	c.Compute, c.Network = compute.New(st, compute.Config{Images: c.Images}), network.New(st)
 	c.Reaper = &operation.Reaper{State: st, Now: func() time.Time { return c.Clock }, Expirers: c.Compute.Expirers()}
 	c.Ops = &operation.Service{State: st, Cancellers: c.Compute.Cancellers()}
-	c.Hub = host.NewHub(st, append(c.Compute.Sources(), host.Muteness())...)
+	c.Hub = host.NewHub(st, append(c.Compute.Sources(), host.Sources()...)...)
 	c.Admin = identity.Internal(context.Background())
 	c.Project, c.Other = resource.NewID(c.Clock, nil), resource.NewID(c.Clock, nil)
 	c.User = c.Member(c.Project)
