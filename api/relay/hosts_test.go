@@ -23,7 +23,9 @@ func TestHostsOfOthers(t *testing.T) {
 	p.server.Hub = host.NewHub(p.leads)
 	var called host.Call
 	p.server.Call = func(_ context.Context, _ resource.ID, call host.Call) error { called = call; return nil }
-	p.server.Health = func(context.Context) Health { return Health{Revision: p.leads.Latest().Revision(), Leads: p.leads.Leads(), Hosts: 7} }
+	p.server.Health = func(context.Context) Health {
+		return Health{Revision: p.leads.Latest().Revision(), Leads: p.leads.Leads(), Hosts: 7}
+	}
 	h := &Hosts{Transport: p.front.Transport, Leader: p.front.Leader, Own: "https://follower"}
 	ctx := t.Context()
 
