@@ -30,9 +30,13 @@ func (a *Agent) Step(ctx context.Context, now func() time.Time) bool {
 	held, isHeld := a.held[key]
 	request := a.requests[key]
 	delete(a.requests, key)
+	next, more := a.queue.Next()
 	a.mu.Unlock()
 	if !ok {
 		return false
+	}
+	if more && !next.After(now()) {
+		a.poke() // another worker, before this step: it may take long
 	}
 	if request != "" {
 		ctx = state.WithCause(ctx, state.Cause{RequestID: request})
