@@ -119,9 +119,13 @@ func (r *Reconciler) Do(ctx context.Context, now func() time.Time) bool {
 	key, ok := r.queue.Take(now())
 	request := r.requests[key]
 	delete(r.requests, key)
+	due, more := r.queue.Next()
 	r.mu.Unlock()
 	if !ok {
 		return false
+	}
+	if more && !due.After(now()) {
+		r.poke() // another worker, before this step: it may take long
 	}
 	task := r.tasks[key.task]
 	ctx = state.WithCause(ctx, state.Cause{Via: task.Name, RequestID: request})
