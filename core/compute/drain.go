@@ -177,7 +177,7 @@ func (s *Service) leave(ctx context.Context, tx *state.Tx, srv *Server, d *host.
 
 // stopOrStay stops the guest of a server that cannot leave, if that is what is to become of it.
 func (s *Service) stopOrStay(ctx context.Context, tx *state.Tx, srv *Server, d *host.Drain, l Leaving) (Leaving, error) {
-	if !d.Stop || !srv.inMemory() || srv.Stage() == Shelved { // that is on its way to be off
+	if stage := srv.Stage(); !d.Stop || !srv.inMemory() || stage == Shelved || stage == Asleep { // those are off, or about to be
 		return l, nil
 	}
 	moves[Stopping].wish(srv) // in whatever stage it is: a shape that nobody has confirmed can be confirmed, or taken back, when it is off
@@ -188,5 +188,7 @@ func (s *Service) stopOrStay(ctx context.Context, tx *state.Tx, srv *Server, d *
 	return l, servers.Put(tx, srv)
 }
 
-// inMemory reports whether the guest was last seen to be more than its disks.
-func (s *Server) inMemory() bool { return s.Seen.Power == On || s.Seen.Power == Paused }
+// inMemory reports whether the guest is more than its disks, or about to be: it may be starting again by itself.
+func (s *Server) inMemory() bool {
+	return s.Seen.Power == On || s.Seen.Power == Paused || s.Power == On || s.Power == Paused
+}

@@ -122,7 +122,10 @@ func (s *Service) empty(ctx context.Context, tx *state.Tx, h *host.Host) (togo, 
 			continue
 		}
 		tries++
-		stage := srv.Stage()
+		as := string(srv.Stage())
+		if srv.inMemory() && srv.Stage() == Stopped {
+			as = "" // but not for long
+		}
 		why, err := s.seeOff(ctx, tx, srv, h)
 		if err != nil {
 			return 0, 0, err
@@ -131,7 +134,7 @@ func (s *Service) empty(ctx context.Context, tx *state.Tx, h *host.Host) (togo, 
 			busy++
 			continue
 		}
-		d.Stay(host.Left{ID: srv.ID, Why: why, As: string(stage)})
+		d.Stay(host.Left{ID: srv.ID, Why: why, As: as})
 	}
 	d.Next = nil
 	for _, srv := range taken {
