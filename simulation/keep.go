@@ -220,7 +220,7 @@ func (c *client) keep(p *project, id resource.ID) (string, error) {
 	w, admin := c.w, identity.Internal(c.w.ctx)
 	n := w.nodes[w.rng.IntN(len(w.nodes))]
 	hosts := host.Service{State: w.control.state}
-	switch w.rng.IntN(10) {
+	switch w.rng.IntN(12) {
 	case 0:
 		_, err := w.control.compute.Retire(admin, n.id, compute.Retirement{Stop: w.chance(300), AtOnce: 1 + w.rng.IntN(3)})
 		return "maintenance of " + n.name, err
@@ -231,7 +231,7 @@ func (c *client) keep(p *project, id resource.ID) (string, error) {
 			panic("a plan changed the state")
 		}
 		return "plan of the maintenance of " + n.name, err
-	case 2, 3:
+	case 2:
 		return "enable " + n.name, hosts.SetDisabled(admin, n.id, false, "")
 	case 4:
 		if !n.dead { // an operator looks before he gives his word
@@ -239,11 +239,37 @@ func (c *client) keep(p *project, id resource.ID) (string, error) {
 		}
 		_, err := hosts.Vouch(admin, n.id)
 		return "vouch for the death of " + n.name, err
+	case 3, 5, 6:
+		return c.resist(p)
 	default:
 		elsewhere, priority := w.chance(700), w.rng.IntN(3)
 		_, err := w.control.compute.SetKeep(p.ctx, id, func(k *compute.Keep) { k.Elsewhere, k.Priority = elsewhere, priority })
 		return fmt.Sprintf("keep %s, elsewhere too: %v", id, elsewhere), err
 	}
+}
+
+// resist has an owner keep what is his busy on hosts in maintenance, or run it again there.
+func (c *client) resist(p *project) (string, error) {
+	w := c.w
+	tx := w.control.state.Latest()
+	asked, refused := 0, 0
+	for _, id := range p.order {
+		srv, ok := compute.Servers().PeekOne(tx, id)
+		if !ok {
+			continue
+		}
+		if h, ok := host.Table().PeekOne(tx, srv.HostID); !ok || !h.Maintenance {
+			continue
+		}
+		task := []compute.Task{compute.Starting, compute.HardRebooting, compute.Resuming, compute.Stopping}[w.rng.IntN(4)]
+		asked++
+		if err := w.control.compute.Do(p.ctx, id, task); fault.From(err) != nil {
+			refused++
+		} else if err != nil {
+			return "resist maintenance", err
+		}
+	}
+	return fmt.Sprintf("%d things of hosts in maintenance, %d of them refused", asked, refused), nil
 }
 
 // unkept says which server is not kept alive as it should be; "" for none.

@@ -298,6 +298,7 @@ func (a *auditor) hosts() {
 				a.find("host", h.ID, "is being emptied, but no operation of it runs")
 			}
 		}
+		a.emptied(h)
 		for _, t := range h.Traits {
 			if !host.TraitExists(a.tx, t) {
 				a.find("host", h.ID, "has the trait %s, which is not there", t)
@@ -307,6 +308,23 @@ func (a *auditor) hosts() {
 			if !host.ClassExists(a.tx, class) {
 				a.find("host", h.ID, "offers %s, which is not there", class)
 			}
+		}
+	}
+}
+
+// emptied: what runs on a host that was emptied was said to stay, and had not been stopped for it.
+func (a *auditor) emptied(h *host.Host) {
+	if h.Drain == nil || !h.Drain.Over() {
+		return
+	}
+	for s := range compute.Servers().Peek(a.tx, "host", state.Range{Prefix: state.KeyOf(h.ID)}) {
+		stays := h.Drain.Stays(s.ID)
+		switch {
+		case s.Task != "":
+		case stays == nil && s.Seen.Power == compute.On:
+			a.find("host", h.ID, "was emptied, and server %s runs there, of which nobody said that it stays", s.ID)
+		case stays != nil && stays.As == string(compute.Stopped) && s.Power == compute.On:
+			a.find("host", h.ID, "was emptied, and server %s, which was off then, is to run there", s.ID)
 		}
 	}
 }

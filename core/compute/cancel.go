@@ -23,6 +23,10 @@ func (s *Service) cancel(ctx context.Context, tx *state.Tx, o *operation.Operati
 		action = "server.delete"
 	case Migrating, LiveMigrating, Evacuating:
 		action = "server.move" // an operator's wish is an operator's to take back
+	case Stopping:
+		if o.UserID.IsZero() {
+			action = "server.move" // so is what is done for his maintenance
+		}
 	}
 	srv, err := serverFor(ctx, tx, action, o.TargetID)
 	if err != nil {

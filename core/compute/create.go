@@ -426,6 +426,9 @@ func (b *builder) server(n int) *Server {
 
 // begin starts the one thing that is under way with a server, and records it. The caller puts the server.
 func begin(ctx context.Context, tx *state.Tx, srv *Server, task Task, within time.Duration) (*operation.Operation, error) {
+	if err := srv.yields(ctx, tx, task); err != nil {
+		return nil, err
+	}
 	op, err := operation.Begin(tx, string(task), servers.Kind(), &srv.Meta, identity.ActorOf(ctx), within)
 	if err != nil {
 		return nil, err

@@ -2,12 +2,8 @@ package compute
 
 import (
 	"context"
-	"fmt"
-	"slices"
-	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
-	"github.com/unkai-cloud/unkai/base/reconcile"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -22,11 +18,7 @@ type Retirement struct {
 	AtOnce int    // how many are on their way at any moment; 2 when 0
 }
 
-const (
-	drainEvery  = 2 * time.Second
-	drainWithin = 30 * time.Minute // without anything of it coming further
-	mostAtOnce  = 100
-)
+const mostAtOnce = 100
 
 func (r *Retirement) check() error {
 	if r.AtOnce == 0 {
@@ -157,7 +149,7 @@ func (s *Service) leave(ctx context.Context, tx *state.Tx, srv *Server, d *host.
 		l.Why = "It is " + string(srv.Stage()) + "."
 	}
 	if l.Way == Stays {
-		return l, nil
+		return s.stopOrStay(ctx, tx, srv, d, l)
 	}
 	err := tx.Try(func() error {
 		if err := s.depart(ctx, tx, srv, task, srv.Shape, ""); err != nil {
@@ -175,221 +167,28 @@ func (s *Service) leave(ctx context.Context, tx *state.Tx, srv *Server, d *host.
 	if f == nil {
 		return l, err
 	}
-	l.Way, l.Why = Stays, f.Message
-	if !d.Stop || srv.Stage() != Running {
-		return l, nil
-	}
 	fresh, err := servers.Get(tx, srv.ID) // what was tried has left its traces
 	if err != nil {
 		return l, err
 	}
-	if err := s.start(ctx, tx, fresh, Stopping); err != nil {
+	l.Way, l.Why = Stays, f.Message
+	return s.stopOrStay(ctx, tx, fresh, d, l)
+}
+
+// stopOrStay stops the guest of a server that cannot leave, if that is what is to become of it.
+func (s *Service) stopOrStay(ctx context.Context, tx *state.Tx, srv *Server, d *host.Drain, l Leaving) (Leaving, error) {
+	if stage := srv.Stage(); !d.Stop || !srv.inMemory() || stage == Shelved || stage == Asleep { // those are off, or about to be
+		return l, nil
+	}
+	moves[Stopping].wish(srv) // in whatever stage it is: a shape that nobody has confirmed can be confirmed, or taken back, when it is off
+	if _, err := begin(ctx, tx, srv, Stopping, moves[Stopping].within); err != nil {
 		return l, err
 	}
 	l.Way = IsStopped
-	return l, servers.Put(tx, fresh)
+	return l, servers.Put(tx, srv)
 }
 
-// drainTask empties hosts in maintenance.
-func (s *Service) drainTask() reconcile.Task {
-	return reconcile.Task{
-		Name: "compute-drain",
-		All:  func(tx *state.Tx) []resource.ID { return host.Table().IDs(tx, "name", "") },
-		Touched: func(e state.Event) []resource.ID {
-			if h, ok := e.After.(*host.Host); ok && h.Drain != nil {
-				return []resource.ID{e.ID}
-			}
-			return nil
-		},
-		Step: func(ctx context.Context, id resource.ID) (reconcile.Next, error) {
-			h, ok := host.Table().PeekOne(s.State.Latest(), id)
-			if !ok || h.Drain == nil || h.Drain.Over() {
-				return reconcile.Next{}, nil
-			}
-			return reconcile.Next{After: drainEvery}, s.drain(identity.Internal(ctx), id)
-		},
-	}
-}
-
-// drain takes a host in maintenance a step further.
-func (s *Service) drain(ctx context.Context, id resource.ID) error {
-	return s.State.Update(ctx, func(tx *state.Tx) error {
-		h, ok := host.Find(tx, id)
-		if !ok || h.Drain == nil || h.Drain.Over() {
-			return nil
-		}
-		op, err := operation.Get(tx, h.Drain.OperationID)
-		if err != nil {
-			return err
-		}
-		if !h.Up() {
-			return operation.Note(tx, op, "the host, which cannot be heard since "+h.Lost.Format(time.RFC3339), op.Percent)
-		}
-		if err := confirmDrained(tx, h); err != nil {
-			return err
-		}
-		left, togo, err := s.drainOnce(ctx, tx, h)
-		if err != nil {
-			return err
-		}
-		if len(left) > 0 {
-			h.Drain.Left = append(h.Drain.Left, left...)
-			if err := host.Table().Put(tx, h); err != nil {
-				return err
-			}
-		}
-		if togo == 0 {
-			return endDrain(tx, h, op)
-		}
-		if op.Deadline.Sub(tx.Now()) < drainWithin/2 { // whatever is under way has its own end
-			if err := operation.Prolong(tx, op, drainWithin); err != nil {
-				return err
-			}
-		}
-		percent := 0
-		if h.Drain.Servers > 0 {
-			percent = max(0, 100*(h.Drain.Servers-togo)/h.Drain.Servers)
-		}
-		return operation.Note(tx, op, fmt.Sprintf("%d servers that are still to leave", togo), percent)
-	})
-}
-
-// drainOnce has as many servers leave as may at once. left are those that cannot, togo is how many may still.
-func (s *Service) drainOnce(ctx context.Context, tx *state.Tx, h *host.Host) (left []host.Left, togo int, err error) {
-	d := h.Drain
-	moving, tries := 0, 0
-	var still []*Server
-	for srv := range servers.Each(tx, "host", state.KeyOf(h.ID)) {
-		switch {
-		case slices.ContainsFunc(d.Left, func(l host.Left) bool { return l.ID == srv.ID }):
-		case srv.Task != "":
-			moving++
-		default:
-			still = append(still, srv)
-		}
-	}
-	for srv := range servers.Peek(tx, "came", state.Range{Prefix: state.KeyOf(h.ID)}) {
-		if srv.Task != "" { // it is the other host's, and is to be settled there
-			moving++
-		}
-	}
-	for _, srv := range still {
-		if moving >= d.AtOnce || tries == drainTries {
-			togo++
-			continue
-		}
-		tries++
-		why := cameBack(tx, srv, h)
-		switch {
-		case why == "":
-			l, err := s.leave(ctx, tx, srv, d)
-			if err != nil {
-				return nil, 0, err
-			}
-			if l.Way != Stays {
-				moving++
-				continue
-			}
-			why = l.Why
-		case d.Stop && srv.Stage() == Running:
-			if err := s.start(ctx, tx, srv, Stopping); err != nil {
-				return nil, 0, err
-			}
-			if err := servers.Put(tx, srv); err != nil {
-				return nil, 0, err
-			}
-			moving++
-			continue
-		}
-		left = append(left, host.Left{ID: srv.ID, Why: why})
-	}
-	return left, togo + moving, nil
-}
-
-// drainTries is how many servers one transaction looks for a host for.
-const drainTries = 20
-
-// cameBack tells why a server's way off a host in maintenance failed; "" if it did not.
-func cameBack(tx *state.Tx, srv *Server, h *host.Host) string {
-	m, ok := migrations.PeekOne(tx, srv.MigrationID)
-	if !ok || m.From != h.ID || m.CreatedAt.Before(h.Drain.Begun) || m.State != Aborted && m.State != Cancelled {
-		return ""
-	}
-	for _, o := range operation.Of(tx, srv.ID) {
-		if o.Verb == string(m.Task) {
-			return "It was not moved: " + o.Message
-		}
-	}
-	return "It was not moved."
-}
-
-// confirmDrained settles what was off when it left: nobody else is asked whether that was right.
-func confirmDrained(tx *state.Tx, h *host.Host) error {
-	for srv := range servers.Each(tx, "came", state.KeyOf(h.ID)) {
-		m, ok := migrations.PeekOne(tx, srv.MigrationID)
-		if !ok || srv.Stage() != Unsettled || m.Task != Migrating || !m.UserID.IsZero() || m.CreatedAt.Before(h.Drain.Begun) {
-			continue
-		}
-		srv.Before = nil
-		if err := srv.inMigration(tx, Confirmed); err != nil {
-			return err
-		}
-		if err := servers.Put(tx, srv); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// endDrain settles what became of emptying a host. What stayed is said.
-func endDrain(tx *state.Tx, h *host.Host, op *operation.Operation) error {
-	for _, id := range servers.IDs(tx, "came", state.KeyOf(h.ID)) {
-		srv, err := servers.Get(tx, id)
-		if err != nil {
-			return err
-		}
-		if srv.Task == "" { // else it is on its way to be settled
-			h.Drain.Left = append(h.Drain.Left, host.Left{ID: id, Why: "It may come back: its owner has not yet confirmed its new shape or host."})
-		}
-	}
-	running := 0
-	for _, l := range h.Drain.Left {
-		if srv, ok := servers.PeekOne(tx, l.ID); ok && srv.HostID == h.ID && (srv.Seen.Power == On || srv.Seen.Power == Paused) {
-			running++
-		}
-	}
-	h.Drain.Drained = tx.Now()
-	if err := host.Table().Put(tx, h); err != nil {
-		return err
-	}
-	switch n := len(h.Drain.Left); {
-	case n == 0:
-		return operation.End(tx, op, operation.Succeeded, "")
-	case h.Drain.Stop && running == 0:
-		return operation.End(tx, op, operation.Succeeded, fmt.Sprintf("%d servers stayed, and are off.", n))
-	default:
-		return operation.End(tx, op, operation.Failed, fmt.Sprintf("%d servers stayed, and %d of them run: the host says why.", n, running))
-	}
-}
-
-// expireDrain ends what nothing came of in time.
-func expireDrain(tx *state.Tx, o *operation.Operation) error {
-	h, ok := host.Find(tx, o.TargetID)
-	if !ok || h.Drain == nil || h.Drain.OperationID != o.ID {
-		return nil
-	}
-	for srv := range servers.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h.ID)}) {
-		if !slices.ContainsFunc(h.Drain.Left, func(l host.Left) bool { return l.ID == srv.ID }) {
-			h.Drain.Left = append(h.Drain.Left, host.Left{ID: srv.ID, Why: "It was not moved in time."})
-		}
-	}
-	return endDrain(tx, h, o)
-}
-
-// cancelDrain leaves a host's servers where they are now. The host takes nothing new until it is enabled.
-func cancelDrain(ctx context.Context, tx *state.Tx, o *operation.Operation) error {
-	if err := identity.Allow(ctx, "host.update", resource.Meta{}); err != nil {
-		return err
-	}
-	return host.CancelDrain(tx, o)
+// inMemory reports whether the guest is more than its disks, or about to be: it may be starting again by itself.
+func (s *Server) inMemory() bool {
+	return s.Seen.Power == On || s.Seen.Power == Paused || s.Power == On || s.Power == Paused
 }

@@ -1,6 +1,7 @@
 package compute_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -16,11 +17,15 @@ import (
 // together makes servers on the first host.
 func (k *keeper) together(n int) []resource.ID {
 	k.t.Helper()
-	ctx := identity.As(k.Ctx, &identity.Actor{UserID: k.User.UserID, ProjectID: k.Project, Roles: []string{"admin", "member", "reader"}})
-	made, err := k.Compute.Create(ctx, k.Plain(compute.Launch{Max: n, Host: k.Hosts[0].Name}))
+	made, err := k.Compute.Create(operatorOf(k.Cloud), k.Plain(compute.Launch{Max: n, Host: k.Hosts[0].Name}))
 	k.Must(err)
 	k.Settle()
 	return made.Servers
+}
+
+// operatorOf is a context in which the cloud's user asks who is an operator, too.
+func operatorOf(c *cloudtest.Cloud) context.Context {
+	return identity.As(c.Ctx, &identity.Actor{UserID: c.User.UserID, ProjectID: c.Project, Roles: []string{"admin", "member", "reader"}})
 }
 
 func (k *keeper) drainOf(h *cloudtest.Host) *operation.Operation {

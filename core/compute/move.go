@@ -414,6 +414,9 @@ func (s *Service) evacuate(ctx context.Context, tx *state.Tx, srv *Server, toHos
 		return nil, err
 	}
 	srv.Before = nil
+	if err := servers.Put(tx, srv); err != nil { // what it held elsewhere is free, also for itself
+		return nil, err
+	}
 	d, err := s.demandOf(tx, srv, &srv.Shape, from, toHost)
 	if err != nil {
 		return nil, err

@@ -494,3 +494,39 @@ func TestMovesThatCannotBe(t *testing.T) {
 		})
 	}
 }
+
+// most is a flavor that takes more than half of a host.
+func most(c *cloudtest.Cloud) {
+	_, err := c.Compute.CreateFlavor(c.Admin, compute.Flavor{Meta: resource.Meta{Name: "most"}, Ref: "most", VCPUs: 1, MemoryMiB: 40000, RootGiB: 1})
+	c.Must(err)
+	c.Must(c.Compute.SetQuota(c.Admin, c.Project, resource.ID{}, map[string]int{compute.QuotaMemory: -1}, true))
+}
+
+// The room that an unconfirmed move holds where the server was is the server's own.
+func TestEvacuateIntoItsOwnRoom(t *testing.T) {
+	for name, evacuate := range map[string]func(k *keeper, id resource.ID){
+		"by an operator": func(k *keeper, id resource.ID) { k.Must(k.Compute.Evacuate(k.Admin, id, "", "")) },
+		"by itself": func(k *keeper, id resource.ID) {
+			_, err := k.hosts.Vouch(k.Admin, k.Hosts[1].ID)
+			k.Must(err)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newKeeper(t, 2)
+			most(k.Cloud)
+			made, err := k.Compute.Create(operatorOf(k.Cloud), k.Plain(compute.Launch{Flavor: "most", Host: k.Hosts[0].Name,
+				Hints: map[string]string{"unkai_restart_elsewhere": "true"}}))
+			k.Must(err)
+			id := made.Servers[0]
+			k.Settle()
+			k.Must(k.Compute.Migrate(k.Admin, id, k.Hosts[1].Name))
+			k.Settle()
+			k.Lose(k.Hosts[1])
+			evacuate(k, id)
+			k.pass(time.Second)
+			if srv := k.Server(id); srv.HostID != k.Hosts[0].ID || srv.Stage() != compute.Running {
+				t.Errorf("it is %s on %s: %+v", srv.Stage(), srv.HostID, srv.Stranded)
+			}
+		})
+	}
+}

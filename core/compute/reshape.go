@@ -35,7 +35,11 @@ func (s *Service) Reshape(ctx context.Context, id resource.ID, flavor string, ma
 		if manualDisk != nil {
 			srv.ManualDisk = *manualDisk
 		}
-		if full := s.fitsWhereItIs(tx, srv, &shape); full != nil {
+		full := srv.goesSoon(tx)
+		if full == nil {
+			full = s.fitsWhereItIs(tx, srv, &shape)
+		}
+		if full != nil {
 			err := s.depart(ctx, tx, srv, Reshaping, shape, "")
 			if fault.From(err) != nil {
 				return full // and there is no way to another
@@ -170,7 +174,8 @@ func (s *Service) Confirm(ctx context.Context, id resource.ID) error {
 	return err
 }
 
-// Revert gives a server its old shape back, on the host where it had it.
+// Revert gives a server its old shape back, on the host where it had it. If that takes nothing now, a new shape is taken back where the
+// server is: room for both is held there.
 func (s *Service) Revert(ctx context.Context, id resource.ID) error {
 	_, err := s.change(ctx, "server.operate", id, func(tx *state.Tx, srv *Server) error {
 		if srv.Stage() != Unsettled {
@@ -180,7 +185,14 @@ func (s *Service) Revert(ctx context.Context, id resource.ID) error {
 			return fmt.Errorf("server %s is unsettled and has no shape before", id)
 		}
 		if back := srv.Before.HostID; !back.IsZero() && back != srv.HostID {
-			return s.goBack(ctx, tx, srv, back)
+			h, ok := host.Table().PeekOne(tx, back)
+			closed := ok && (h.Disabled || h.Maintenance)
+			switch {
+			case !closed:
+				return s.goBack(ctx, tx, srv, back)
+			case srv.Before.Shape.FlavorID == srv.Shape.FlavorID:
+				return fault.Errorf(fault.Conflict, "The host that the server came from takes no servers now. Try again when it does, or confirm.").WithCode("host-disabled")
+			}
 		}
 		srv.Shape = srv.Before.Shape
 		return srv.recast(ctx, tx, Reverting)

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"slices"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -18,12 +19,32 @@ type Drain struct {
 	Begun       time.Time
 	Drained     time.Time `json:",omitzero"`  // since when nothing is to be done any more
 	Left        []Left    `json:",omitempty"` // what could not be taken elsewhere
+	// What leaves as soon as what is under way with it has ended: nothing else may begin before.
+	Next []resource.ID `json:",omitempty" since:"2,soft"`
 }
 
 // A Left is a thing that stays on a host in maintenance, and why.
 type Left struct {
 	ID  resource.ID
 	Why string
+	As  string `json:",omitempty" since:"2,soft"` // how it stood then: once it stands otherwise it is looked at again; "" at once
+}
+
+// Stays is what is said of a thing that stays; nil if nothing is.
+func (d *Drain) Stays(id resource.ID) *Left {
+	if n := slices.IndexFunc(d.Left, func(l Left) bool { return l.ID == id }); n >= 0 {
+		return &d.Left[n]
+	}
+	return nil
+}
+
+// Stay says that a thing stays, in the place of what was said of it before. The caller puts the host.
+func (d *Drain) Stay(l Left) {
+	if was := d.Stays(l.ID); was != nil {
+		*was = l
+		return
+	}
+	d.Left = append(d.Left, l)
 }
 
 // DrainVerb is the verb of the operation that empties a host.
