@@ -22,6 +22,7 @@ type candidacy struct {
 	engine *Engine
 	self   uint64
 	prefix string
+	may    func(context.Context) error // see Stand
 
 	mu      sync.Mutex
 	leader  uint64                // 0: none is known; guarded by mu
@@ -37,6 +38,13 @@ const (
 func newCandidacy(e *Engine) *candidacy {
 	// Beside the state's keys: they are none of them, and no change of the state.
 	return &candidacy{engine: e, self: e.options.Candidate, prefix: strings.TrimSuffix(e.options.Prefix, "/") + "-lead/", changed: make(chan struct{})}
+}
+
+// Stand makes this engine a candidate until it is closed. may is asked before each time that it stands, and before each time that it leads: while it
+// answers an error, the engine does not.
+func (e *Engine) Stand(may func(context.Context) error) {
+	e.election.may = may
+	e.running.Go(e.election.run)
 }
 
 func (n *candidacy) set(leader uint64) {
@@ -73,6 +81,9 @@ func (n *candidacy) run() {
 
 // stand is a candidate for as long as a lease lives.
 func (n *candidacy) stand(ctx context.Context) error {
+	if err := n.may(ctx); err != nil {
+		return fmt.Errorf("not a candidate: %w", err)
+	}
 	lease, err := n.engine.client.Grant(ctx, leaseSeconds)
 	if err != nil {
 		return fmt.Errorf("get a lease: %w", err)
