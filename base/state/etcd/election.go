@@ -81,7 +81,7 @@ func (n *candidacy) run() {
 
 // stand is a candidate for as long as a lease lives.
 func (n *candidacy) stand(ctx context.Context) error {
-	if err := n.may(ctx); err != nil {
+	if err := n.may(ctx); err != nil { // before there is a lease
 		return fmt.Errorf("not a candidate: %w", err)
 	}
 	lease, err := n.engine.client.Grant(ctx, leaseSeconds)
@@ -92,6 +92,7 @@ func (n *candidacy) stand(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("keep the lease: %w", err)
 	}
+	defer session.Orphan() // or the lease would be kept for as long as the engine is there
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
@@ -123,13 +124,18 @@ func (n *candidacy) stand(ctx context.Context) error {
 		n.mu.Lock()
 		n.mine = nil
 		n.mu.Unlock()
-		if !gone {
-			// Closed in order: others need not wait for the lease to run out.
-			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-			err := elections.Resign(end)
-			cancel()
-			return err
+		if gone {
+			err := n.may(ctx)
+			if err == nil {
+				continue
+			}
+			return fmt.Errorf("not a candidate any more: %w", err)
 		}
+		// Closed in order: others need not wait for the lease to run out.
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		err := elections.Resign(end)
+		cancel()
+		return err
 	}
 }
 
@@ -148,6 +154,19 @@ func (n *candidacy) lost(ctx context.Context) bool {
 			return false
 		}
 	}
+}
+
+// resign gives the lead up, if this engine has it.
+func (n *candidacy) resign(ctx context.Context) error {
+	n.mu.Lock()
+	mine := n.mine
+	n.mu.Unlock()
+	if mine == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	return mine.Resign(ctx)
 }
 
 // handOver gives the lead up, and waits until another has it.

@@ -78,7 +78,7 @@ func (e *Engine) lead(ctx context.Context, s *state.State, run func(context.Cont
 	if e.election != nil { // what is known now, and was not when it stood, is of account
 		if err := e.election.may(ctx); err != nil {
 			s.Resign()
-			slog.WarnContext(ctx, "elected, and not taking the lead", "err", err)
+			slog.WarnContext(ctx, "elected, and not taking the lead", "err", errors.Join(err, e.election.resign(ctx)))
 			return nil
 		}
 	}
