@@ -36,7 +36,9 @@ func TestAControllersNameIsItsOwn(t *testing.T) {
 	}
 	one, first := controller(1, "https://10.0.0.1:8702")
 	two, second := controller(2, "https://10.0.0.2:8702")
-	may := func(is Controller, cert *x509.Certificate) error { return MayServe(h.State.Latest(), is.Name, is.Member, cert) }
+	may := func(is Controller, cert *x509.Certificate) error {
+		return MayServe(h.State.Latest(), is.Name, is.Member, cert)
+	}
 	for _, is := range []Controller{one, two} {
 		if err := may(is, nil); err != nil {
 			t.Errorf("while the name is nobody's: %v", err)
