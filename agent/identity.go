@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/unkai-cloud/unkai/base/durable"
 	"github.com/unkai-cloud/unkai/base/resource"
 )
 
@@ -49,11 +50,8 @@ func (id *Identity) save() error {
 	if err := os.MkdirAll(id.dir, 0o711); err != nil { // guests' own users pass through it
 		return err
 	}
-	temp := filepath.Join(id.dir, IdentityFile+".new")
-	if err := os.WriteFile(temp, text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(temp, filepath.Join(id.dir, IdentityFile))
+	// Without it the machine is no host of its cloud any more, and it is written by all hosts at once when a controller comes or goes.
+	return durable.Write(filepath.Join(id.dir, IdentityFile), text, 0o600)
 }
 
 func (id *Identity) certificate() (*tls.Certificate, error) {

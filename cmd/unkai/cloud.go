@@ -73,9 +73,6 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
 	}
-	if err := refuseUnfinished(dir); err != nil {
-		return nil, err
-	}
 	c = &cloud{dir: dir, built: make(chan struct{})}
 	options := etcd.Options{Dir: filepath.Join(dir, "etcd")}
 	switch {
@@ -118,7 +115,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 		blobs = c.blobs
 	}
 	c.identity = identity.New(c.state, identity.Config{Now: c.state.Now})
-	c.image = image.New(c.state, blobs, image.Config{InUse: compute.UsesImage})
+	c.image = image.New(c.state, blobs, image.Config{InUse: compute.UsesImage, Founded: host.Founded})
 	c.network = network.New(c.state)
 	c.compute = compute.New(c.state, compute.Config{Hosts: c, Images: c.image})
 	c.furnish = func(ctx context.Context) error {
@@ -133,6 +130,14 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 		}
 	}
 	if c.authority, err = host.OpenAuthority(ctx, c.state, time.Now()); err != nil {
+		return nil, err
+	}
+	if m != nil {
+		if err := m.knows(c.authority.PEM()); err != nil {
+			return nil, err
+		}
+	}
+	if err := endFounding(dir); err != nil {
 		return nil, err
 	}
 	c.hub = host.NewHub(c.state, slices.Concat(c.network.Sources(), c.compute.Sources(), host.Sources())...)
@@ -158,6 +163,8 @@ func (c *cloud) openShare(ctx context.Context, engine *etcd.Engine, m *membershi
 		if c.cluster, err = newCluster(c, m, engine); err != nil {
 			return err
 		}
+	} else if err := c.enterElsewhere(ctx, engine, m); err != nil {
+		return err
 	}
 	start("keep the state", func(ctx context.Context) error { return etcd.Serve(ctx, engine, c.state, c.lead) })
 	for !c.state.Leads() && (!host.HasAuthority(c.state.Latest()) || identity.ProjectNamed(c.state.Latest(), "admin").IsZero()) {

@@ -155,6 +155,9 @@ func (c *cloud) dismiss(ctx context.Context, name string) error {
 		return fault.Errorf(fault.Invalid, "This is the only controller.")
 	}
 	if c.cluster.Etcd != nil && name != c.cluster.Name {
+		if !slices.ContainsFunc(slices.Collect(host.Controllers().All(c.state.Latest())), func(k *host.Controller) bool { return k.Name == name }) {
+			return fault.Missing("controller", name)
+		}
 		return host.Dismiss(ctx, c.state, name)
 	}
 	if name == c.cluster.Name {
@@ -218,13 +221,26 @@ func (k *cluster) letIn(ctx context.Context, name, url string) (*relay.JoinAnswe
 	return &relay.JoinAnswer{Members: members, Secrets: secrets, Revoked: revoked}, err
 }
 
+// mayStay reports why this controller may not go on. What it knows may be old, and is asked for before that counts.
+func (k *cluster) mayStay(ctx context.Context) error {
+	if k.mayServe(k.cloud.state.Latest(), k.engine.Self()) == nil || k.cloud.state.Confirm(ctx) != nil {
+		return nil
+	}
+	return k.mayServe(k.cloud.state.Latest(), k.engine.Self())
+}
+
 // keepWell gives votes to those that have caught up, heeds whose certificates are worth nothing any more, and renews this
-// controller's own in time.
+// controller's own in time. It ends when this controller is one of them no more.
 func (k *cluster) keepWell(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	var looked time.Time
 	for {
+		if err := k.mayStay(ctx); fault.From(err) != nil {
+			return err
+		} else if err != nil {
+			slog.ErrorContext(ctx, "could not see whether this controller may go on", "err", err)
+		}
 		if k.cloud.state.Leads() && k.Etcd == nil {
 			known := func(member uint64) bool { _, ok := host.ControllerOf(k.cloud.state.Latest(), member); return ok }
 			if err := k.engine.Promote(ctx, known); err != nil && ctx.Err() == nil {

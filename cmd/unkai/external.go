@@ -13,6 +13,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
@@ -28,7 +30,7 @@ type externalEtcd struct {
 	EtcdCA     string   `name:"etcd-ca" help:"Authority of the etcd's certificates (PEM)." type:"path" json:",omitempty"`
 	EtcdCert   string   `help:"Certificate for the etcd (PEM)." type:"path" json:",omitempty"`
 	EtcdKey    string   `help:"Its key (PEM)." type:"path" json:",omitempty"`
-	EtcdPrefix string   `default:"/unkai/" help:"Begins every key; two clouds can share an etcd." json:",omitempty"`
+	EtcdPrefix string   `help:"Begins every key, so that two clouds can share an etcd. When not given it is what it was, and /unkai/ the first time." json:",omitempty"`
 }
 
 // options are those of an engine on it.
@@ -50,9 +52,52 @@ func (m *membership) beginElsewhere(x *externalEtcd) error {
 	if _, err := os.Stat(filepath.Join(m.dir, "etcd")); err == nil {
 		return errors.New("this data directory has a state of its own; for one in an etcd elsewhere begin with an empty one")
 	}
+	traces, err := tracesOf(m.dir)
+	if err != nil {
+		return err
+	}
+	// The first accounts' secrets may have been put there, where no other controller is to give them.
+	if traces = slices.DeleteFunc(traces, func(name string) bool { return name == secretsFile }); len(traces) > 0 {
+		return fmt.Errorf("a controller has been at work in this data directory (%s); for a state in an etcd elsewhere begin with an empty one", strings.Join(traces, ", "))
+	}
 	var random [8]byte
 	rand.Read(random[:]) // never fails: crypto/rand ends the process instead
 	m.Etcd, m.Candidate = x, binary.BigEndian.Uint64(random[:])>>1|1
+	return nil
+}
+
+// enterElsewhere makes this controller a candidate of those whose state is elsewhere, if it is the state that it knows, or its first, and if the controller
+// may be one of them.
+func (c *cloud) enterElsewhere(ctx context.Context, engine *etcd.Engine, m *membership) error {
+	tx := c.state.Latest()
+	if !host.HasAuthority(tx) {
+		traces, err := tracesOf(m.dir)
+		if err != nil {
+			return err
+		}
+		if slices.Contains(traces, filepath.Join("peer", authorityFile)) || len(traces) > 0 && tx.Revision() == 0 && !founding(m.dir) {
+			return stateIsMissing(m.dir, fmt.Sprintf("the etcd at %s below %s", strings.Join(m.Etcd.Etcd, ", "), engine.Prefix()), traces)
+		}
+		if err := markFounding(m.dir); err != nil {
+			return err
+		}
+	} else if a, err := host.OpenAuthority(ctx, c.state, time.Now()); err != nil {
+		return err
+	} else if err := m.knows(a.PEM()); err != nil {
+		return err
+	}
+	if err := m.mayServe(tx, engine.Self()); err != nil {
+		return err
+	}
+	if err := m.save(); err != nil {
+		return err
+	}
+	engine.Stand(func(ctx context.Context) error {
+		if err := c.state.Confirm(ctx); err != nil {
+			return err
+		}
+		return m.mayServe(c.state.Latest(), engine.Self())
+	})
 	return nil
 }
 

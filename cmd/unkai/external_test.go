@@ -198,6 +198,155 @@ func TestControllersOnAnEtcdElsewhere(t *testing.T) {
 	refused(t, "begin with an empty one", "controller", "--data", owned(t), "--etcd", endpoint, "--name", "three", "--address", "127.0.0.1", "--hosts", "127.0.0.1:9")
 }
 
+// known waits until the controller of a data directory knows so many.
+func known(t *testing.T, dir string, n int) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); len(statusOf(t, dir).Controllers) != n; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the controllers are %v", statusOf(t, dir).Controllers)
+		}
+	}
+}
+
+// stopped ends a process in order.
+func stopped(t *testing.T, c *exec.Cmd) {
+	t.Helper()
+	if err := c.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	c.Wait() // how it ended is not the question
+}
+
+// A controller goes on with the state that it knows: below the same prefix though only the etcd is given again, and with no other cloud's, nor none.
+func TestAControllerOnAnEtcdElsewhereKeepsToItsState(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	endpoint, keys := etcdElsewhere(t)
+	elsewhere := append([]string{"--etcd", endpoint}, keys...)
+	dir, other := t.TempDir(), t.TempDir()
+	c := onEtcd(t, "one", dir, append(elsewhere, "--etcd-prefix", "/mine/")...)
+	began := statusOf(t, dir).Revision
+	stopped(t, c)
+	c = onEtcd(t, "one", dir, elsewhere...)
+	if again := statusOf(t, dir).Revision; again < began {
+		t.Errorf("it was at revision %d, and is at %d", began, again)
+	}
+	known(t, dir, 1)
+	secrets, revision := read(t, dir, secretsFile), statusOf(t, dir).Revision
+	stopped(t, c)
+
+	again := func(options ...string) []string {
+		return append(append([]string{"controller", "--data", dir, "--listen", "127.0.0.1:0", "--hosts", freePort(t)}, elsewhere...), options...)
+	}
+	refused(t, "the state is missing", again("--etcd-prefix", "/empty/")...)
+	stopped(t, onEtcd(t, "one", other, append(elsewhere, "--etcd-prefix", "/other/")...))
+	refused(t, "another cloud's", again("--etcd-prefix", "/other/")...)
+	refused(t, "the state is missing", "controller", "--data", putSecrets(t, dir), "--name", "two", "--address", "127.0.0.1", "--listen", "127.0.0.1:0", "--hosts", freePort(t),
+		"--etcd", endpoint, keys[0], keys[1], keys[2], keys[3], keys[4], keys[5])
+
+	c = onEtcd(t, "one", dir) // what was refused is not what it goes on with
+	known(t, dir, 1)
+	if read(t, dir, secretsFile) != secrets || statusOf(t, dir).Revision < revision {
+		t.Error("it is another cloud")
+	}
+	stopped(t, c)
+}
+
+// putSecrets is a new data directory with another's first accounts.
+func putSecrets(t *testing.T, from string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, secretsFile), []byte(read(t, from, secretsFile)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// ended waits until a process ends by itself, and gives what it said.
+func ended(t *testing.T, c *exec.Cmd) string {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.Wait() // how it ended is in what it said
+	}()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("it goes on")
+	}
+	return c.Stderr.(*strings.Builder).String()
+}
+
+// Who was dismissed ends, leads no more, and does not come back with what it has.
+func TestADismissedControllerOnAnEtcdElsewhereLeadsNoMore(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	endpoint, keys := etcdElsewhere(t)
+	elsewhere := append([]string{"--etcd", endpoint}, keys...)
+	dirs, cmds := map[string]string{}, map[string]*exec.Cmd{}
+	for n, name := range []string{"one", "two", "three", "four"} { // so that they lead in this order
+		dirs[name] = t.TempDir()
+		cmds[name] = onEtcd(t, name, dirs[name], elsewhere...)
+		known(t, dirs["one"], n+1)
+	}
+	dismiss := func(name string) {
+		t.Helper()
+		if out, err := unkai(t, "controller", "dismiss", name, "--data", dirs["one"]).CombinedOutput(); err != nil {
+			t.Fatalf("dismiss %s: %v\n%s", name, err, out)
+		}
+	}
+	dismiss("two")
+	if said := ended(t, cmds["two"]); !strings.Contains(said, "two was dismissed") {
+		t.Errorf("it ends and says %s", said)
+	}
+	// One that does not see that it is dismissed, until the one that leads is gone.
+	if err := cmds["three"].Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	dismiss("three")
+	stopped(t, cmds["one"])
+	if err := cmds["three"].Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if said := ended(t, cmds["three"]); !strings.Contains(said, "three was dismissed") || strings.Contains(said, "this controller leads") {
+		t.Errorf("it ends and says %s", said)
+	}
+	for end := time.Now().Add(20 * time.Second); !statusOf(t, dirs["four"]).Leads; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nobody leads")
+		}
+	}
+	if out, err := unkai(t, "controller", "token", "--data", dirs["four"]).CombinedOutput(); err != nil {
+		t.Errorf("a token of who was not dismissed: %v\n%s", err, out)
+	}
+	for _, name := range []string{"two", "three"} {
+		refused(t, name+" was dismissed", "controller", "--data", dirs[name], "--listen", "127.0.0.1:0", "--hosts", freePort(t))
+	}
+	refused(t, "nobody", "controller", "dismiss", "nobody", "--data", dirs["four"])
+	onEtcd(t, "two", t.TempDir(), elsewhere...) // anew
+}
+
+// Two machines that are called alike, as from one image, are not one controller.
+func TestTwoControllersOnAnEtcdElsewhereAreCalledAlike(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	endpoint, keys := etcdElsewhere(t)
+	elsewhere := append([]string{"--etcd", endpoint}, keys...)
+	dir := t.TempDir()
+	c := onEtcd(t, "localhost", dir, elsewhere...)
+	known(t, dir, 1)
+	two := putSecrets(t, dir)
+	refused(t, "another controller named localhost", append([]string{"controller", "--name", "localhost", "--data", two, "--address", "127.0.0.1", "--listen", "127.0.0.1:0", "--hosts", freePort(t)}, elsewhere...)...)
+	onEtcd(t, "another", two, elsewhere...) // with a name of its own the same directory will do
+	c.Process.Kill()
+	c.Wait()
+	onEtcd(t, "localhost", dir, elsewhere...) // and the first comes back as itself
+}
+
 func freePort(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

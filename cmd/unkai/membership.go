@@ -78,10 +78,16 @@ func (o *clusterOptions) membership(ctx context.Context, dir, hosts string) (*me
 			if m.Etcd == nil {
 				return nil, errors.New("this controller has a share of the state itself: it cannot go on with --etcd")
 			}
-			m.Etcd = &o.externalEtcd
-			return m, m.save()
+			given := o.externalEtcd
+			if given.EtcdPrefix == "" {
+				given.EtcdPrefix = m.Etcd.EtcdPrefix
+			}
+			m.Etcd = &given
 		}
-		return m, m.pairUp()
+		if m.Etcd != nil {
+			return m, nil // kept once it is seen to be the same cloud there
+		}
+		return m, errors.Join(beginFounding(dir), m.pairUp())
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -94,7 +100,12 @@ func (o *clusterOptions) membership(ctx context.Context, dir, hosts string) (*me
 	case len(o.Etcd) > 0 && (o.Cluster || o.Join != ""):
 		return nil, errors.New("with --etcd every controller is started alike: without --cluster and --join")
 	case !o.Cluster && o.Join == "" && len(o.Etcd) == 0:
-		return nil, nil
+		return nil, beginFounding(dir)
+	}
+	if len(o.Etcd) == 0 {
+		if err := beginFounding(dir); err != nil {
+			return nil, err
+		}
 	}
 	m := &membership{Name: o.Name, dir: dir, listen: o.Peers}
 	if m.Name == "" {
@@ -115,12 +126,12 @@ func (o *clusterOptions) membership(ctx context.Context, dir, hosts string) (*me
 	if err := os.MkdirAll(filepath.Join(dir, "peer"), 0o700); err != nil {
 		return nil, err
 	}
-	switch {
-	case len(o.Etcd) > 0:
-		err = m.beginElsewhere(&o.externalEtcd)
-	case o.Cluster:
+	if len(o.Etcd) > 0 {
+		return m, m.beginElsewhere(&o.externalEtcd)
+	}
+	if o.Cluster {
 		err = m.begin(ctx, address)
-	default:
+	} else {
 		err = m.join(ctx, o.Join, o.Token, address)
 	}
 	if err != nil {

@@ -27,6 +27,15 @@ func (m *membership) certificate() (tls.Certificate, error) {
 	return tls.LoadX509KeyPair(m.file(pairFile), m.file(pairFile))
 }
 
+// mayServe reports why this controller, as a member of the engine, may not be one of those that keep a state.
+func (m *membership) mayServe(tx *state.Tx, member uint64) error {
+	cert, err := m.certificate()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return host.MayServe(tx, m.Name, member, cert.Leaf)
+}
+
 // pairUp makes one file of two, as earlier releases kept certificate and key.
 func (m *membership) pairUp() error {
 	if _, err := os.Stat(m.file(pairFile)); !errors.Is(err, fs.ErrNotExist) {

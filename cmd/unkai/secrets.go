@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/unkai-cloud/unkai/base/durable"
 )
 
 // secrets are the first accounts' passwords and keys. They are made once, when the cloud is
@@ -50,26 +52,8 @@ func password() string {
 	return strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
 }
 
-// writePrivate writes a file that only its owner can read, all of it or nothing, also when the power fails.
-func writePrivate(path string, text []byte) error {
-	temp := path + ".new"
-	f, err := os.OpenFile(temp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
+// writePrivate writes a file that only its owner can read.
+func writePrivate(path string, text []byte) error { return durable.Write(path, text, 0o600) }
 
 // writeClients writes what stock clients need: clouds.yaml and openrc for OpenStack's,
 // aws.env for AWS's.

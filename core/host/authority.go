@@ -102,6 +102,14 @@ func OpenAuthority(ctx context.Context, s *state.State, now time.Time) (*Authori
 // HasAuthority reports whether the cloud has its authority already.
 func HasAuthority(tx *state.Tx) bool { return authorities.Len(tx) > 0 }
 
+// Founded is when the cloud began: since then it has its authority. Zero if it has none yet.
+func Founded(tx *state.Tx) time.Time {
+	for a := range authorities.Peek(tx, "name", state.Range{}) {
+		return a.CreatedAt
+	}
+	return time.Time{}
+}
+
 func makeAuthority(now time.Time) (*authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

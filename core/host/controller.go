@@ -57,7 +57,8 @@ func Links(tx *state.Tx) []string {
 	return links
 }
 
-// Present records where a controller is, and whose the certificate is that it shows. What is no news writes nothing.
+// Present records where a controller is, and whose the certificate is that it shows. What is no news writes nothing. Who bears the name of
+// another, which has a data directory of its own and so another member, is refused until that one is dismissed.
 func Present(ctx context.Context, s *state.State, is Controller, cert *x509.Certificate) error {
 	if Presented(s.Latest(), &is, cert) {
 		return nil
@@ -66,6 +67,8 @@ func Present(ctx context.Context, s *state.State, is Controller, cert *x509.Cert
 		c, ok := controllers.Lookup(tx, "name", state.KeyOf(is.Name))
 		if !ok {
 			c = &Controller{Meta: resource.Meta{ID: tx.NewID(), Name: is.Name}}
+		} else if c.Member != is.Member {
+			return namesake(c)
 		}
 		c.Member, c.Link, c.URL, c.Version, c.Speaks = is.Member, is.Link, is.URL, is.Version, is.Speaks
 		if err := controllers.Put(tx, c); err != nil {
@@ -73,6 +76,25 @@ func Present(ctx context.Context, s *state.State, is Controller, cert *x509.Cert
 		}
 		return remember(tx, cert, is.Name, "")
 	})
+}
+
+func namesake(c *Controller) error {
+	return fault.Errorf(fault.Conflict, "There is another controller named %s, at %s. Give this one another --name; or, if that one is lost, dismiss it first (unkai controller dismiss %s, on another).",
+		c.Name, c.Link, c.Name)
+}
+
+// MayServe reports why the controller with a name, a member and a certificate, nil if it has none yet, may not be one of those that keep this
+// state: it was dismissed, or another bears its name.
+func MayServe(tx *state.Tx, name string, member uint64, cert *x509.Certificate) error {
+	if cert != nil {
+		if err := Revoked(tx, cert); err != nil {
+			return err
+		}
+	}
+	if c, ok := controllers.Lookup(tx, "name", state.KeyOf(name)); ok && c.Member != member {
+		return namesake(c)
+	}
+	return nil
 }
 
 // Presented reports whether all that a controller says of itself is known.

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -112,6 +114,35 @@ func TestSweep(t *testing.T) {
 		b.Close()
 	}
 	r.clean(t, 1)
+}
+
+// A state that knows none of the bytes that were there before it is no reason to remove them.
+func TestSweepKeepsWhatIsOlderThanTheCloud(t *testing.T) {
+	r := newRig(t, image.Config{})
+	kept := r.active(t, r.owner, "kept")
+	founded := r.State.Now()
+	r.Service = image.New(r.State, r.blobs, image.Config{Founded: func(*state.Tx) time.Time { return founded }})
+	older, newer := resource.NewID(founded.Add(-time.Second), nil), resource.NewID(founded.Add(time.Second), nil)
+	for _, id := range []resource.ID{older, newer} {
+		w, err := r.blobs.Create(t.Context(), id, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if removed, err := r.Sweep(t.Context()); err != nil || !slices.Equal(removed, []resource.ID{newer}) {
+		t.Errorf("removed %v, %v", removed, err)
+	}
+	if found, err := r.Audit(t.Context()); err != nil || len(found) != 1 || !strings.Contains(found[0], older.String()+" belongs to no image and is older than this cloud") {
+		t.Errorf("the audit finds %v, %v", found, err)
+	}
+	if _, b, err := r.Download(r.owner, kept.ID); err != nil {
+		t.Error(err)
+	} else {
+		b.Close()
+	}
 }
 
 // TestLostBlob tells an image that was deleted from one that is broken.

@@ -32,6 +32,8 @@ type Config struct {
 	// InUse reports whether something is still to be made from an image: its bytes then
 	// outlive its deletion. nil: nothing ever is.
 	InUse func(tx *state.Tx, id resource.ID) bool
+	// Founded is when the cloud began. Blobs that are older are another's, whose state may only be missing, and are never swept. nil: none is.
+	Founded func(tx *state.Tx) time.Time
 }
 
 // A Service answers for images. Its methods may be called from any number of goroutines.
@@ -44,6 +46,7 @@ type Service struct {
 	mu     sync.Mutex
 	runs   map[*run]bool         // transfers of this process; guarded by mu
 	coming map[resource.ID]int64 // bytes that have come in them, by project; guarded by mu
+	older  int                   // blobs that are older than the cloud, of which the log has told; guarded by mu
 }
 
 // New makes the service.
@@ -59,6 +62,9 @@ func New(s *state.State, blobs Blobs, c Config) *Service {
 	}
 	if c.InUse == nil {
 		c.InUse = func(*state.Tx, resource.ID) bool { return false }
+	}
+	if c.Founded == nil {
+		c.Founded = func(*state.Tx) time.Time { return time.Time{} }
 	}
 	return &Service{State: s, blobs: blobs, config: c, runs: map[*run]bool{}, coming: map[resource.ID]int64{}}
 }

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
@@ -10,7 +11,7 @@ import (
 )
 
 // Sweep removes blobs that no image has: what a crash left behind between the two. Call it
-// at the start, and whenever you like. It gives back what it removed.
+// at the start, and whenever you like. It gives back what it removed. What is older than the cloud it leaves.
 func (s *Service) Sweep(ctx context.Context) ([]resource.ID, error) {
 	present, err := s.blobs.Present(ctx)
 	if err != nil {
@@ -18,9 +19,14 @@ func (s *Service) Sweep(ctx context.Context) ([]resource.ID, error) {
 	}
 	// Looked at after the list: whatever was committed before has its image by now, or its transfer runs here.
 	held := s.held()
+	founded, older := s.config.Founded(s.State.Latest()), 0
 	var removed []resource.ID
 	for _, id := range present {
 		if held[id] || s.holding() {
+			continue
+		}
+		if id.Time().Before(founded) {
+			older++
 			continue
 		}
 		if err := s.blobs.Remove(ctx, id); err != nil {
@@ -28,6 +34,13 @@ func (s *Service) Sweep(ctx context.Context) ([]resource.ID, error) {
 		}
 		removed = append(removed, id)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if older > s.older {
+		slog.WarnContext(ctx, "images' bytes that no image has are older than this cloud, and are kept: is the state of the cloud that they are from missing? (unkai audit names them)",
+			"blobs", older, "founded", founded)
+	}
+	s.older = older
 	return removed, nil
 }
 
@@ -53,12 +66,16 @@ func (s *Service) Audit(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the blobs: %w", err)
 	}
-	held := s.held()
+	held, founded := s.held(), s.config.Founded(tx)
 	there := map[resource.ID]bool{}
 	var found []string
 	for _, id := range present {
 		there[id] = true
-		if !held[id] {
+		switch {
+		case held[id]:
+		case id.Time().Before(founded):
+			found = append(found, fmt.Sprintf("blob %s belongs to no image and is older than this cloud: it is kept until somebody removes it by hand", id))
+		default:
 			found = append(found, fmt.Sprintf("blob %s belongs to no image", id))
 		}
 	}

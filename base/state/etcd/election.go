@@ -22,6 +22,7 @@ type candidacy struct {
 	engine *Engine
 	self   uint64
 	prefix string
+	may    func(context.Context) error // see Stand
 
 	mu      sync.Mutex
 	leader  uint64                // 0: none is known; guarded by mu
@@ -37,6 +38,13 @@ const (
 func newCandidacy(e *Engine) *candidacy {
 	// Beside the state's keys: they are none of them, and no change of the state.
 	return &candidacy{engine: e, self: e.options.Candidate, prefix: strings.TrimSuffix(e.options.Prefix, "/") + "-lead/", changed: make(chan struct{})}
+}
+
+// Stand makes this engine a candidate until it is closed. may is asked before each time that it stands, and before each time that it leads: while it
+// answers an error, the engine does not.
+func (e *Engine) Stand(may func(context.Context) error) {
+	e.election.may = may
+	e.running.Go(e.election.run)
 }
 
 func (n *candidacy) set(leader uint64) {
@@ -73,6 +81,9 @@ func (n *candidacy) run() {
 
 // stand is a candidate for as long as a lease lives.
 func (n *candidacy) stand(ctx context.Context) error {
+	if err := n.may(ctx); err != nil { // before there is a lease
+		return fmt.Errorf("not a candidate: %w", err)
+	}
 	lease, err := n.engine.client.Grant(ctx, leaseSeconds)
 	if err != nil {
 		return fmt.Errorf("get a lease: %w", err)
@@ -81,6 +92,7 @@ func (n *candidacy) stand(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("keep the lease: %w", err)
 	}
+	defer session.Orphan() // or the lease would be kept for as long as the engine is there
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
@@ -112,13 +124,18 @@ func (n *candidacy) stand(ctx context.Context) error {
 		n.mu.Lock()
 		n.mine = nil
 		n.mu.Unlock()
-		if !gone {
-			// Closed in order: others need not wait for the lease to run out.
-			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-			err := elections.Resign(end)
-			cancel()
-			return err
+		if gone {
+			err := n.may(ctx)
+			if err == nil {
+				continue
+			}
+			return fmt.Errorf("not a candidate any more: %w", err)
 		}
+		// Closed in order: others need not wait for the lease to run out.
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		err := elections.Resign(end)
+		cancel()
+		return err
 	}
 }
 
@@ -137,6 +154,19 @@ func (n *candidacy) lost(ctx context.Context) bool {
 			return false
 		}
 	}
+}
+
+// resign gives the lead up, if this engine has it.
+func (n *candidacy) resign(ctx context.Context) error {
+	n.mu.Lock()
+	mine := n.mine
+	n.mu.Unlock()
+	if mine == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	return mine.Resign(ctx)
 }
 
 // handOver gives the lead up, and waits until another has it.

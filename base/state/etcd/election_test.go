@@ -2,8 +2,10 @@ package etcd_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +21,8 @@ type candidate struct {
 	state  *state.State
 	stop   context.CancelFunc
 	done   chan struct{}
+
+	dismissed atomic.Bool // it may not stand
 }
 
 func stand(t *testing.T, endpoint string, id uint64) *candidate {
@@ -32,7 +36,13 @@ func stand(t *testing.T, endpoint string, id uint64) *candidate {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	c := &candidate{e, s, stop, make(chan struct{})}
+	c := &candidate{engine: e, state: s, stop: stop, done: make(chan struct{})}
+	e.Stand(func(context.Context) error {
+		if c.dismissed.Load() {
+			return errors.New("dismissed")
+		}
+		return nil
+	})
 	go func() {
 		defer close(c.done)
 		if err := etcd.Serve(ctx, e, s, func(ctx context.Context) { <-ctx.Done() }); err != nil && ctx.Err() == nil {
@@ -137,4 +147,41 @@ func TestOneOfSeveralOnAnEtcdElsewhereLeads(t *testing.T) {
 	last := leaderOf(t, all, 0)
 	write(all[last], 20)
 	shown()
+}
+
+// Who may not lead any more, and waits for its turn as one that did not hear of it, leaves it to the next, and does not stand again.
+func TestADismissedCandidateDoesNotLead(t *testing.T) {
+	endpoint := serveElsewhere(t, 1<<16, 128<<20)
+	all := map[uint64]*candidate{}
+	for id := range uint64(3) { // so that they would lead in this order
+		all[id+1] = stand(t, endpoint, id+1)
+		for end := time.Now().Add(30 * time.Second); all[id+1].engine.Candidates(t.Context()) != int64(id+1); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("it does not stand")
+			}
+		}
+	}
+	t.Cleanup(func() {
+		for _, c := range all {
+			c.end(t)
+		}
+	})
+	leaderOf(t, all, 0)
+	all[2].dismissed.Store(true)
+	all[1].end(t)
+	delete(all, 1)
+	if got := leaderOf(t, all, 0); got != 3 {
+		t.Errorf("candidate %d leads", got)
+	}
+	for end := time.Now().Add(30 * time.Second); all[3].engine.Candidates(t.Context()) != 1; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it stands again")
+		}
+	}
+	err := all[3].state.Update(t.Context(), func(tx *state.Tx) error {
+		return halves.Put(tx, &half{Meta: resource.Meta{ID: tx.NewID(), Name: "x"}})
+	})
+	if err != nil || all[2].state.Leads() {
+		t.Errorf("who leads cannot write: %v", err)
+	}
 }

@@ -35,7 +35,7 @@ type Options struct {
 	Endpoints          []string
 	TLS                *tls.Config
 	Username, Password string
-	// Candidate, when it is not 0, names this engine among those of several controllers: one of them is elected to lead.
+	// Candidate, when it is not 0, names this engine among those of several controllers: one of those that Stand is elected to lead.
 	Candidate uint64
 
 	// Prefix of every key; "/unkai/" when empty. Two clouds may share a server elsewhere.
@@ -127,7 +127,6 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	e := newEngine(o, client, nil)
 	if o.Candidate != 0 {
 		e.election = newCandidacy(e)
-		e.running.Go(e.election.run)
 	}
 	return e, nil
 }

@@ -35,3 +35,12 @@ func LogForTest(message, name, value string) {
 
 // HardStop ends the server as a crash would: it hands its leadership to nobody.
 func (e *Engine) HardStop() { e.server.etcd.Server.HardStop() }
+
+// Candidates is how many stand for election; -1 when it cannot be known.
+func (e *Engine) Candidates(ctx context.Context) int64 {
+	all, err := e.client.Get(ctx, e.election.prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil {
+		return -1
+	}
+	return all.Count
+}

@@ -236,6 +236,9 @@ func (e *Engine) reachAgain() context.CancelFunc {
 	return lose
 }
 
+// Prefix is that of every key.
+func (e *Engine) Prefix() string { return e.options.Prefix }
+
 // Self is this member's ID; with an etcd elsewhere that of this candidate.
 func (e *Engine) Self() uint64 {
 	if e.server == nil {

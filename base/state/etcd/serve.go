@@ -75,6 +75,13 @@ func (e *Engine) lead(ctx context.Context, s *state.State, run func(context.Cont
 		slog.WarnContext(ctx, "could not take the lead", "err", err)
 		return nil
 	}
+	if e.election != nil { // what is known now, and was not when it stood, is of account
+		if err := e.election.may(ctx); err != nil {
+			s.Resign()
+			slog.WarnContext(ctx, "elected, and not taking the lead", "err", errors.Join(err, e.election.resign(ctx)))
+			return nil
+		}
+	}
 	slog.InfoContext(ctx, "this controller leads", "revision", s.Latest().Revision())
 	led, stop := context.WithCancel(ctx)
 	done := make(chan struct{})

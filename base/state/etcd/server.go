@@ -45,6 +45,9 @@ type server struct {
 	lock *os.File
 }
 
+// Kept reports whether there is a server's data in a directory. A directory without any is a new server's, or one whose disk is missing.
+func Kept(dir string) bool { return wal.Exist(filepath.Join(dir, "member", "wal")) }
+
 func startServer(ctx context.Context, o Options) (*server, error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
