@@ -49,7 +49,7 @@ type callee struct {
 	serve  func(from resource.ID, conn net.Conn)
 }
 
-func (c callee) Awaits(from resource.ID) bool              { return c.awaits(from) }
+func (c callee) Awaits(from resource.ID) bool          { return c.awaits(from) }
 func (c callee) Serve(from resource.ID, conn net.Conn) { c.serve(from, conn) }
 
 func TestHostsReachEachOther(t *testing.T) {

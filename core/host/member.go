@@ -94,7 +94,7 @@ func (a *Authority) Check(cert *x509.Certificate, now time.Time) (resource.ID, e
 		return id, fault.Errorf(fault.Unauthorized, "The host's certificate has expired.")
 	}
 	tx := a.State.Latest()
-	if !member(tx, id, now) {
+	if !member(tx, id, a.State.Now()) {
 		return id, notMember()
 	}
 	if h, ok := hosts.PeekOne(tx, id); ok && cert.NotAfter.Before(h.Rejoined) {

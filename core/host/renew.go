@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"slices"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -52,11 +53,7 @@ func (a *Authority) RenewLapsed(q RenewRequest, now time.Time) (id resource.ID, 
 	if err != nil {
 		return id, nil, fault.Errorf(fault.Invalid, "The certificate that has run out cannot be read.")
 	}
-	at := now
-	if now.After(cert.NotAfter) {
-		at = cert.NotAfter
-	}
-	if _, err := cert.Verify(x509.VerifyOptions{Roots: a.Pool(), CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+	if cert.CheckSignatureFrom(a.cert) != nil || !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageClientAuth) || now.Before(cert.NotBefore) {
 		return id, nil, fault.Errorf(fault.Unauthorized, "This cloud's authority has not given the certificate that has run out to a host.")
 	}
 	if id, err = HostOf(cert); err != nil {
