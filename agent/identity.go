@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/durable"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -52,6 +53,45 @@ func (id *Identity) save() error {
 	}
 	// Without it the machine is no host of its cloud any more, and it is written by all hosts at once when a controller comes or goes.
 	return durable.Write(filepath.Join(id.dir, IdentityFile), text, 0o600)
+}
+
+// next is the identity with the next certificate, which sign makes of a certificate request (DER) with a new key. It is kept when it is saved.
+func (id *Identity) next(sign func(csr []byte) (der []byte, err error)) (*Identity, *tls.Certificate, error) {
+	private, csr, err := newKey()
+	if err != nil {
+		return nil, nil, err
+	}
+	der, err := sign(csr)
+	if err != nil {
+		return nil, nil, err
+	}
+	next := *id
+	next.Certificate, next.Key = der, private
+	cert, err := next.certificate()
+	return &next, cert, err
+}
+
+// Resign gives the identity its next certificate if it is time: for a host whose authority is in the same process, so that it needs to
+// show nobody the one that has run out.
+func (id *Identity) Resign(sign func(csr []byte) (der []byte, err error), now time.Time) error {
+	cert, err := id.certificate()
+	if err != nil || !due(cert.Leaf, now) {
+		return err
+	}
+	next, _, err := id.next(sign)
+	if err != nil {
+		return err
+	}
+	if err := next.save(); err != nil {
+		return fmt.Errorf("keep the next certificate: %w", err)
+	}
+	*id = *next
+	return nil
+}
+
+// due reports whether a certificate is in the last third of its life.
+func due(c *x509.Certificate, now time.Time) bool {
+	return c.NotAfter.Sub(now) <= c.NotAfter.Sub(c.NotBefore)/3
 }
 
 func (id *Identity) certificate() (*tls.Certificate, error) {

@@ -19,12 +19,16 @@ import (
 )
 
 // Peers is how this host's driver of guests and those of other hosts reach each other: mutual TLS with the certificates by which
-// hosts are known to their controllers. Who calls is a host of this cloud, and which one is sure; whether it is awaited
-// is the driver's to say.
+// hosts are known to their controllers. Who calls has a host's certificate of this cloud, and which host's is sure. Whether
+// that is a member still no host knows: so whoever is not awaited finds little room, and takes none from those who are.
 type Peers struct {
 	remote *Remote
 	listen net.Listener
 	where  string
+
+	strangers places[string]      // by machine, whose certificate is not seen yet
+	awaited   places[resource.ID] // hosts from which something is to come
+	unawaited places[resource.ID] // other hosts: also those that were removed, until their certificates end
 }
 
 // Peers listens for other hosts on an address.
@@ -33,7 +37,11 @@ func (r *Remote) Peers(address string) (*Peers, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for other hosts: %w", err)
 	}
-	return &Peers{remote: r, listen: l, where: l.Addr().String() + "/" + r.Identity.Host.String()}, nil
+	p := &Peers{remote: r, listen: l, where: l.Addr().String() + "/" + r.Identity.Host.String()}
+	p.strangers.each, p.strangers.all = 32, 1024
+	p.awaited.each, p.awaited.all = 512, 1024 // one guest takes one for each disk, and one more
+	p.unawaited.each, p.unawaited.all = 2, 32 // who only tries the wire needs one
+	return p, nil
 }
 
 // Where names this host's address, and the host: whoever dials it wants no other.
@@ -117,16 +125,20 @@ func impatient(conn net.Conn) {
 	}
 }
 
-// maxCallers is how many connections of other hosts there are at a time. One guest takes one for each disk, and one more.
-const maxCallers = 1024
+// A Callee is who takes calls of other hosts: a driver of guests.
+type Callee interface {
+	// Awaits reports whether something is to come from a host.
+	Awaits(from resource.ID) bool
+	// Serve speaks with a host until it has said all. The connection is then closed.
+	Serve(from resource.ID, conn net.Conn)
+}
 
-// Run takes connections until ctx ends, and gives each to serve, which ends it.
-func (p *Peers) Run(ctx context.Context, serve func(from resource.ID, conn net.Conn)) {
+// Run takes connections until ctx ends, and gives each to the callee.
+func (p *Peers) Run(ctx context.Context, callee Callee) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	stop := context.AfterFunc(ctx, func() { p.listen.Close() })
 	defer stop()
-	places := make(chan struct{}, maxCallers)
 	for {
 		conn, err := p.listen.Accept()
 		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
@@ -137,31 +149,43 @@ func (p *Peers) Run(ctx context.Context, serve func(from resource.ID, conn net.C
 			sleep(ctx, 100*time.Millisecond)
 			continue
 		}
-		select {
-		case places <- struct{}{}:
-		default:
+		from := callerOf(conn)
+		if !p.strangers.enter(from) {
 			conn.Close()
 			continue
 		}
-		wg.Go(func() {
-			defer func() { <-places }()
-			p.answer(ctx, conn, serve)
-		})
+		wg.Go(func() { p.answer(ctx, conn, from, callee) })
 	}
 }
 
-func (p *Peers) answer(ctx context.Context, conn net.Conn, serve func(from resource.ID, conn net.Conn)) {
+func (p *Peers) answer(ctx context.Context, conn net.Conn, machine string, callee Callee) {
 	defer conn.Close()
 	over := context.AfterFunc(ctx, func() { conn.Close() })
 	defer over()
 	impatient(conn)
-	var from resource.ID
-	secure := tls.Server(conn, p.peerTLS(func(is resource.ID) error { from = is; return nil }))
-	limited, cancel := context.WithTimeout(ctx, peerHandshake)
-	defer cancel()
-	if err := secure.HandshakeContext(limited); err != nil {
+	from, secure, err := p.greet(ctx, conn)
+	p.strangers.leave(machine)
+	if err != nil {
 		slog.DebugContext(ctx, "a caller is no host of this cloud", "from", conn.RemoteAddr(), "err", err)
 		return
 	}
-	serve(from, secure)
+	places := &p.unawaited
+	if callee.Awaits(from) {
+		places = &p.awaited
+	}
+	if !places.enter(from) {
+		slog.DebugContext(ctx, "another host calls too often", "from", from)
+		return
+	}
+	defer places.leave(from)
+	callee.Serve(from, secure)
+}
+
+// greet makes sure who calls.
+func (p *Peers) greet(ctx context.Context, conn net.Conn) (from resource.ID, secure *tls.Conn, err error) {
+	secure = tls.Server(conn, p.peerTLS(func(is resource.ID) error { from = is; return nil }))
+	ctx, cancel := context.WithTimeout(ctx, peerHandshake)
+	defer cancel()
+	err = secure.HandshakeContext(ctx) // sets from
+	return from, secure, err
 }

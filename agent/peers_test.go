@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -41,19 +43,29 @@ func peer(t *testing.T, a *host.Authority) *Peers {
 	return p
 }
 
+// callee takes calls.
+type callee struct {
+	awaits func(from resource.ID) bool
+	serve  func(from resource.ID, conn net.Conn)
+}
+
+func (c callee) Awaits(from resource.ID) bool          { return c.awaits(from) }
+func (c callee) Serve(from resource.ID, conn net.Conn) { c.serve(from, conn) }
+
 func TestHostsReachEachOther(t *testing.T) {
 	a := newAuthority(t)
 	here, there := peer(t, a), peer(t, a)
 	callers := make(chan resource.ID, 1)
+	callee := callee{awaits: func(resource.ID) bool { return true }, serve: func(from resource.ID, conn net.Conn) {
+		callers <- from
+		io.Copy(conn, conn)
+		conn.(*tls.Conn).CloseWrite()
+	}}
 	ctx, end := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		there.Run(ctx, func(from resource.ID, conn net.Conn) {
-			callers <- from
-			io.Copy(conn, conn)
-			conn.(*tls.Conn).CloseWrite()
-		})
+		there.Run(ctx, callee)
 	}()
 	conn, err := here.Dial(t.Context(), there.Where())
 	if err != nil {
@@ -121,3 +133,102 @@ func parse(t *testing.T, a *host.Authority) *x509.Certificate {
 	}
 	return authority
 }
+
+// A removed host's certificate is good until it ends, and anybody may reach the port: neither takes a place from a host that is awaited.
+func TestWhoIsNotAwaitedTakesNoPlaceFromWhoIs(t *testing.T) {
+	a := newAuthority(t)
+	there, guests, removed, nosy := peer(t, a), peer(t, a), peer(t, a), peer(t, a)
+	id := func(p *Peers) resource.ID { return p.remote.Identity.Host }
+	there.unawaited.all, there.awaited.each, there.strangers.each = 3, 2, 4
+	arrived := make(chan resource.ID)
+	ctx, end := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		there.Run(ctx, callee{awaits: func(from resource.ID) bool { return from == id(guests) }, serve: func(from resource.ID, conn net.Conn) {
+			arrived <- from
+			io.Copy(io.Discard, conn) // for as long as the other likes
+		}})
+	}()
+	t.Cleanup(func() { end(); <-ended })
+	conns := map[*Peers][]net.Conn{}
+	calls := func(p *Peers, heard bool) {
+		t.Helper()
+		conn, err := p.Dial(t.Context(), there.Where())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		conns[p] = append(conns[p], conn)
+		if heard {
+			if from := <-arrived; from != id(p) {
+				t.Fatalf("%s was heard instead", from)
+			}
+			return
+		}
+		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("it is not turned away: %v", err)
+		}
+	}
+	calls(removed, true)
+	calls(removed, true)
+	calls(removed, false) // one host has two places at most
+	calls(nosy, true)
+	calls(nosy, false) // and all of them three
+	calls(guests, true)
+	calls(guests, true)
+	calls(guests, false)
+	conns[guests][0].Close()
+	for there.awaited.enter(id(guests)) == false { // it has noticed
+		time.Sleep(time.Millisecond)
+	}
+	there.awaited.leave(id(guests))
+	calls(guests, true)
+
+	// Who says nothing waits in a room of its own, and a machine cannot fill that.
+	for range there.strangers.each {
+		conn, err := net.Dial("tcp", there.listen.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+	}
+	conn, err := net.Dial("tcp", there.listen.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetReadDeadline(time.Now().Add(4 * time.Second)) // less than it has for a handshake
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("one machine has more places than it may: %v", err)
+	}
+	if there.strangers.all <= there.strangers.each {
+		t.Error("one machine can take them all")
+	}
+}
+
+func TestWhoseConnectionItIs(t *testing.T) {
+	for address, want := range map[string]string{
+		"192.0.2.1:5": "192.0.2.1", "[::ffff:192.0.2.1]:5": "192.0.2.1", "[2001:db8:1:2:3::4]:5": "2001:db8:1:2::/64", "[fe80::1%eth0]:5": "fe80::/64",
+	} {
+		if got := callerOf(from(address)); got != want {
+			t.Errorf("%s counts as %s", address, got)
+		}
+	}
+}
+
+// from is a connection from an address.
+func from(address string) net.Conn { return farConn{address: address} }
+
+type farConn struct {
+	net.Conn
+	address string
+}
+
+func (c farConn) RemoteAddr() net.Addr { return farAddr(c.address) }
+
+type farAddr string
+
+func (a farAddr) Network() string { return "tcp" }
+func (a farAddr) String() string  { return string(a) }

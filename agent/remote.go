@@ -45,12 +45,13 @@ type Remote struct {
 	tls    *tls.Config
 	client *http.Client
 
-	mu     sync.Mutex
-	url    string           // of the controller that is asked now; guarded by mu
-	leads  string           // the one that leads, when another has said so of late; guarded by mu
-	cert   *tls.Certificate // guarded by mu
-	speaks release.Span     // of the controller; guarded by mu
-	home   time.Time        // when the one is tried again that comes first; guarded by mu
+	mu      sync.Mutex
+	url     string           // of the controller that is asked now; guarded by mu
+	leads   string           // the one that leads, when another has said so of late; guarded by mu
+	cert    *tls.Certificate // guarded by mu
+	speaks  release.Span     // of the controller; guarded by mu
+	session *remoteSession   // the present one, or the last; guarded by mu
+	home    time.Time        // when the one is tried again that comes first; guarded by mu
 }
 
 // Speaks is what the controllers' release speaks; zero while it is not known.
@@ -76,6 +77,9 @@ func NewRemote(url string, id *Identity, hello func(context.Context) (host.Hello
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
+			if time.Now().After(r.cert.Leaf.NotAfter) {
+				return new(tls.Certificate), nil // it would be refused: see Renew
+			}
 			return r.cert, nil
 		}}
 	r.client = &http.Client{Transport: &http.Transport{TLSClientConfig: r.tls, MaxIdleConnsPerHost: 8, ExpectContinueTimeout: 5 * time.Second,

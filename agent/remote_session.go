@@ -38,6 +38,9 @@ func (r *Remote) Connect(ctx context.Context) (Session, error) {
 	}
 	s.body, s.lines = res.Body, bufio.NewReaderSize(res.Body, 64<<10)
 	s.belong()
+	r.mu.Lock()
+	r.session = s
+	r.mu.Unlock()
 	slog.InfoContext(ctx, "connected to the controller", "url", s.at)
 	return s, nil
 }
@@ -66,8 +69,14 @@ func (s *remoteSession) belong() {
 		s.leave.Stop()
 	}
 	if wait > 0 {
-		s.leave = time.AfterFunc(wait, func() { s.left.Store(true); s.cancel() })
+		s.leave = time.AfterFunc(wait, s.again)
 	}
+}
+
+// again has the host begin another session, as it does at once when this one ends so.
+func (s *remoteSession) again() {
+	s.left.Store(true)
+	s.cancel()
 }
 
 func (s *remoteSession) Next(ctx context.Context) (*host.Delivery, error) {

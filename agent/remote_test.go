@@ -63,6 +63,11 @@ func controller(t *testing.T, a *host.Authority, cert tls.Certificate) string {
 		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
 			t.Error(err)
 		}
+		if len(r.TLS.PeerCertificates) == 0 {
+			id, der, err := a.RenewLapsed(req, time.Now())
+			answer(w, id, der, err)
+			return
+		}
 		id, err := a.Check(r.TLS.PeerCertificates[0], time.Now())
 		var der []byte
 		if err == nil {
@@ -188,4 +193,57 @@ func TestCertificateIsRenewedInTime(t *testing.T) {
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
 		t.Errorf("left in its directory: %v, %v", entries, err)
 	}
+}
+
+// A host whose certificate has run out can show it to nobody, and gets the next one all the same; in one process with the authority it
+// needs to ask nobody.
+func TestCertificateIsRenewedAfterItsEnd(t *testing.T) {
+	a := newAuthority(t)
+	url := controller(t, a, serverCertificate(t, a))
+	id, err := Join(t.Context(), url, token(t, a), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Arrive(t.Context(), id.Host, host.Hello{Name: "h"}); err != nil {
+		t.Fatal(err)
+	}
+	lapse := func() {
+		t.Helper()
+		next, _, err := id.next(func(csr []byte) ([]byte, error) { return a.Renew(id.Host, csr, time.Now().AddDate(0, 0, -100)) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		*id = *next
+	}
+	sound := func() {
+		t.Helper()
+		kept, err := LoadIdentity(id.dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := kept.certificate()
+		if err != nil || cert.Leaf.NotAfter.Before(time.Now()) {
+			t.Fatalf("kept is a certificate until %v, %v", cert.Leaf.NotAfter, err)
+		}
+		if is, err := a.Check(cert.Leaf, time.Now()); err != nil || is != id.Host {
+			t.Errorf("it is host %s, %v", is, err)
+		}
+	}
+	lapse()
+	link, err := NewRemote(url, id, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := link.Renew(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	sound()
+	if link.lapsed(time.Now()) {
+		t.Error("it goes on with the old one")
+	}
+	lapse()
+	if err := id.Resign(func(csr []byte) ([]byte, error) { return a.Renew(id.Host, csr, time.Now()) }, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	sound()
 }

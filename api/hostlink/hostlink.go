@@ -4,7 +4,7 @@
 // passed to the one that leads.
 //
 //	POST /host/v1/join           {"token", "request"} -> {"host", "certificate", "authority"}, no client certificate
-//	POST /host/v1/renew          host.RenewRequest -> host.JoinAnswer with the next certificate
+//	POST /host/v1/renew          host.RenewRequest -> host.JoinAnswer with the next certificate; without a client certificate for one that has run out
 //	POST /host/v1/session        host.Hello -> lines of Message, for as long as it lasts
 //	POST /host/v1/observations   [host.Observation, …]
 //	POST /host/v1/lease          host.LeaseRequest -> host.LeaseAnswer: the host's lease, anew
@@ -84,7 +84,7 @@ func TLS(a *host.Authority, show func(*tls.ClientHelloInfo) (*tls.Certificate, e
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.once.Do(func() {
 		s.mux.HandleFunc("POST /host/v1/join", s.answer(s.join))
-		s.mux.HandleFunc("POST /host/v1/renew", s.answer(s.known(s.renew)))
+		s.mux.HandleFunc("POST /host/v1/renew", s.answer(s.renew))
 		s.mux.HandleFunc("POST /host/v1/session", s.answer(s.known(s.session)))
 		s.mux.HandleFunc("POST /host/v1/observations", s.answer(s.known(s.observations)))
 		s.mux.HandleFunc("POST /host/v1/lease", s.answer(s.known(s.lease)))
@@ -206,19 +206,53 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 	return wire.WriteJSON(w, http.StatusOK, answer)
 }
 
-func (s *Server) renew(w http.ResponseWriter, r *http.Request, id resource.ID) error {
+// renew makes the next certificate of a host, which shows its present one; or proves that it has the key of one that has run out, which
+// opens nothing else.
+func (s *Server) renew(w http.ResponseWriter, r *http.Request) error {
+	if r.TLS != nil && len(r.TLS.VerifiedChains) == 0 {
+		return s.renewLapsed(w, r)
+	}
+	return s.known(func(w http.ResponseWriter, r *http.Request, id resource.ID) error {
+		req, err := s.renewal(w, r)
+		if err != nil {
+			return err
+		}
+		cert, err := s.Authority.Renew(id, req.Request, s.Now())
+		if err != nil {
+			return err
+		}
+		return s.certified(w, id, cert)
+	})(w, r)
+}
+
+func (s *Server) renewal(w http.ResponseWriter, r *http.Request) (req host.RenewRequest, err error) {
 	body, err := s.body(w, r, 64<<10)
+	if err == nil && json.Unmarshal(body, &req) != nil {
+		err = fault.Errorf(fault.Invalid, "The request is not valid JSON.")
+	}
+	return req, err
+}
+
+func (s *Server) renewLapsed(w http.ResponseWriter, r *http.Request) error {
+	req, err := s.renewal(w, r)
 	if err != nil {
 		return err
 	}
-	var req host.RenewRequest
-	if err := json.Unmarshal(body, &req); err != nil {
-		return fault.Errorf(fault.Invalid, "The request is not valid JSON.")
+	if req.Certificate == nil {
+		return fault.Errorf(fault.Unauthorized, "A host's certificate is needed. Join first.")
 	}
-	cert, err := s.Authority.Renew(id, req.Request, s.Now())
+	if err := s.sure(r.Context()); err != nil { // it may have been removed a moment ago, elsewhere
+		return err
+	}
+	id, cert, err := s.Authority.RenewLapsed(req, s.Now())
 	if err != nil {
 		return err
 	}
+	slog.InfoContext(r.Context(), "a host renewed a certificate that had run out", "host", id, "from", r.RemoteAddr)
+	return s.certified(w, id, cert)
+}
+
+func (s *Server) certified(w http.ResponseWriter, id resource.ID, cert []byte) error {
 	return wire.WriteJSON(w, http.StatusOK, host.JoinAnswer{Host: id, Certificate: cert, Authority: s.Authority.PEM()})
 }
 
@@ -234,6 +268,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 	if err := host.Compatible(hello.Speaks); err != nil {
 		return err
 	}
+	hello.CertificateEnds = r.TLS.VerifiedChains[0][0].NotAfter
 	ctx := identity.Internal(r.Context())
 	if err := s.sure(ctx); err != nil {
 		return err

@@ -54,7 +54,7 @@ func (a *agentCommand) Run(ctx context.Context) error {
 		if a.Token == "" {
 			return errors.New("this machine has not joined yet: --token is needed (unkai controller token makes one)")
 		}
-		id, err = joinCloud(ctx, a.Join, a.Token, a.Data)
+		id, err = a.join(ctx, a.Join, a.Token, a.Data)
 	}
 	if err != nil {
 		return err

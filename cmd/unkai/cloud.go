@@ -196,7 +196,7 @@ func (c *cloud) fillImage(ctx context.Context, host, id resource.ID, body io.Rea
 }
 
 func (c *cloud) tasks() []reconcile.Task {
-	tasks := []reconcile.Task{c.reaper.Task(), c.hub.Liveness(time.Now), c.image.Task(), c.identity.Task()}
+	tasks := []reconcile.Task{c.reaper.Task(), c.hub.Liveness(time.Now), host.Forget(c.state, c.state.Now), c.image.Task(), c.identity.Task()}
 	tasks = append(tasks, c.network.Tasks()...)
 	return append(tasks, c.compute.Reconcilers()...)
 }

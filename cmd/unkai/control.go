@@ -57,6 +57,7 @@ type health struct {
 	Store       state.Room
 	Ahead       time.Duration `json:",omitempty"` // of the machine's clock, that the state's own is
 	Hosts       []hostHealth
+	Newcomers   []newcomer     `json:",omitempty"` // have joined, and were never heard
 	Servers     map[string]int // by stage
 	Counts      map[string]int
 	Running     []runningOperation // those that run for longest
@@ -154,16 +155,15 @@ func (c *cloud) control(at clientsAt) http.Handler {
 			http.Error(w, "a token is valid for some time, such as 1h", http.StatusBadRequest)
 			return
 		}
-		token, err := c.authority.Token(r.Context(), valid, r.FormValue("for"))
+		token, err := c.joinToken(r.Context(), valid, r.FormValue("for"), r.FormValue("as"))
 		answerControl(w, token, err)
 	})
 	mux.HandleFunc("DELETE /hosts/{name}", func(w http.ResponseWriter, r *http.Request) {
-		h, ok := host.ByName(c.state.Latest(), r.PathValue("name"))
-		if !ok {
-			http.Error(w, "no host has this name", http.StatusNotFound)
-			return
+		id, err := c.memberCalled(r.PathValue("name"))
+		if err == nil {
+			err = c.compute.DismissHost(identity.Internal(r.Context()), id)
 		}
-		answerControl(w, h.ID, c.compute.DismissHost(identity.Internal(r.Context()), h.ID))
+		answerControl(w, id, err)
 	})
 	mux.HandleFunc("DELETE /controllers/{name}", func(w http.ResponseWriter, r *http.Request) {
 		answerControl(w, r.PathValue("name"), c.dismiss(identity.Internal(r.Context()), r.PathValue("name")))
@@ -255,6 +255,7 @@ func (c *cloud) health() health {
 	for m := range host.Table().Peek(tx, "name", state.Range{}) {
 		h.Hosts = append(h.Hosts, healthOf(tx, m))
 	}
+	h.Newcomers = newcomers(tx)
 	for l := range host.Leftovers().Peek(tx, "thing", state.Range{}) {
 		if m, ok := host.Table().PeekOne(tx, l.HostID); ok {
 			h.Held = append(h.Held, heldThing{m.Name, l.Kind, l.ThingID, l.Ordered, l.Until})
@@ -409,10 +410,15 @@ func (h *health) print(w io.Writer) error {
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%d/%d\t%d/%d\n", m.Name, m.Zone, m.Driver, m.how(), m.Servers, m.UsedVCPUs, m.VCPUs, m.UsedMiB, m.MiB)
 	}
+	printNewcomers(t, h.Newcomers)
 	printAlerts(t, h.Alerts)
 	for i, l := range h.Held {
 		if i == 0 {
 			fmt.Fprintln(t, "\nWANTED BY NOBODY\tID\tHOST\tGOES")
+		}
+		if i == 20 {
+			fmt.Fprintf(t, "and %d more (--json); of one host up to %d are kept account of\n", len(h.Held)-i, host.MaxHeld)
+			break
 		}
 		goes := l.Until.Format(time.RFC3339) + ", or by unkai controller discard"
 		if l.Ordered {

@@ -117,12 +117,13 @@ type controllerToken struct {
 	dataOption
 	Valid time.Duration `default:"1h" help:"For how long it can be used."`
 	For   string        `enum:",host,controller" default:"" help:"What it is for alone: host or controller. Whoever joins as a controller holds the whole state."`
+	As    string        `placeholder:"HOST" help:"The name of a host that is there and cannot be heard: the machine that joins is that host, which was set up anew with its guests' disks, or has been off for too long."`
 }
 
 // Run prints the token, alone on the last line.
 func (t *controllerToken) Run(ctx context.Context) error {
 	var token string
-	if err := ask(ctx, t.Data, "POST", "/token?for="+t.For+"&valid="+url.QueryEscape(t.Valid.String()), &token); err != nil {
+	if err := ask(ctx, t.Data, "POST", "/token?for="+t.For+"&valid="+url.QueryEscape(t.Valid.String())+"&as="+url.QueryEscape(t.As), &token); err != nil {
 		return err
 	}
 	fmt.Println(token)
@@ -131,7 +132,7 @@ func (t *controllerToken) Run(ctx context.Context) error {
 
 type controllerRemove struct {
 	dataOption
-	Name string `arg:"" help:"The host's name."`
+	Name string `arg:"" help:"The host's name; or the ID of a machine that has joined and was never heard."`
 }
 
 // Run removes a host.

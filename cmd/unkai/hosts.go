@@ -25,6 +25,7 @@ import (
 type hostDetail struct {
 	hostHealth
 	ID       resource.ID
+	Joined   time.Time  `json:",omitzero"` // of a machine that was never heard since: nothing else is known of it
 	Reason   string     `json:",omitempty"`
 	Watchdog bool       // enforces its lease
 	Fencing  string     `json:",omitempty"` // how it is switched off
@@ -105,6 +106,9 @@ func (c *cloud) hostRoutes(mux *http.ServeMux) {
 		tx, all := c.state.Latest(), []hostDetail{}
 		for h := range host.Table().Peek(tx, "name", state.Range{}) {
 			all = append(all, detailOf(tx, h))
+		}
+		for _, n := range newcomers(tx) {
+			all = append(all, hostDetail{ID: n.ID, Joined: n.Joined})
 		}
 		answerControl(w, all, nil)
 	})
@@ -208,6 +212,10 @@ func (l *hostList) Run(ctx context.Context) error {
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "HOST\tZONE\tSTATE\tSERVERS\tVCPUS\tMEMORY MiB\tFENCED BY")
 	for _, d := range all {
+		if !d.Joined.IsZero() {
+			fmt.Fprintf(t, "%s\t\tjoined at %s, never heard\n", d.ID, d.Joined.Format(time.RFC3339))
+			continue
+		}
 		by := d.Fencing
 		if d.Watchdog {
 			by = strings.TrimPrefix(by+", lease", ", ")

@@ -113,8 +113,23 @@ func openQEMU(o machineOptions, dir string) (*qemu.Driver, error) {
 // wantsDir is where, in a machine's directory, lies what is wanted of it.
 const wantsDir = "wants"
 
-// joinCloud makes this machine a host. What another cloud, or another time in this one, wanted of it is void.
-func joinCloud(ctx context.Context, url, token, dir string) (*agent.Identity, error) {
+// name is the host's, if it is new.
+func (o machineOptions) name() (string, error) {
+	if o.Name != "" {
+		return o.Name, nil
+	}
+	return os.Hostname()
+}
+
+// join makes this machine a host. What another cloud, or another time in this one, wanted of it is void.
+func (o machineOptions) join(ctx context.Context, url, token, dir string) (*agent.Identity, error) {
+	name, err := o.name()
+	if err == nil {
+		err = host.CheckNew(name, o.Zone) // before the token is used up
+	}
+	if err != nil {
+		return nil, err
+	}
 	if err := os.RemoveAll(filepath.Join(dir, wantsDir)); err != nil {
 		return nil, err
 	}
@@ -202,11 +217,9 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 	if err != nil {
 		return host.Hello{}, fmt.Errorf("look at this machine: %w", err)
 	}
-	name := m.options.Name
-	if name == "" {
-		if name, err = os.Hostname(); err != nil {
-			return host.Hello{}, err
-		}
+	name, err := m.options.name()
+	if err != nil {
+		return host.Hello{}, err
 	}
 	address, err := m.options.address()
 	if err != nil {
@@ -260,7 +273,7 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	defer m.uploads.Close()
 	var wg sync.WaitGroup
 	if m.peers != nil {
-		wg.Go(func() { m.peers.Run(ctx, m.qemu.Serve) })
+		wg.Go(func() { m.peers.Run(ctx, m.qemu) })
 	}
 	wg.Go(func() { m.guests.Follow(ctx, m.agent) })
 	wg.Go(func() { m.guard(ctx) })

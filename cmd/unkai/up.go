@@ -190,8 +190,11 @@ func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string,
 	if errors.Is(err, fs.ErrNotExist) {
 		var token string
 		if token, err = c.authority.Token(identity.Internal(ctx), time.Minute, host.ForHosts); err == nil {
-			id, err = joinCloud(ctx, url, token, dir)
+			id, err = u.join(ctx, url, token, dir)
 		}
+	}
+	if err == nil { // which needs no other way if it was off for longer than its certificate was valid
+		err = id.Resign(func(csr []byte) ([]byte, error) { return c.authority.Renew(id.Host, csr, time.Now()) }, time.Now())
 	}
 	if err != nil {
 		return "", err

@@ -31,7 +31,7 @@ func (s *Service) dismiss(ctx context.Context, id resource.ID, may func(*host.Ho
 	return s.State.Update(ctx, func(tx *state.Tx) error {
 		h, ok := host.Find(tx, id)
 		if !ok {
-			return fault.Missing("host", id)
+			return host.TurnAway(ctx, tx, id) // if it has joined, and did not come
 		}
 		if err := identity.Allow(ctx, "host.delete", h.Meta); err != nil {
 			return err

@@ -42,6 +42,8 @@ type joinToken struct {
 	Hash    []byte `secret:"true"`
 	Expires time.Time
 	Only    string `since:"2,soft"` // ForHosts or ForControllers; "" for either
+	// The host that the machine is to be, which is there already; zero for a new one.
+	As resource.ID `json:",omitzero" since:"2,soft"`
 }
 
 // What a join token may be for alone. A controller holds the whole state and the authority's key, so a token that is handed
@@ -171,7 +173,33 @@ func (a *Authority) ServerCertificate(now time.Time, names ...string) (tls.Certi
 // Token makes a token with which one machine may join within the given time: only as ForHosts or ForControllers says, or "" for
 // either. It carries the authority's fingerprint, so that the machine knows the controller too.
 func (a *Authority) Token(ctx context.Context, valid time.Duration, only string) (string, error) {
-	if only != "" && only != ForHosts && only != ForControllers {
+	return a.token(ctx, valid, joinToken{Only: only})
+}
+
+// TokenAs is Token for a machine that is a host already and cannot show that any more: it was set up anew and has its guests' disks still,
+// or was off for too long. It takes the host's record over, and the certificates before are worth nothing. Whether it is that machine
+// the operator says.
+func (a *Authority) TokenAs(ctx context.Context, valid time.Duration, as resource.ID) (string, error) {
+	if _, err := missed(a.State.Latest(), as); err != nil {
+		return "", err
+	}
+	return a.token(ctx, valid, joinToken{Only: ForHosts, As: as})
+}
+
+// missed gives a host that a machine can take over: one that cannot be heard.
+func missed(tx *state.Tx, id resource.ID) (*Host, error) {
+	h, ok := hosts.Find(tx, id)
+	if !ok {
+		return nil, fault.Missing("host", id)
+	}
+	if h.Up() {
+		return nil, fault.Errorf(fault.Conflict, "Host %s can be heard: no other machine can join as it. If it is this one, end its agent first, and wait until it counts as lost.", h.Name)
+	}
+	return h, nil
+}
+
+func (a *Authority) token(ctx context.Context, valid time.Duration, t joinToken) (string, error) {
+	if only := t.Only; only != "" && only != ForHosts && only != ForControllers {
 		return "", fault.Errorf(fault.Invalid, "A token is for a %q, a %q or either, and not for %q.", ForHosts, ForControllers, only)
 	}
 	secret := make([]byte, 20)
@@ -191,7 +219,8 @@ func (a *Authority) Token(ctx context.Context, valid time.Duration, only string)
 				return err
 			}
 		}
-		return joinTokens.Put(tx, &joinToken{Meta: resource.Meta{ID: tx.NewID()}, Hash: hash[:], Expires: tx.Now().Add(valid), Only: only})
+		t.ID, t.Hash, t.Expires = tx.NewID(), hash[:], tx.Now().Add(valid)
+		return joinTokens.Put(tx, &t)
 	})
 	print := sha256.Sum256(a.cert.Raw)
 	return text + "." + hex.EncodeToString(print[:16]), err
@@ -213,11 +242,20 @@ func (a *Authority) Join(ctx context.Context, token string, request []byte, now 
 	}
 	answer := JoinAnswer{Authority: a.PEM()}
 	err = a.State.Update(ctx, func(tx *state.Tx) error {
-		if err := spend(tx, token, ForHosts); err != nil {
+		t, err := spend(tx, token, ForHosts)
+		if err != nil {
 			return err
 		}
-		answer.Host = tx.NewID()
-		return newcomers.Put(tx, &newcomer{resource.Meta{ID: answer.Host}})
+		if t.As.IsZero() {
+			answer.Host = tx.NewID()
+			return newcomers.Put(tx, &Newcomer{resource.Meta{ID: answer.Host}})
+		}
+		h, err := missed(tx, t.As)
+		if err != nil {
+			return err
+		}
+		answer.Host, h.Rejoined, h.CertificateEnds = h.ID, hostCertificateEnds(now), hostCertificateEnds(now)
+		return hosts.Put(tx, h)
 	})
 	if err != nil {
 		return JoinAnswer{}, err
@@ -227,23 +265,28 @@ func (a *Authority) Join(ctx context.Context, token string, request []byte, now 
 }
 
 // spend uses a token up.
-func spend(tx *state.Tx, token, purpose string) error {
+func spend(tx *state.Tx, token, purpose string) (*joinToken, error) {
 	text, _, _ := strings.Cut(token, ".")
 	hash := sha256.Sum256([]byte(text))
 	t, ok := joinTokens.Lookup(tx, "hash", state.KeyOf(string(hash[:])))
 	if !ok || !t.Expires.After(tx.Now()) {
-		return fault.Errorf(fault.Unauthorized, "The join token is not known, was used, or has expired. Make a new one.")
+		return nil, fault.Errorf(fault.Unauthorized, "The join token is not known, was used, or has expired. Make a new one.")
 	}
 	if t.Only != "" && t.Only != purpose {
-		return fault.Errorf(fault.Unauthorized, "The join token is for a %s, and does not make a %s. Make one with `unkai controller token --for %s`.", t.Only, purpose, purpose)
+		return nil, fault.Errorf(fault.Unauthorized, "The join token is for a %s, and does not make a %s. Make one with `unkai controller token --for %s`.", t.Only, purpose, purpose)
 	}
-	return joinTokens.Delete(tx, t.ID)
+	return t, joinTokens.Delete(tx, t.ID)
+}
+
+// hostCertificateEnds is when a host's certificate ends that is made now; certificates know no parts of a second.
+func hostCertificateEnds(now time.Time) time.Time {
+	return now.UTC().AddDate(0, 0, hostCertDays).Truncate(time.Second)
 }
 
 // SignHost makes a host's certificate (DER) for the key in a request.
 func (a *Authority) SignHost(id resource.ID, csr *x509.CertificateRequest, now time.Time) ([]byte, error) {
 	template := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: id.String(), OrganizationalUnit: []string{"host"}},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(0, 0, hostCertDays),
+		NotBefore: now.Add(-time.Hour), NotAfter: hostCertificateEnds(now),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
 	return x509.CreateCertificate(rand.Reader, template, a.cert, csr.PublicKey, a.key)
 }

@@ -182,7 +182,7 @@ func (a *Authority) JoinController(ctx context.Context, token string, request []
 		return nil, err
 	}
 	return der, a.State.Update(ctx, func(tx *state.Tx) error {
-		if err := spend(tx, token, ForControllers); err != nil {
+		if _, err := spend(tx, token, ForControllers); err != nil {
 			return err
 		}
 		return remember(tx, cert, name, url)

@@ -45,7 +45,11 @@ type Host struct {
 	// How often it came, or came back after it was lost. What a host was told before does not count after that.
 	Arrivals int `json:",omitempty" since:"2,soft"`
 	Joined   time.Time
-	Ahead    Mark // of a state that the host has seen and we have not, while it refuses ours; zero otherwise
+	// Until when the certificate is valid that it showed last, and of the one with which a machine took over that had joined as this
+	// host anew: those that end earlier are worth nothing. Zero if that is not known, or has not happened.
+	CertificateEnds time.Time `json:",omitzero" since:"2,soft"`
+	Rejoined        time.Time `json:",omitzero" since:"2,soft"`
+	Ahead           Mark      // of a state that the host has seen and we have not, while it refuses ours; zero otherwise
 }
 
 // A Capacity is what a host offers in all. Overcommit is the placement's business.
@@ -164,22 +168,6 @@ func (s *Service) SetDisabled(ctx context.Context, id resource.ID, disabled bool
 	})
 }
 
-// A Hello is what a host says of itself when it connects.
-type Hello struct {
-	Name     string
-	Zone     string // only heeded when the host is new
-	Capacity Capacity
-	Address  netip.Addr
-	Version  string
-	Speaks   release.Span `json:",omitzero"`
-	Physical []string
-	// It can put differences together; see Session.Differences.
-	Differences bool `json:",omitempty"`
-	Renews      bool `json:",omitempty"` // its lease
-	Watchdog    bool `json:",omitempty"` // enforces it
-	Mark        Mark // of the newest state that it was told of
-}
-
 // Arrive records that a host with this ID is here and can be heard. A host that is
 // new is added, in the zone it names; one that knows of a newer state is turned away. It is for hosts
 // within this process; see Authority.Arrive.
@@ -189,6 +177,9 @@ func Arrive(ctx context.Context, s *state.State, id resource.ID, hello Hello) er
 
 // arrive records a host that is allowed to.
 func arrive(ctx context.Context, s *state.State, id resource.ID, hello Hello, allowed func(*state.Tx) error) error {
+	if err := hello.check(); err != nil {
+		return err
+	}
 	refused := false
 	err := s.Update(ctx, func(tx *state.Tx) (err error) {
 		if err := allowed(tx); err != nil {
@@ -216,7 +207,8 @@ func Expected(tx *state.Tx, id resource.ID, hello Hello) bool {
 
 func news(h *Host, hello Hello) bool {
 	return !h.Up() || h.Capacity != hello.Capacity || h.Address != hello.Address || h.Version != hello.Version || h.Speaks != hello.Speaks ||
-		!slices.Equal(h.Physical, hello.Physical) || h.Watchdog != hello.Watchdog || h.Ahead != (Mark{}) || !h.Mute.IsZero()
+		!slices.Equal(h.Physical, hello.Physical) || h.Watchdog != hello.Watchdog || h.Ahead != (Mark{}) || !h.Mute.IsZero() ||
+		!hello.CertificateEnds.IsZero() && !hello.CertificateEnds.Equal(h.CertificateEnds)
 }
 
 // note writes down what a host says of itself.
@@ -233,6 +225,9 @@ func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 		return true, hosts.Put(tx, h)
 	}
 	if !ok {
+		if err := CheckNew(hello.Name, hello.Zone); err != nil {
+			return false, err
+		}
 		if _, taken := ByName(tx, hello.Name); taken {
 			return false, fault.Errorf(fault.Exists, "Another host is named %s.", hello.Name)
 		}
@@ -248,6 +243,9 @@ func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 	}
 	h.Capacity, h.Address, h.Version, h.Speaks, h.Physical = hello.Capacity, hello.Address, hello.Version, hello.Speaks, hello.Physical
 	h.Watchdog = hello.Watchdog
+	if !hello.CertificateEnds.IsZero() {
+		h.CertificateEnds = hello.CertificateEnds.UTC()
+	}
 	h.Lost, h.Mute, h.Fenced, h.Ahead = time.Time{}, time.Time{}, Fenced{}, Mark{}
 	return false, hosts.Put(tx, h)
 }

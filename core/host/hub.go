@@ -505,6 +505,12 @@ func (s *Session) Next(ctx context.Context) (*Delivery, error) {
 // ErrOver ends a session that another one of the same host has replaced, or whose host was removed.
 var ErrOver = errors.New("another session of this host has begun, or the host was removed")
 
+// maxSeen is how long a report of one thing may be, in bytes: what it says is kept, and shown.
+const maxSeen = 64 << 10
+
+// maxRefused is how many refusals are logged at a time: a host is not to fill the log either.
+const maxRefused = 10
+
 // Observe takes in what a host saw, all of it in one transaction. What a source refuses is
 // logged and left out: one bad report does not hold up the others.
 func (h *Hub) Observe(ctx context.Context, host resource.ID, seen []Observation) error {
@@ -513,6 +519,7 @@ func (h *Hub) Observe(ctx context.Context, host resource.ID, seen []Observation)
 		if !hosts.Has(tx, host) {
 			return fault.Missing("host", host)
 		}
+		refused := 0
 		for _, o := range seen {
 			n := slices.IndexFunc(h.Sources, func(s Source) bool { return s.Kind == o.Kind })
 			if n < 0 {
@@ -528,10 +535,17 @@ func (h *Hub) Observe(ctx context.Context, host resource.ID, seen []Observation)
 			if all || h.Sources[n].Observe == nil {
 				continue
 			}
-			err = tx.Try(func() error { return h.Sources[n].Observe(tx, host, o.ID, o.Seen) })
-			if err != nil {
-				slog.WarnContext(ctx, "a host's report was refused", "host", host, "kind", o.Kind, "id", o.ID, "err", err)
+			if err = fmt.Errorf("it has %d bytes", len(o.Seen)); len(o.Seen) <= maxSeen {
+				err = tx.Try(func() error { return h.Sources[n].Observe(tx, host, o.ID, o.Seen) })
 			}
+			if err != nil {
+				if refused++; refused <= maxRefused {
+					slog.WarnContext(ctx, "a host's report was refused", "host", host, "kind", o.Kind, "id", o.ID, "err", err)
+				}
+			}
+		}
+		if refused > maxRefused {
+			slog.WarnContext(ctx, "more of a host's reports were refused", "host", host, "reports", refused-maxRefused)
 		}
 		return nil
 	})

@@ -32,7 +32,31 @@ type Leftover struct {
 
 var leftovers = state.NewTable("leftover",
 	state.Unique("thing", func(l *Leftover) state.Key { return state.KeyOf(l.HostID, l.Kind, l.ThingID) }),
+	state.Tally("held", func(l *Leftover) (state.Key, state.Amounts) {
+		if l.Ordered {
+			return "", state.Amounts{}
+		}
+		return state.KeyOf(l.HostID), state.Amounts{}
+	}),
 )
+
+// MaxHeld is of how many things that a host holds account is kept. What it holds beyond that goes by itself all the same, and is known
+// when the host says so again, in its next session, and others have gone.
+const MaxHeld = 1000
+
+// Held is how many things a host holds that nobody ordered away, as far as account is kept.
+func Held(tx *state.Tx, host resource.ID) int {
+	n, _ := leftovers.SumOf(tx, "held", host)
+	return int(n)
+}
+
+// sane is a time that can be stored; zero for one that a host has made up.
+func sane(t time.Time) time.Time {
+	if t = t.UTC(); t.Year() < 2000 || t.Year() > 9000 {
+		return time.Time{}
+	}
+	return t
+}
 
 // Leftovers gives the native API and the auditor a look at every leftover.
 func Leftovers() *state.Table[Leftover] { return leftovers }
@@ -103,18 +127,24 @@ func noteLeftover(tx *state.Tx, host resource.ID, o Observation, wanted func() b
 	if report.Held == nil && leftovers.Len(tx) == 0 {
 		return false, nil
 	}
+	var since, until time.Time
+	if report.Held != nil {
+		since, until = sane(report.Held.Since), sane(report.Held.Until)
+	}
 	l, known := leftovers.Lookup(tx, "thing", state.KeyOf(host, o.Kind, o.ID))
 	switch {
 	case report.Held == nil && known && (bytes.Equal(o.Seen, Gone) || !l.Ordered || wanted()):
 		return false, leftovers.Delete(tx, l.ID)
 	case report.Held == nil:
 		return false, nil
+	case !known && Held(tx, host) >= MaxHeld:
+		return true, nil
 	case !known:
 		l = &Leftover{Meta: resource.Meta{ID: tx.NewID()}, HostID: host, Kind: o.Kind, ThingID: o.ID}
-	case l.Since.Equal(report.Held.Since) && l.Until.Equal(report.Held.Until):
+	case l.Since.Equal(since) && l.Until.Equal(until):
 		return true, nil
 	}
-	l.Since, l.Until = report.Held.Since.UTC(), report.Held.Until.UTC()
+	l.Since, l.Until = since, until
 	return true, leftovers.Put(tx, l)
 }
 

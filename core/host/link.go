@@ -31,11 +31,6 @@ type JoinAnswer struct {
 	Authority   []byte // PEM
 }
 
-// A RenewRequest asks for a host's next certificate, over a connection made with its present one.
-type RenewRequest struct {
-	Request []byte // certificate request, DER
-}
-
 // A Message is one line of a session. An empty one says only that the controller lives.
 type Message struct {
 	Delivery *Delivery `json:",omitempty"`

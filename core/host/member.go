@@ -6,21 +6,78 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/reconcile"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/identity"
 )
 
-// A machine is a member from when it has joined until it is removed. While it has not yet said what
-// it is, this record stands for it; from then on its Host does. So a certificate alone
-// makes nobody a host: one of a removed machine is worth nothing, however long it is still valid.
-type newcomer struct{ resource.Meta }
+// A Newcomer is a machine that has joined and has not yet said what it is. A machine is a member from when it has joined until it
+// is removed: while it is new this record stands for it, and from its first session on its Host does. So a certificate alone makes
+// nobody a host: one of a removed machine is worth nothing, however long it is still valid. Who never comes is
+// a member for a day.
+type Newcomer struct{ resource.Meta }
 
-var newcomers = state.NewTable[newcomer]("joined-machine")
+var newcomers = state.NewTable[Newcomer]("joined-machine")
+
+const newcomerFor = 24 * time.Hour
 
 var _ = identity.Rules(map[string]identity.Rule{"host.delete": identity.Admin})
 
-func member(tx *state.Tx, id resource.ID) bool { return hosts.Has(tx, id) || newcomers.Has(tx, id) }
+// Newcomers gives operators and the auditor a look at every machine that has joined and was never heard.
+func Newcomers() *state.Table[Newcomer] { return newcomers }
+
+// Ends is when the machine is none of the cloud's any more if it has not come.
+func (n *Newcomer) Ends() time.Time { return n.CreatedAt.Add(newcomerFor) }
+
+// Forget takes out whoever joined and did not come.
+func Forget(s *state.State, now func() time.Time) reconcile.Task {
+	return reconcile.Task{
+		Name: "newcomers",
+		All:  func(tx *state.Tx) []resource.ID { return newcomers.IDs(tx, "", "") },
+		Touched: func(e state.Event) []resource.ID {
+			if _, ok := e.After.(*Newcomer); ok {
+				return []resource.ID{e.ID}
+			}
+			return nil
+		},
+		Step: func(ctx context.Context, id resource.ID) (reconcile.Next, error) {
+			n, ok := newcomers.PeekOne(s.Latest(), id)
+			if !ok {
+				return reconcile.Next{}, nil
+			}
+			if wait := n.Ends().Sub(now()); wait > 0 {
+				return reconcile.Next{After: wait}, nil
+			}
+			return reconcile.Next{}, s.Update(ctx, func(tx *state.Tx) error {
+				if !newcomers.Has(tx, id) {
+					return nil
+				}
+				return newcomers.Delete(tx, id)
+			})
+		},
+	}
+}
+
+// TurnAway takes a machine out that has joined and was never heard.
+func TurnAway(ctx context.Context, tx *state.Tx, id resource.ID) error {
+	n, ok := newcomers.PeekOne(tx, id)
+	if !ok {
+		return fault.Missing("host", id)
+	}
+	if err := identity.Allow(ctx, "host.delete", n.Meta); err != nil {
+		return err
+	}
+	return newcomers.Delete(tx, id)
+}
+
+func member(tx *state.Tx, id resource.ID, now time.Time) bool {
+	if hosts.Has(tx, id) {
+		return true
+	}
+	n, ok := newcomers.PeekOne(tx, id)
+	return ok && now.Before(n.Ends())
+}
 
 func notMember() error {
 	return fault.Errorf(fault.Unauthorized, "This machine is no host of this cloud, or no more. Join with a new token.")
@@ -36,8 +93,12 @@ func (a *Authority) Check(cert *x509.Certificate, now time.Time) (resource.ID, e
 	if now.After(cert.NotAfter) {
 		return id, fault.Errorf(fault.Unauthorized, "The host's certificate has expired.")
 	}
-	if !member(a.State.Latest(), id) {
+	tx := a.State.Latest()
+	if !member(tx, id, a.State.Now()) {
 		return id, notMember()
+	}
+	if h, ok := hosts.PeekOne(tx, id); ok && cert.NotAfter.Before(h.Rejoined) {
+		return id, fault.Errorf(fault.Unauthorized, "Another machine has joined as host %s since.", h.Name)
 	}
 	return id, nil
 }
@@ -45,7 +106,7 @@ func (a *Authority) Check(cert *x509.Certificate, now time.Time) (resource.ID, e
 // Arrive is Arrive for a machine elsewhere: only for one that has joined and was not removed.
 func (a *Authority) Arrive(ctx context.Context, id resource.ID, hello Hello) error {
 	return arrive(ctx, a.State, id, hello, func(tx *state.Tx) error {
-		if !member(tx, id) {
+		if !member(tx, id, tx.Now()) {
 			return notMember()
 		}
 		if newcomers.Has(tx, id) {
@@ -53,15 +114,6 @@ func (a *Authority) Arrive(ctx context.Context, id resource.ID, hello Hello) err
 		}
 		return nil
 	})
-}
-
-// Renew makes a host's next certificate (DER) for the key in a request (DER).
-func (a *Authority) Renew(id resource.ID, request []byte, now time.Time) ([]byte, error) {
-	csr, err := x509.ParseCertificateRequest(request)
-	if err != nil || csr.CheckSignature() != nil {
-		return nil, fault.Errorf(fault.Invalid, "The certificate request is not valid.")
-	}
-	return a.SignHost(id, csr, now)
 }
 
 // Remove takes a host out of the cloud, in the transaction of the domain that has made sure that nothing

@@ -49,6 +49,7 @@ func (d *Driver) Receive(ctx context.Context, want compute.Guest) (compute.Trans
 	w := g.rec.Way
 	if g.arriving == nil && !w.Begun {
 		g.arriving = &arrival{pipes: newPipes()}
+		d.await(g.id, w.From)
 	}
 	if g.arriving != nil {
 		g.arriving.want = want
@@ -106,10 +107,36 @@ func (g *guest) strand(ctx context.Context, why string) error {
 	return nil
 }
 
+// await takes note that a guest is to come from a host, until cutWay.
+func (d *Driver) await(guest, from resource.ID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.awaited == nil {
+		d.awaited = map[resource.ID]resource.ID{}
+	}
+	d.awaited[guest] = from
+}
+
+// Awaits reports whether any guest is to come from a host.
+func (d *Driver) Awaits(from resource.ID) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, host := range d.awaited {
+		if host == from {
+			return true
+		}
+	}
+	return false
+}
+
 // Serve takes a connection from another host, which Peers has made sure of, until it ends.
 func (d *Driver) Serve(from resource.ID, conn net.Conn) {
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(loadTime))
+	within := peerTime // to ask for a trial, and nothing else
+	if d.Awaits(from) {
+		within = loadTime
+	}
+	conn.SetDeadline(time.Now().Add(within))
 	ctx, cancel := context.WithTimeout(d.closing, loadTime)
 	defer cancel()
 	var h hail
@@ -121,7 +148,7 @@ func (d *Driver) Serve(from resource.ID, conn net.Conn) {
 		d.beTried(conn)
 		return
 	}
-	hypervisor, trouble, err := d.admit(ctx, from, conn, h)
+	way, hypervisor, trouble, err := d.admit(ctx, from, conn, h)
 	if err != nil {
 		d.log.Error("a guest cannot be taken in", "guest", h.Guest, "from", from, "for", h.Purpose, "error", err)
 		trouble = "The host that the guest goes to could not take it in."
@@ -133,28 +160,18 @@ func (d *Driver) Serve(from resource.ID, conn net.Conn) {
 		return
 	}
 	conn.SetDeadline(time.Time{})
-	d.mu.Lock()
-	g := d.guests[h.Guest]
-	d.mu.Unlock()
-	g.mu.Lock()
-	a := g.arriving
-	g.mu.Unlock()
-	if a == nil {
-		hypervisor.Close()
-		return
-	}
-	a.pipes.join(hypervisor, conn)
+	way.join(hypervisor, conn) // which ends at once if the guest has gone meanwhile
 }
 
 const notAwaited = "The guest is not awaited on the host that it was sent to."
 
-// admit does what a hail asks for. hypervisor is what its connection is to lead to; nil for nothing.
-func (d *Driver) admit(ctx context.Context, from resource.ID, conn net.Conn, h hail) (hypervisor net.Conn, trouble string, err error) {
+// admit does what a hail asks for. hypervisor is what its connection is to lead to, and way those of the guest's move; nil for nothing.
+func (d *Driver) admit(ctx context.Context, from resource.ID, conn net.Conn, h hail) (way *pipes, hypervisor net.Conn, trouble string, err error) {
 	d.mu.Lock()
 	g := d.guests[h.Guest]
 	d.mu.Unlock()
 	if g == nil {
-		return nil, notAwaited, nil
+		return nil, nil, notAwaited, nil
 	}
 	awaited := func() bool {
 		r := g.rec
@@ -164,7 +181,7 @@ func (d *Driver) admit(ctx context.Context, from resource.ID, conn net.Conn, h h
 	ok := awaited()
 	g.mu.Unlock()
 	if !ok {
-		return nil, notAwaited, nil
+		return nil, nil, notAwaited, nil
 	}
 	// What the other host sends is waited for before the guest is held.
 	var files map[string][]byte
@@ -177,45 +194,45 @@ func (d *Driver) admit(ctx context.Context, from resource.ID, conn net.Conn, h h
 		_, err = io.ReadFull(conn, log)
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("hear what the other host sends: %w", err)
+		return nil, nil, "", fmt.Errorf("hear what the other host sends: %w", err)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.began = time.Now()
 	switch w := g.rec.way(); {
 	case !awaited():
-		return nil, notAwaited, nil
+		return nil, nil, notAwaited, nil
 	case h.Purpose == forLuggage && files != nil && !w.Begun:
 		trouble, err := g.makeRoom(ctx, h.Luggage, files)
 		if trouble != "" || err != nil {
 			err = errors.Join(err, g.strand(ctx, "The host that the guest goes to could not take it in."))
 		}
-		return nil, trouble, err
+		return nil, nil, trouble, err
 	case h.Purpose == forLog && w.Begun:
-		return nil, "", g.appendLog(log)
+		return nil, nil, "", g.appendLog(log)
 	case h.Purpose == forEnd && w.Begun && !w.Done && w.Kept && !w.Live:
-		return nil, "", g.arrivedKept()
+		return nil, nil, "", g.arrivedKept()
 	case w.Done || !w.Begun || g.proc == nil:
-		return nil, notAwaited, nil
+		return nil, nil, notAwaited, nil
 	case h.Purpose == forDisk:
 		hypervisor, err := dial(ctx, g.dir, exportSocket)
 		if err != nil {
-			return nil, "", err
+			return nil, nil, "", err
 		}
-		return hypervisor, "", nil
+		return g.arriving.pipes, hypervisor, "", nil
 	case h.Purpose == forMemory && w.Live:
 		hypervisor, err := g.letMemoryIn(ctx)
-		return hypervisor, "", err
+		return g.arriving.pipes, hypervisor, "", err
 	case h.Purpose == forEnd && !w.Live:
 		if err := g.cut(ctx, ""); err != nil { // the disks are tidy then
-			return nil, "", err
+			return nil, nil, "", err
 		}
 		w.Done = true
 		err := g.write("arrival recorded")
 		d.notify(g.id)
-		return nil, "", err
+		return nil, nil, "", err
 	}
-	return nil, notAwaited, nil
+	return nil, nil, notAwaited, nil
 }
 
 // way is nil for a record that is gone, too.
@@ -415,6 +432,9 @@ func (g *guest) cutWay() {
 	if g.arriving != nil {
 		g.arriving.pipes.close()
 		g.arriving = nil
+		g.driver.mu.Lock()
+		delete(g.driver.awaited, g.id)
+		g.driver.mu.Unlock()
 	}
 	if g.trip != nil {
 		g.trip.end()

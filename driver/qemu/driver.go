@@ -71,7 +71,8 @@ type Driver struct {
 	step func(name string)
 
 	mu      sync.Mutex
-	guests  map[resource.ID]*guest // guarded by mu; those with a directory
+	guests  map[resource.ID]*guest      // guarded by mu; those with a directory
+	awaited map[resource.ID]resource.ID // which guests are to come, and from which hosts; guarded by mu
 	changed *changes
 
 	closing  context.Context
