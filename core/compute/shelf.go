@@ -26,6 +26,9 @@ type Shelf struct {
 	At        time.Time
 	Offloaded bool   // its host is rid of it, and no other has it for good yet
 	Arch      string `json:",omitempty"` // of the host that it was on
+	// It was to be started on the host that has its disks, and that was given up: it may have run, and its disks have what the image lacks.
+	// So it leaves the shelf, off, once its host says that it is; only if that has died with them the image counts again.
+	Outdated bool `json:",omitempty"`
 }
 
 const shelvedSuffix = "-shelved"
@@ -64,7 +67,7 @@ func (s *Server) offload(tx *state.Tx) error {
 	if err := s.bequeath(tx, s.Storage, s.Epoch, s.HostID); err != nil {
 		return err
 	}
-	s.Shelf.Offloaded = true
+	s.Shelf.Offloaded, s.Shelf.Outdated = true, false
 	s.lieAnew("")
 	s.HostID, s.Stranded, s.Sworn = resource.ID{}, nil, 0
 	s.Seen = Seen{Observation: Observation{Power: Off}, Wish: s.Wish, Since: tx.Now()}
@@ -93,12 +96,24 @@ func (s *Service) Offload(ctx context.Context, id resource.ID) error {
 		if !srv.rests(tx) {
 			return fault.Errorf(fault.Conflict, "The server's host has not said that the server is off. Try again when it has, or is known to be dead.").WithCode("host-down")
 		}
+		if srv.isNewerThanShelf(tx) {
+			return fault.Errorf(fault.Conflict, "The server may have run since it was shelved: its disks are newer than its image. It is about to leave the shelf; shelve it again then.").WithCode("shelf-outdated")
+		}
 		if err := srv.offload(tx); err != nil {
 			return err
 		}
 		return record(ctx, tx, srv, offloadVerb)
 	})
 	return err
+}
+
+// isNewerThanShelf reports whether the server's disks are there and may have what its image lacks.
+func (s *Server) isNewerThanShelf(tx *state.Tx) bool {
+	if !s.Shelf.Outdated {
+		return false
+	}
+	h, ok := host.Table().PeekOne(tx, s.HostID)
+	return s.Storage != "" || ok && !h.Dead()
 }
 
 // A Place says where a server is to come back from the shelf to. Only one that is on no host can be told.
@@ -204,7 +219,8 @@ func (s *Server) ready(tx *state.Tx) error {
 func (s *Server) backOnShelf(tx *state.Tx) error {
 	s.Power = Off
 	if !s.Shelf.Offloaded {
-		return nil // its host may have started it already, and is to end it: then it can be rid of it
+		s.Shelf.Outdated = true // its host may have started it already, and is to end it
+		return nil
 	}
 	return s.offload(tx)
 }
@@ -242,7 +258,7 @@ func (s *Server) parts() []*ImageRef {
 // shelfAgain is how often the reconciler looks at what it has to wait for.
 const shelfAgain = time.Minute
 
-// shelfTask takes shelved servers off their hosts when it is time.
+// shelfTask takes shelved servers off their hosts when it is time, and off the shelf what may have run since.
 func (s *Service) shelfTask() reconcile.Task {
 	return reconcile.Task{
 		Name: "compute-shelf",
@@ -259,6 +275,9 @@ func (s *Service) shelfTask() reconcile.Task {
 
 func (s *Service) tidyShelf(ctx context.Context, id resource.ID) (next reconcile.Next, err error) {
 	due := func(tx *state.Tx, srv *Server) bool {
+		if srv.isNewerThanShelf(tx) {
+			return srv.rests(tx)
+		}
 		stay := host.KeepingOf(tx).ShelvedStay
 		return stay != host.ShelvedForever && srv.Shelf.At.Add(stay).Sub(s.State.Now()) <= 0 && srv.rests(tx)
 	}
@@ -278,6 +297,12 @@ func (s *Service) tidyShelf(ctx context.Context, id resource.ID) (next reconcile
 		srv, ok := servers.Find(tx, id)
 		if !ok || srv.Stage() != Shelved || srv.Task != "" || !srv.rests(tx) {
 			return nil
+		}
+		if srv.isNewerThanShelf(tx) {
+			if err := srv.clearShelf(tx); err != nil {
+				return err
+			}
+			return servers.Put(tx, srv)
 		}
 		if err := srv.offload(tx); err != nil {
 			return err

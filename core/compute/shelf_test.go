@@ -239,6 +239,55 @@ func onTheShelf(t *testing.T, c *cloudtest.Cloud, id resource.ID) {
 	sound(t, c)
 }
 
+// A server that is on its host still may have run, and written, before its way back was given up: its image is not what it comes back from.
+func TestAWayBackThatIsGivenUpLosesNothingThatWasWritten(t *testing.T) {
+	givenUp := func(t *testing.T, hosts int, stay time.Duration) (*cloudtest.Cloud, resource.ID) {
+		c, id := shelvedOn(t, hosts, time.Hour)
+		c.HostOf(id).Lazy = true
+		c.Must(c.Compute.Unshelve(c.Ctx, id, compute.Place{}))
+		c.Settle()
+		_, err := c.Ops.Cancel(c.Ctx, c.Server(id).OperationID)
+		c.Must(err)
+		c.Must(keepShelved(c, stay))
+		if tidy(c); c.Server(id).Stage() != compute.Shelved {
+			t.Errorf("before its host has said that it is off it is %v", c.Server(id).Standing())
+		}
+		return c, id
+	}
+	t.Run("its host has it", func(t *testing.T) {
+		c, id := givenUp(t, 1, 0)
+		if err := c.Compute.Offload(c.Admin, id); !fault.Is(err, fault.Conflict) {
+			t.Errorf("to offload it answers %v", err)
+		}
+		c.Hosts[0].Lazy = false
+		c.Return(c.Hosts[0])
+		c.Settle()
+		tidy(c)
+		srv := c.Server(id)
+		if srv.Stage() != compute.Stopped || srv.Shelf != nil || srv.Root != nil || srv.HostID != c.Hosts[0].ID || imageNamed(c, "vm-shelved") != nil {
+			t.Fatalf("it is %v: %+v", srv.Standing(), srv)
+		}
+		c.Must(c.Compute.Do(c.Ctx, id, compute.Starting))
+		if c.Settle(); c.Server(id).Stage() != compute.Running {
+			t.Errorf("started it is %v", c.Server(id).Standing())
+		}
+		clean(t, c, id)
+	})
+	t.Run("its host dies with its disks", func(t *testing.T) {
+		c, id := givenUp(t, 2, 0)
+		on := c.HostOf(id)
+		c.Lose(on)
+		_, err := (&host.Service{State: c.State}).Vouch(c.Admin, on.ID)
+		c.Must(err)
+		tidy(c)
+		onTheShelf(t, c, id)
+		c.Must(c.Compute.Unshelve(c.Ctx, id, compute.Place{}))
+		if c.Settle(); c.Server(id).Stage() != compute.Running || c.Server(id).HostID == on.ID {
+			t.Errorf("elsewhere it is %v", c.Server(id).Standing())
+		}
+	})
+}
+
 func TestAShelvedServerStaysOnItsHostForAsLongAsTheOperatorSays(t *testing.T) {
 	c, id := shelvedOn(t, 1, time.Hour)
 	if srv := c.Server(id); srv.Stage() != compute.Shelved || c.Hosts[0].Guests[id].Power != compute.Off || loadOf(c, c.Hosts[0]) == 0 {
