@@ -272,7 +272,8 @@ func (b *builder) prepareDemand() error {
 		}
 		b.demand.host = h.ID
 	}
-	b.demand.apart, b.demand.beside = b.hostsOf(b.Apart), b.hostsOf(b.Beside)
+	b.demand.apart = b.hostsOf(b.Apart, (*Server).Hosts)
+	b.demand.beside = b.hostsOf(b.Beside, func(srv *Server) []resource.ID { return []resource.ID{srv.bound()} })
 	if b.GroupID.IsZero() {
 		return nil
 	}
@@ -286,14 +287,16 @@ func (b *builder) prepareDemand() error {
 }
 
 // hostsOf are the hosts of the project's servers among these; nil if none were named.
-func (b *builder) hostsOf(ids []resource.ID) map[resource.ID]bool {
+func (b *builder) hostsOf(ids []resource.ID, of func(*Server) []resource.ID) map[resource.ID]bool {
 	if len(ids) == 0 {
 		return nil
 	}
 	found := map[resource.ID]bool{}
 	for _, id := range ids {
 		if srv, ok := servers.PeekOne(b.tx, id); ok && srv.ProjectID == b.actor.ProjectID {
-			found[srv.HostID] = true
+			for _, h := range of(srv) {
+				found[h] = true
+			}
 		}
 	}
 	return found

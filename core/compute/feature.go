@@ -128,10 +128,7 @@ func claimShares(s *Server) []state.Share {
 		return nil
 	}
 	var shares []state.Share
-	for _, h := range []resource.ID{s.HostID, s.beside()} {
-		if h.IsZero() {
-			continue
-		}
+	for _, h := range s.Hosts() {
 		claims := s.claimsOn(h)
 		for _, class := range slices.Sorted(maps.Keys(claims)) {
 			shares = append(shares, state.Share{Key: hostClaim(h, class), Amounts: state.Amounts{claims[class]}})

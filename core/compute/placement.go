@@ -1,9 +1,11 @@
 package compute
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 
@@ -64,7 +66,7 @@ type placing struct {
 	tx      *state.Tx
 	zones   ZoneMap
 	labeled []map[resource.ID]bool // hosts of each aggregate with the labels
-	members map[resource.ID]int    // of the group, by host
+	company *company               // of the group; nil without one
 	asked   []constraint
 	dice    dice
 	used    state.Amounts // of the host that is looked at
@@ -133,16 +135,6 @@ var constraints = []constraint{
 	{"has the disk", nil, func(p *placing, h *host.Host) bool { return p.room(h, 2) }},
 }
 
-func (p *placing) suitsGroup(h *host.Host) bool {
-	switch p.group.Policy {
-	case Together:
-		return len(p.members) == 0 || p.members[h.ID] > 0
-	case Apart:
-		return p.members[h.ID] < max(1, p.group.MaxPerHost)
-	}
-	return true
-}
-
 // total is what of a host may be promised in all.
 func (s *Service) total(h *host.Host) state.Amounts {
 	c := &h.Capacity
@@ -185,13 +177,8 @@ func (p *placing) score(h *host.Host) float64 {
 	if p.on(h) {
 		score++ // its disks need not be sent
 	}
-	if p.group != nil {
-		switch p.group.Policy {
-		case SoftTogether:
-			score += float64(p.members[h.ID])
-		case SoftApart:
-			score -= float64(p.members[h.ID])
-		}
+	if p.company != nil {
+		score += p.companionship(h)
 	}
 	return score
 }
@@ -201,8 +188,9 @@ const (
 	best     = 3 // scores that are kept
 )
 
-// enough hosts are looked at for one decision when there are many more: every so-manieth, from a random one on. The best of
-// them is about as good as the best of all, and a decision takes no longer with thousands. Only when none of them fits, all are looked at.
+// enough hosts are looked at for one decision when there are many more: every so-manieth, from a random one on, and those few that
+// have something for this server that others have not. The best of them is about as good as the best of all, and a decision takes no longer
+// with thousands. Only when none of them fits, all are looked at.
 const enough = 250
 
 // search makes ready to look at hosts.
@@ -234,19 +222,64 @@ func (s *Service) place(tx *state.Tx, d demand) (*host.Host, *operation.Why) {
 	p.dice = newDice(tx)
 	all := host.Table().Len(tx)
 	if step := all / enough; step > 1 && d.host.IsZero() {
-		chosen, why := p.among(func(yield func(*host.Host) bool) {
-			for n := p.dice.below(step); n < all; n += step {
-				if h, ok := host.Table().PeekAt(tx, n); ok && !yield(h) {
-					return
-				}
-			}
-		})
+		chosen, why := p.among(p.sample(all, step))
 		if chosen != nil {
 			why.Of = all
 			return chosen, why
 		}
 	}
 	return p.among(host.Table().Peek(tx, "", state.Range{}))
+}
+
+// sample gives every so-manieth host of all, and before them the special ones.
+func (p *placing) sample(all, step int) iter.Seq[*host.Host] {
+	special := p.special(all)
+	return func(yield func(*host.Host) bool) {
+		for _, h := range special {
+			if !yield(h) {
+				return
+			}
+		}
+		for n := p.dice.below(step); n < all; n += step {
+			h, ok := host.Table().PeekAt(p.tx, n)
+			if ok && !slices.Contains(special, h) && !yield(h) {
+				return
+			}
+		}
+	}
+}
+
+// special are hosts that have something for the server: some of its group, servers that it is to be beside, or its disks.
+func (p *placing) special(all int) (hosts []*host.Host) {
+	add := func(h *host.Host, ok bool) {
+		if ok && !slices.Contains(hosts, h) {
+			hosts = append(hosts, h)
+		}
+	}
+	if p.company != nil {
+		for _, id := range p.company.with {
+			add(host.Table().PeekOne(p.tx, id))
+		}
+	}
+	for n, id := range slices.SortedFunc(maps.Keys(p.beside), func(a, b resource.ID) int { return bytes.Compare(a[:], b[:]) }) {
+		if n < fewHosts {
+			add(host.Table().PeekOne(p.tx, id))
+		}
+	}
+	if p.storage == "" {
+		return hosts
+	}
+	// Of those that reach the disks others each time: from a random host on, and round.
+	from, _ := host.Table().PeekAt(p.tx, p.dice.below(all))
+	reach, most := state.KeyOf(p.storage), len(hosts)+fewHosts
+	for _, part := range []state.Range{{Prefix: reach, AfterKey: reach, After: from.ID}, {Prefix: reach}} {
+		for h := range host.Table().Peek(p.tx, "storage", part) {
+			if add(h, true); len(hosts) >= most {
+				return hosts
+			}
+		}
+	}
+	return hosts
 }
 
 // among chooses one of some hosts.
@@ -319,12 +352,7 @@ func rank(top []operation.Score, name string, score float64) []operation.Score {
 // lookAround learns what the constraints need besides the hosts themselves.
 func (p *placing) lookAround() {
 	if p.group != nil {
-		p.members = map[resource.ID]int{}
-		for srv := range servers.Peek(p.tx, "group", state.Range{Prefix: state.KeyOf(p.group.ID)}) {
-			if !srv.HostID.IsZero() && srv.ID != p.self {
-				p.members[srv.HostID]++
-			}
-		}
+		p.company = companyOf(p.tx, p.group, &p.demand)
 	}
 	g := groupingOf(p.tx)
 	p.zones = ZoneMap{g.zones}

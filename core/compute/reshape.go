@@ -208,6 +208,9 @@ func (s *Service) goBack(ctx context.Context, tx *state.Tx, srv *Server, back re
 			return fault.Errorf(fault.Conflict, "One of the two hosts cannot be heard. Try again once it can, or confirm.").WithCode("host-down")
 		}
 	}
+	if err := srv.mayRejoin(tx, back); err != nil {
+		return err
+	}
 	_, err := s.setOut(ctx, tx, srv, Reverting, back, srv.Before.Shape)
 	return err
 }
