@@ -3,6 +3,9 @@ package compute_test
 import (
 	"testing"
 
+	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/resource"
+	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/compute/cloudtest"
 )
 
@@ -20,5 +23,41 @@ func TestAggregateNumbers(t *testing.T) {
 		if name != "b" {
 			c.Must(c.Compute.DeleteAggregate(c.Admin, a.Number))
 		}
+	}
+}
+
+// A resize asks of the server's own host what it asks of others: a flavor that leads to an aggregate's hosts takes the server there.
+func TestReshapeIntoAggregate(t *testing.T) {
+	c := cloudtest.New(t, 2)
+	a, err := c.Compute.CreateAggregate(c.Admin, "ssd", "")
+	c.Must(err)
+	yes := "true"
+	_, err = c.Compute.SetAggregateMetadata(c.Admin, a.Number, map[string]*string{"ssd": &yes}, nil)
+	c.Must(err)
+	_, err = c.Compute.AddHost(c.Admin, a.Number, c.Hosts[1].Name)
+	c.Must(err)
+	for name, vcpus := range map[string]int{"ssd": 1, "ssd.larger": 2} {
+		_, err = c.Compute.CreateFlavor(c.Admin, compute.Flavor{Meta: resource.Meta{Name: name}, Ref: name, VCPUs: vcpus, MemoryMiB: 256, RootGiB: 2,
+			Extra: map[string]string{"aggregate_instance_extra_specs:ssd": "true"}})
+		c.Must(err)
+	}
+	id := launchOn(c, compute.Launch{}, c.Hosts[0])
+	c.Settle()
+	c.Must(c.Compute.Reshape(c.Ctx, id, "ssd", nil))
+	c.Settle()
+	if c.Server(id).HostID != c.Hosts[1].ID {
+		t.Fatalf("a flavor for the aggregate runs outside it: %v", c.Server(id).Standing())
+	}
+	c.Must(c.Compute.Confirm(c.Ctx, id))
+	c.Must(c.Compute.Reshape(c.Ctx, id, "ssd.larger", nil))
+	if c.Server(id).Moving() {
+		t.Error("it leaves a host that is in the aggregate")
+	}
+	c.Settle()
+	c.Must(c.Compute.Confirm(c.Ctx, id))
+	_, err = c.Compute.RemoveHost(c.Admin, a.Number, c.Hosts[1].Name)
+	c.Must(err)
+	if err := c.Compute.Reshape(c.Ctx, id, "ssd", nil); !fault.Is(err, fault.Exhausted) {
+		t.Errorf("no host is in the aggregate: %v", err)
 	}
 }

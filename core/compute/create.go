@@ -166,6 +166,7 @@ func (b *builder) prepare() error {
 	if b.sockets, err = b.wantedSockets(); err != nil {
 		return err
 	}
+	b.demand.physical = b.physical()
 	if b.ReservationID == "" {
 		var random [5]byte
 		b.tx.Random(random[:])
@@ -365,7 +366,7 @@ func (b *builder) build(n int) (*Server, error) {
 	srv := b.server(n)
 	chosen, why := b.service.place(b.tx, b.demand)
 	if chosen == nil && b.Strict {
-		return nil, fault.Errorf(fault.Exhausted, "%s", explain(why)).WithCode("no-host")
+		return nil, noHost(b.ctx, why)
 	}
 	if chosen == nil {
 		return srv, b.abandon(srv, why)
@@ -397,6 +398,7 @@ func (b *builder) abandon(srv *Server, why *operation.Why) error {
 	text := explain(why)
 	srv.Task, srv.OperationID = "", resource.ID{}
 	srv.fail(b.tx, 500, text)
+	srv.Failure.Details = explainAll(why)
 	if err := operation.End(b.tx, op, operation.Failed, text); err != nil {
 		return err
 	}

@@ -35,6 +35,8 @@ type demand struct {
 	storage   string               // that its disks are on; "" for none that hosts share
 	stored    int64                // what it takes of that already
 	reaches   bool                 // the host has to reach them there
+	physical  []string             // networks that its ports lie on
+	stays     *Server              // it is on the host that is asked, and takes more of it, or less; nil: it comes there
 }
 
 // isolatingKey is the flavor's demand for hardware that separates guests; aggregateKey begins
@@ -102,12 +104,13 @@ var constraints = []constraint{
 		func(p *placing, h *host.Host) bool { return h.ID == p.host }},
 	{"is another than the present one", func(p *placing) bool { return !p.leaves.IsZero() },
 		func(p *placing, h *host.Host) bool { return h.ID != p.leaves }},
-	{"can be heard", nil, func(_ *placing, h *host.Host) bool { return h.Up() }},
-	{"takes new servers", nil, func(p *placing, h *host.Host) bool { return !h.Maintenance && !h.Disabled }},
+	{"can be heard", (*placing).arrives, func(_ *placing, h *host.Host) bool { return h.Up() }},
+	{"takes new servers", (*placing).arrives, func(p *placing, h *host.Host) bool { return !h.Maintenance && !h.Disabled }},
 	{"can take in servers from other hosts", func(p *placing) bool { return p.moves },
 		func(_ *placing, h *host.Host) bool { return h.Capacity.Moves }},
 	{"reaches the server's disks", func(p *placing) bool { return p.reaches },
 		func(p *placing, h *host.Host) bool { return h.Capacity.Storage == p.storage }},
+	{"is connected with the physical networks of the server's ports", func(p *placing) bool { return p.physical != nil }, (*placing).connects},
 	{"is in the zone", func(p *placing) bool { return p.zone != "" },
 		func(p *placing, h *host.Host) bool { return p.zones.Of(h) == p.zone }},
 	{"has the architecture", func(p *placing) bool { return p.arch != "" },
@@ -135,6 +138,14 @@ var constraints = []constraint{
 	{"has the disk", nil, func(p *placing, h *host.Host) bool { return p.room(h, 2) }},
 }
 
+// arrives reports whether the server is not on the host yet.
+func (p *placing) arrives() bool { return p.stays == nil }
+
+// connects keeps hosts that say that they are connected with all the physical networks.
+func (p *placing) connects(h *host.Host) bool {
+	return !slices.ContainsFunc(p.physical, func(name string) bool { return !slices.Contains(h.Physical, name) })
+}
+
 // total is what of a host may be promised in all.
 func (s *Service) total(h *host.Host) state.Amounts {
 	c := &h.Capacity
@@ -151,6 +162,11 @@ func (p *placing) room(h *host.Host, what int) bool {
 		p.loaded = true
 	}
 	load := p.load[what]
+	if p.stays != nil {
+		if load -= p.stays.taken()[what]; load <= 0 {
+			return true
+		}
+	}
 	if what == diskAmount && p.on(h) {
 		load = max(0, load-p.stored)
 	}
@@ -299,6 +315,7 @@ func (p *placing) among(hosts iter.Seq[*host.Host]) (*host.Host, *operation.Why)
 			}
 			if n > furthest {
 				furthest = n
+				why.Ended = p.asked[n].name
 				why.Nearest = nearest(p.asked[n].name, p.short.String())
 			}
 			continue
@@ -322,7 +339,7 @@ func (p *placing) among(hosts iter.Seq[*host.Host]) (*host.Host, *operation.Why)
 	}
 	why.Scores = top
 	if chosen != nil {
-		why.Chosen, why.Nearest = chosen.Name, ""
+		why.Chosen, why.Ended, why.Nearest = chosen.Name, "", ""
 	} else if why.Looked == 0 {
 		why.Nearest = "There are no hosts yet."
 	}
@@ -376,20 +393,4 @@ func (d *dice) below(n int) int {
 	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
 	z = (z ^ z>>27) * 0x94d049bb133111eb
 	return int((z ^ z>>31) % uint64(n))
-}
-
-// explain says in words for the owner why no host was found, without names of any.
-func explain(why *operation.Why) string {
-	var parts []string
-	for _, r := range why.Removed {
-		parts = append(parts, fmt.Sprintf("%d of %d were left out because none of them %s", r.Count, why.Looked, r.Constraint))
-	}
-	text := "No valid host was found."
-	if why.Nearest != "" {
-		text += " " + why.Nearest
-	}
-	if len(parts) > 0 {
-		text += " Of the hosts, " + strings.Join(parts, "; ") + "."
-	}
-	return text
 }

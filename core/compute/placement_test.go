@@ -110,8 +110,11 @@ func TestNearestFit(t *testing.T) {
 		if want := "The host that came nearest lacks 808 MiB of memory."; why.Nearest != want {
 			t.Errorf("the nearest fit is %q", why.Nearest)
 		}
-		if want := "No valid host was found. The host that came nearest lacks 808 MiB of memory. Of the hosts, 3 of 3 were left out because none of them has the memory."; explain(why) != want {
-			t.Errorf("explained by %q", explain(why))
+		if want := "No valid host was found. The host that came nearest lacks 808 MiB of memory. Of the hosts, 3 of 3 were left out because none of them has the memory."; explainAll(why) != want {
+			t.Errorf("explained to operators by %q", explainAll(why))
+		}
+		if want := "No valid host was found. No host that has the memory was left."; explain(why) != want {
+			t.Errorf("explained to the owner by %q", explain(why))
 		}
 		return nil
 	})
