@@ -1,6 +1,7 @@
 package compute_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -60,4 +61,46 @@ func TestReshapeIntoAggregate(t *testing.T) {
 	if err := c.Compute.Reshape(c.Ctx, id, "ssd", nil); !fault.Is(err, fault.Exhausted) {
 		t.Errorf("no host is in the aggregate: %v", err)
 	}
+}
+
+// A zone cannot be taken away from under servers; neither for another one nor for none.
+func TestZoneStaysUnderServers(t *testing.T) {
+	c := cloudtest.New(t, 2)
+	first, err := c.Compute.CreateAggregate(c.Admin, "first", "z1")
+	c.Must(err)
+	for _, h := range c.Hosts {
+		_, err = c.Compute.AddHost(c.Admin, first.Number, h.Name)
+		c.Must(err)
+	}
+	id := launchOn(c, compute.Launch{Zone: "z1"}, c.Hosts[0])
+	c.Settle()
+	none, other := "", "z2"
+	for _, zone := range []string{none, other} {
+		if _, err := c.Compute.UpdateAggregate(c.Admin, first.Number, nil, &zone); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "contain instances in this zone") {
+			t.Errorf("to %q it is changed: %v", zone, err)
+		}
+		if _, err := c.Compute.SetAggregateMetadata(c.Admin, first.Number, nil, &zone); !fault.Is(err, fault.Conflict) {
+			t.Errorf("to %q its metadata change it: %v", zone, err)
+		}
+	}
+	if a, _ := compute.Aggregates().PeekOne(c.State.Latest(), first.ID); a.Zone != "z1" {
+		t.Errorf("the zone is %q", a.Zone)
+	}
+	c.Must(c.Compute.LiveMigrate(c.Admin, id, ""))
+	c.Settle()
+
+	// Another aggregate's zone that is the same holds it, and no host need be in the first one then.
+	second, err := c.Compute.CreateAggregate(c.Admin, "second", "z1")
+	c.Must(err)
+	_, err = c.Compute.AddHost(c.Admin, second.Number, c.HostOf(id).Name)
+	c.Must(err)
+	_, err = c.Compute.UpdateAggregate(c.Admin, first.Number, nil, &none)
+	c.Must(err)
+	if _, err := c.Compute.RemoveHost(c.Admin, second.Number, c.HostOf(id).Name); !fault.Is(err, fault.Conflict) {
+		t.Errorf("the host leaves the zone: %v", err)
+	}
+	c.Must(c.Compute.Delete(c.Ctx, id))
+	c.Settle()
+	_, err = c.Compute.UpdateAggregate(c.Admin, second.Number, nil, &none)
+	c.Must(err)
 }
