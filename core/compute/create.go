@@ -283,8 +283,7 @@ func (b *builder) prepareDemand() error {
 		return fault.Errorf(fault.Invalid, "Instance group %s could not be found.", b.GroupID).WithCode("server-group-not-found")
 	}
 	b.demand.group = g
-	members := int64(len(MembersOf(b.tx, g.ID)))
-	return roomFor(b.tx, b.actor.ProjectID, b.actor.UserID, QuotaGroupMembers, members, b.Min)
+	return nil
 }
 
 // hostsOf are the hosts of the project's servers among these; nil if none were named.
@@ -337,6 +336,15 @@ func (b *builder) checkQuota() error {
 				return overQuota(q.name, b.Min*int(q.one), q.used, limit)
 			}
 			b.count = min(b.count, int(fit))
+		}
+	}
+	if b.demand.group != nil {
+		members := int64(len(MembersOf(b.tx, b.GroupID)))
+		if err := roomFor(b.tx, project, user, QuotaGroupMembers, members, b.Min); err != nil {
+			return err
+		}
+		if limit := limitOf(b.tx, project, user, QuotaGroupMembers); limit >= 0 {
+			b.count = min(b.count, limit-int(members))
 		}
 	}
 	return b.checkParts(project, user)

@@ -251,3 +251,20 @@ func TestSoftlyTogetherInLargeCloud(t *testing.T) {
 		t.Errorf("10 servers that are softly together are on %d hosts, and any has room for all", len(on))
 	}
 }
+
+// Of a launch of several as many become members as the quota allows, and the least that was asked for, or none.
+func TestGroupMembersQuota(t *testing.T) {
+	c := cloudtest.New(t, 3)
+	g := newGroup(c, compute.SoftApart)
+	if ids := c.Launch(compute.Launch{GroupID: g, Min: 1, Max: 30}); len(ids) != 10 {
+		t.Errorf("%d members are made where 10 may be", len(ids))
+	}
+	for _, least := range []int{1, 2} {
+		if _, err := c.Compute.Create(c.Ctx, c.Plain(compute.Launch{GroupID: g, Min: least, Max: 30})); !fault.Is(err, fault.OverQuota) {
+			t.Errorf("%d more are made: %v", least, err)
+		}
+	}
+	if _, err := c.Compute.Create(c.Ctx, c.Plain(compute.Launch{GroupID: newGroup(c, compute.Apart), Min: 11, Max: 30})); !fault.Is(err, fault.OverQuota) {
+		t.Errorf("11 are made: %v", err)
+	}
+}
