@@ -71,6 +71,7 @@ type placing struct {
 	company *company               // of the group; nil without one
 	asked   []constraint
 	dice    dice
+	pack    bool          // the cloud's servers fill one host after the other
 	used    state.Amounts // of the host that is looked at
 	total   state.Amounts // of it
 	loaded  bool          // used and total are known
@@ -187,7 +188,7 @@ func (p *placing) score(h *host.Host) float64 {
 		}
 	}
 	score /= float64(max(1, counted))
-	if p.service.config.Pack {
+	if p.pack {
 		score = 1 - score
 	}
 	if p.on(h) {
@@ -211,7 +212,7 @@ const enough = 250
 
 // search makes ready to look at hosts.
 func (s *Service) search(tx *state.Tx, d demand) *placing {
-	p := &placing{demand: d, service: s, tx: tx}
+	p := &placing{demand: d, service: s, tx: tx, pack: host.KeepingOf(tx).Pack}
 	p.lookAround()
 	for _, c := range constraints {
 		if c.asks == nil || c.asks(p) {
