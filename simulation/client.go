@@ -37,6 +37,7 @@ type project struct {
 	ctx      context.Context
 	networks []resource.ID
 	routers  []resource.ID
+	groups   []resource.ID // of servers, one that keeps them apart and one that keeps them together
 	// servers that were promised and whose deletion was not asked for.
 	servers map[resource.ID]bool
 	order   []resource.ID
@@ -72,6 +73,13 @@ func (w *world) newClient() (*client, error) {
 		c.projects = append(c.projects, p)
 		if err := c.addNetwork(p); err != nil {
 			return nil, fmt.Errorf("make a network: %w", err)
+		}
+		for _, policy := range []compute.Policy{compute.Apart, compute.Together} {
+			g, err := w.control.compute.CreateGroup(p.ctx, compute.Group{Meta: resource.Meta{Name: string(policy)}, Policy: policy})
+			if err != nil {
+				return nil, fmt.Errorf("make a group: %w", err)
+			}
+			p.groups = append(p.groups, g.ID)
 		}
 	}
 	return c, nil
@@ -312,6 +320,9 @@ func (c *client) create(p *project, flavor string) (string, error) {
 		NICs: []compute.NICWanted{{NetworkID: p.networks[w.rng.IntN(len(p.networks))]}}, Max: 1 + w.rng.IntN(2)}
 	if w.chance(400) {
 		launch.Hints = map[string]string{"unkai_restart_elsewhere": "true"}
+	}
+	if w.chance(250) {
+		launch.GroupID = p.groups[w.rng.IntN(len(p.groups))]
 	}
 	if w.chance(100) {
 		before := w.control.state.Latest().Revision()

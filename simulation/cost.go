@@ -13,6 +13,7 @@ import (
 
 // A Cost is what a fault comes to.
 type Cost struct {
+	Elsewhere       bool // whether servers were to be restarted elsewhere
 	Hosts, Affected int
 	Dead            time.Duration // until all of the hosts were known to be
 	Restarted       int
@@ -32,7 +33,7 @@ func (t *trial) fail() (*Cost, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cost{Hosts: len(ids), NoRoom: map[string]int{}}
+	c := &Cost{Elsewhere: t.Elsewhere, Hosts: len(ids), NoRoom: map[string]int{}}
 	if err := t.hub.Pump(); err != nil {
 		return nil, err
 	}

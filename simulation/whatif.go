@@ -28,6 +28,7 @@ type Question struct {
 	Hosts, Racks, Servers int
 	Host, Flavor          Size
 	Pack                  bool
+	Elsewhere             bool             // each server is to be restarted elsewhere, leases count, and each host has a watchdog; by default a cloud restarts nothing
 	Fault                 string           // "rack:K" or "host:NAME" dies; "" for none
 	Drain                 string           // in the same form, or a host's name
 	Fit                   *Size            // how many more of it?
@@ -95,7 +96,7 @@ func Ask(ctx context.Context, q Question) (*Answer, error) {
 		return nil, err
 	}
 	defer t.state.Close()
-	t.compute = compute.New(t.state, compute.Config{Pack: q.Pack})
+	t.compute = compute.New(t.state, compute.Config{})
 	t.hub = host.NewHub(t.state, t.compute.Sources()...)
 	t.hub.Now, t.hub.After = func() time.Time { return t.clock }, func(time.Duration, func()) {}
 	if err := t.furnish(); err != nil {
@@ -134,19 +135,23 @@ func (t *trial) furnish() error {
 	for n := range t.Hosts {
 		id := resource.NewID(t.clock, t.random)
 		t.hosts = append(t.hosts, id)
-		hello := host.Hello{Name: fmt.Sprintf("host-%04d", n+1), Zone: rackName(1 + n*t.Racks/t.Hosts), Watchdog: true, Capacity: host.Capacity{Driver: "sim",
+		hello := host.Hello{Name: fmt.Sprintf("host-%04d", n+1), Zone: rackName(1 + n*t.Racks/t.Hosts), Watchdog: t.Elsewhere, Capacity: host.Capacity{Driver: "sim",
 			VCPUs: t.Host.VCPUs, MemoryMiB: t.Host.MemoryMiB, DiskGiB: t.Host.DiskGiB, Moves: true, Arch: "x86_64"}}
 		if err := host.Arrive(t.ctx, t.state, id, hello); err != nil {
 			return err
 		}
 	}
 	if _, err := (&host.Service{State: t.state}).SetKeeping(t.ctx, func(k *host.Keeping) {
-		k.Leases = true
+		k.Leases, k.Pack = t.Elsewhere, t.Pack
 		if t.AtOnce > 0 {
 			k.AtOnce = t.AtOnce
 		}
 	}); err != nil {
 		return err
+	}
+	var extra map[string]string
+	if t.Elsewhere {
+		extra = map[string]string{"unkai:restart_elsewhere": "true"}
 	}
 	fit := t.Flavor
 	if t.Fit != nil {
@@ -154,8 +159,7 @@ func (t *trial) furnish() error {
 	}
 	for n, s := range []Size{t.Flavor, fit} {
 		ref := [...]string{"one", "fit"}[n]
-		if _, err := t.compute.CreateFlavor(t.ctx, compute.Flavor{Meta: resource.Meta{Name: ref}, Ref: ref, VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, RootGiB: s.DiskGiB,
-			Extra: map[string]string{"unkai:restart_elsewhere": "true"}}); err != nil {
+		if _, err := t.compute.CreateFlavor(t.ctx, compute.Flavor{Meta: resource.Meta{Name: ref}, Ref: ref, VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, RootGiB: s.DiskGiB, Extra: extra}); err != nil {
 			return err
 		}
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 func question() Question {
-	return Question{Seed: 3, Hosts: 5, Racks: 5, Servers: 50, Host: Size{4, 8192, 200}, Flavor: Size{1, 512, 10}, Boot: 10 * time.Second}
+	return Question{Seed: 3, Elsewhere: true, Hosts: 5, Racks: 5, Servers: 50, Host: Size{4, 8192, 200}, Flavor: Size{1, 512, 10}, Boot: 10 * time.Second}
 }
 
 func answer(t *testing.T, q Question) *Answer {
@@ -76,7 +76,7 @@ func TestWhatIfThereIsNoRoom(t *testing.T) {
 	q := question()
 	q.Servers, q.Fault, q.Drain = 75, "host:host-0001", "rack:2" // of 80 that have room
 	a := answer(t, q)
-	if c := a.Fault; c.Affected != 15 || c.Restarted != 4 || len(c.NoRoom) != 1 || c.NoRoom[Sorted(c.NoRoom)[0]] != 11 || !strings.Contains(Sorted(c.NoRoom)[0], "MiB of memory") {
+	if c := a.Fault; c.Affected != 15 || c.Restarted != 4 || len(c.NoRoom) != 1 || c.NoRoom[Sorted(c.NoRoom)[0]] != 11 || !strings.Contains(Sorted(c.NoRoom)[0], "has the memory") {
 		t.Errorf("fault: %+v", c)
 	}
 	if d := a.Drain; d.Stays() != 11 || !strings.Contains(Sorted(d.Stay)[0], "MiB of memory") {
@@ -91,5 +91,14 @@ func TestWhatIfThereIsNoRoom(t *testing.T) {
 		if _, err := Ask(t.Context(), q); err == nil {
 			t.Errorf("%s is taken", what)
 		}
+	}
+}
+
+// A cloud restarts nothing elsewhere until somebody says so.
+func TestWhatIfByDefault(t *testing.T) {
+	q := question()
+	q.Elsewhere, q.Fault = false, "rack:1"
+	if c := answer(t, q).Fault; c.Elsewhere || c.Affected != 10 || c.Restarted != 0 || c.Dead != 0 {
+		t.Errorf("fault: %+v", c)
 	}
 }

@@ -58,6 +58,7 @@ type keeping struct {
 	AtOnce       int  `json:"at_once"`
 	StayOff      bool `json:"stay_off"`
 	StayCrashed  bool `json:"stay_crashed"`
+	Pack         bool `json:"pack"`
 	ShelvedStay  int  `json:"shelved_stay_seconds"` // on their hosts; below 0 for as long as nobody says otherwise
 }
 
@@ -68,6 +69,7 @@ type keepingPatch struct {
 	AtOnce       *int  `json:"at_once"`
 	StayOff      *bool `json:"stay_off"`
 	StayCrashed  *bool `json:"stay_crashed"`
+	Pack         *bool `json:"pack"`
 	ShelvedStay  *int  `json:"shelved_stay_seconds"`
 }
 
@@ -215,7 +217,7 @@ func (s *Server) keeping(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) writeKeeping(w http.ResponseWriter, r *http.Request, k *host.Keeping) {
-	s.write(w, r, http.StatusOK, keeping{k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed, seconds(k.ShelvedStay)})
+	s.write(w, r, http.StatusOK, keeping{k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed, k.Pack, seconds(k.ShelvedStay)})
 }
 
 // patchKeeping changes it.
@@ -230,6 +232,7 @@ func (s *Server) patchKeeping(w http.ResponseWriter, r *http.Request) error {
 		set(&k.AtOnce, p.AtOnce)
 		set(&k.StayOff, p.StayOff)
 		set(&k.StayCrashed, p.StayCrashed)
+		set(&k.Pack, p.Pack)
 		if p.ShelvedStay != nil {
 			k.ShelvedStay = time.Duration(*p.ShelvedStay) * time.Second
 		}

@@ -109,11 +109,11 @@ func TestKeeping(t *testing.T) {
 	for _, body := range []string{``, `{"storm_percent":101}`, `{"at_once":0}`, `{"x":1}`} {
 		w.do("admin", "PATCH", "/keeping", body).must(t, 400).code(t)
 	}
-	if got := strings.TrimSpace(string(w.get("admin", "/keeping").must(t, 200).body)); got != `{"leases":false,"storm_percent":25,"at_once":10,"stay_off":false,"stay_crashed":false,"shelved_stay_seconds":0}` {
+	if got := strings.TrimSpace(string(w.get("admin", "/keeping").must(t, 200).body)); got != `{"leases":false,"storm_percent":25,"at_once":10,"stay_off":false,"stay_crashed":false,"pack":false,"shelved_stay_seconds":0}` {
 		t.Error(got)
 	}
 	w.do("admin", "PATCH", "/keeping", `{"leases":true,"at_once":3}`).must(t, 200)
-	if got := strings.TrimSpace(string(w.get("admin", "/keeping").must(t, 200).body)); got != `{"leases":true,"storm_percent":25,"at_once":3,"stay_off":false,"stay_crashed":false,"shelved_stay_seconds":0}` {
+	if got := strings.TrimSpace(string(w.get("admin", "/keeping").must(t, 200).body)); got != `{"leases":true,"storm_percent":25,"at_once":3,"stay_off":false,"stay_crashed":false,"pack":false,"shelved_stay_seconds":0}` {
 		t.Error(got)
 	}
 }

@@ -39,7 +39,7 @@ func kinds(n *network.Service) []*kind {
 		show("assignments", identity.Assignments(), "assignment.get", rule[identity.Assignment]{
 			user: holder, own: func(a *identity.Actor) []span { return []span{{index: "holder", key: state.KeyOf(a.UserID)}} }}),
 		show("servers", compute.Servers(), "server.get", rule[compute.Server]{
-			own: owned[compute.Server]("project"), operator: fields("HostID Storage Kept Unrun Epoch Sworn Move.Storage Failure.Details Seen.OursMs Seen.StartMs"),
+			own: owned[compute.Server]("project"), operator: fields("HostID Storage Kept Unrun Epoch Sworn Move.To Move.Storage Before.HostID Failure.Details Seen.OursMs Seen.StartMs"),
 			by: places{"host_id": on("host"), "reservation_id": onText("reservation"), "name": within(onText("name")),
 				"shape.flavor_id": within(on("flavor")), "boot.image.id": within(on("image"))}}),
 		show("flavors", compute.Flavors(), "flavor.get", rule[compute.Flavor]{
@@ -72,7 +72,7 @@ func kinds(n *network.Service) []*kind {
 		show("address-groups", network.AddressGroups(), "address-group.read", collected(n.Addresses, sharing(network.SharedSet), "")),
 		show("network-shares", network.Shares(), "share.read", collected(n.Shares, nil, "")),
 		show("operations", operation.Table(), "operation.get", rule[operation.Operation]{
-			own: owned[operation.Operation]("project"), operator: fields("Steps.HostID Why.Chosen Why.Scores Why.Removed.Examples"),
+			own: owned[operation.Operation]("project"), operator: fields("Steps.HostID Why.Chosen Why.Looked Why.Of Why.Nearest Why.Scores Why.Removed.Count Why.Removed.Examples"),
 			by: places{"target_id": on("target")}}),
 		show("hosts", host.Table(), "host.get", rule[host.Host]{}),
 		show("traits", host.Traits(), "trait.get", rule[host.Trait]{}),

@@ -397,11 +397,12 @@ type keepingSaid struct {
 	AtOnce       *int           `help:"How many servers are restarted elsewhere at once."`
 	StayOff      *bool          `negatable:"" help:"Whether guests are left off when their host is back after a power failure."`
 	StayCrashed  *bool          `negatable:"" help:"Whether crashed guests are left so."`
+	Pack         *bool          `negatable:"" help:"Whether new servers fill one host after the other; otherwise they are spread."`
 	ShelvedStay  *time.Duration `help:"How long a shelved guest stays on its host, off, such as 1h: 0s for not at all, -1s for as long as nobody says otherwise."`
 }
 
 func (s *keepingSaid) apply(k *host.Keeping) {
-	for _, b := range []struct{ to, said *bool }{{&k.Leases, s.Leases}, {&k.StayOff, s.StayOff}, {&k.StayCrashed, s.StayCrashed}} {
+	for _, b := range []struct{ to, said *bool }{{&k.Leases, s.Leases}, {&k.StayOff, s.StayOff}, {&k.StayCrashed, s.StayCrashed}, {&k.Pack, s.Pack}} {
 		if b.said != nil {
 			*b.to = *b.said
 		}
@@ -431,8 +432,8 @@ func (h *hostKeeping) Run(ctx context.Context) error {
 	if err := askWith(ctx, h.Data, http.MethodPost, "/keeping", text, &k); err != nil {
 		return err
 	}
-	fmt.Printf("leases count: %v\nstorm: above %d %% of the hosts\nrestarted elsewhere at once: %d\nleft off after their host's power failure: %v\nleft so when crashed: %v\nshelved guests stay on their hosts: %s\n",
-		k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed, stayOf(k.ShelvedStay))
+	fmt.Printf("leases count: %v\nstorm: above %d %% of the hosts\nrestarted elsewhere at once: %d\nleft off after their host's power failure: %v\nleft so when crashed: %v\nshelved guests stay on their hosts: %s\nservers fill one host after the other: %v\n",
+		k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed, stayOf(k.ShelvedStay), k.Pack)
 	return nil
 }
 

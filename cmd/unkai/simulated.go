@@ -51,7 +51,7 @@ func (c *cloud) startSimulated(ctx context.Context, count int, start func(string
 		}
 		capacity := capacityOf(simulatedHost)
 		capacity.Where = m.Where()
-		link := &agent.Local{Hub: c.hub, Host: id, Hello: host.Hello{Name: fmt.Sprintf("sim-%04d", n+1), Version: version, Capacity: capacity}}
+		link := &agent.Local{Hub: c.hub, Host: id, Hello: host.Hello{Name: fmt.Sprintf("sim-%04d", n+1), Version: version, Physical: []string{"public"}, Capacity: capacity}}
 		start(link.Hello.Name, func(ctx context.Context) error {
 			a.Run(identity.Internal(ctx), link, 1)
 			return nil

@@ -18,19 +18,20 @@ import (
 
 // whatIfOptions ask about a cloud that is not there.
 type whatIfOptions struct {
-	Servers  int           `help:"What if: place so many servers, and answer instead of running seeds."`
-	Seed     uint64        `default:"1" help:"What if: of its choices."`
-	Racks    int           `default:"1" help:"What if: the hosts are in so many racks, which are zones."`
-	HostSize string        `default:"32,131072,4000" placeholder:"VCPUS,MiB,GiB" help:"What if: what each host has."`
-	Flavor   string        `default:"1,512,10" placeholder:"VCPUS,MiB,GiB" help:"What if: what each server asks for."`
-	Spread   bool          `xor:"place" help:"What if: spread servers over the hosts, as is done anyway."`
-	Pack     bool          `xor:"place" help:"What if: fill one host after the other."`
-	Fault    string        `placeholder:"rack:K|host:NAME" help:"What if: this dies. What does it cost?"`
-	Drain    string        `placeholder:"rack:K|NAME" help:"What if: this is to be emptied. Where do its servers go?"`
-	Fit      string        `placeholder:"VCPUS,MiB,GiB" help:"What if: how many more of these have room?"`
-	AtOnce   int           `default:"10" help:"What if: how many servers are restarted elsewhere at once."`
-	Boot     time.Duration `default:"10s" help:"What if: how long a guest takes to start."`
-	JSON     bool          `help:"What if: print JSON."`
+	Servers   int           `help:"What if: place so many servers, and answer instead of running seeds."`
+	Seed      uint64        `default:"1" help:"What if: of its choices."`
+	Racks     int           `default:"1" help:"What if: the hosts are in so many racks, which are zones."`
+	HostSize  string        `default:"32,131072,4000" placeholder:"VCPUS,MiB,GiB" help:"What if: what each host has."`
+	Flavor    string        `default:"1,512,10" placeholder:"VCPUS,MiB,GiB" help:"What if: what each server asks for."`
+	Spread    bool          `xor:"place" help:"What if: spread servers over the hosts, as is done anyway."`
+	Pack      bool          `xor:"place" help:"What if: fill one host after the other."`
+	Elsewhere bool          `name:"restart-elsewhere" help:"What if: each server is to be restarted elsewhere, leases count, and each host has a watchdog. By default a cloud restarts nothing elsewhere."`
+	Fault     string        `placeholder:"rack:K|host:NAME" help:"What if: this dies. What does it cost?"`
+	Drain     string        `placeholder:"rack:K|NAME" help:"What if: this is to be emptied. Where do its servers go?"`
+	Fit       string        `placeholder:"VCPUS,MiB,GiB" help:"What if: how many more of these have room?"`
+	AtOnce    int           `default:"10" help:"What if: how many servers are restarted elsewhere at once."`
+	Boot      time.Duration `default:"10s" help:"What if: how long a guest takes to start."`
+	JSON      bool          `help:"What if: print JSON."`
 }
 
 func sizeOf(text string) (s simulation.Size, err error) {
@@ -43,7 +44,7 @@ func sizeOf(text string) (s simulation.Size, err error) {
 }
 
 func (o *whatIfOptions) whatIf(ctx context.Context, hosts int, out io.Writer) error {
-	q := simulation.Question{Seed: o.Seed, Hosts: hosts, Racks: o.Racks, Servers: o.Servers, Pack: o.Pack, Fault: o.Fault, Drain: o.Drain,
+	q := simulation.Question{Seed: o.Seed, Hosts: hosts, Racks: o.Racks, Servers: o.Servers, Pack: o.Pack, Elsewhere: o.Elsewhere, Fault: o.Fault, Drain: o.Drain,
 		AtOnce: o.AtOnce, Boot: o.Boot, Now: time.Now}
 	var err error
 	if q.Host, err = sizeOf(o.HostSize); err != nil {
@@ -101,7 +102,16 @@ func printAnswer(out io.Writer, a *simulation.Answer) error {
 		}
 	}
 	if c := a.Fault; c != nil {
-		fmt.Fprintf(w, "fault\t%d hosts, %d servers; known to be dead after %v\n", c.Hosts, c.Affected, c.Dead)
+		known := "nobody knows that they are dead"
+		if c.Dead > 0 {
+			known = fmt.Sprintf("known to be dead after %v", c.Dead)
+		}
+		fmt.Fprintf(w, "fault\t%d hosts, %d servers; %s\n", c.Hosts, c.Affected, known)
+		if c.Elsewhere {
+			fmt.Fprintln(w, "\twith --restart-elsewhere: each flavor has unkai:restart_elsewhere, leases count, and each host has a watchdog")
+		} else {
+			fmt.Fprintln(w, "\tas a cloud is by default: nothing is restarted elsewhere (--restart-elsewhere asks otherwise)")
+		}
 		fmt.Fprintf(w, "\t%d restarted elsewhere, the last after %v\n", c.Restarted, c.Last)
 		if c.Storm {
 			fmt.Fprintln(w, "\ttoo many hosts at once: none is taken for dead, and nothing restarted, until an operator says so (unkai host fenced)")

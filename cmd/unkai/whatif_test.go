@@ -11,7 +11,7 @@ import (
 )
 
 func TestWhatIfTable(t *testing.T) {
-	asked := whatIfOptions{Servers: 75, Seed: 1, Racks: 5, HostSize: "4,8192,200", Flavor: "1,512,10", Fault: "rack:1", Drain: "host-0002", Fit: "1,1024,10",
+	asked := whatIfOptions{Servers: 75, Seed: 1, Racks: 5, HostSize: "4,8192,200", Flavor: "1,512,10", Fault: "rack:1", Elsewhere: true, Drain: "host-0002", Fit: "1,1024,10",
 		AtOnce: 10, Boot: 10 * time.Second}
 	var out bytes.Buffer
 	if err := asked.whatIf(t.Context(), 5, &out); err != nil {
@@ -21,6 +21,16 @@ func TestWhatIfTable(t *testing.T) {
 		"4 restarted elsewhere", "11 wait: No valid host"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("it does not say %q:\n%s", want, out.String())
+		}
+	}
+	asked.Elsewhere = false
+	out.Reset()
+	if err := asked.whatIf(t.Context(), 5, &out); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"nobody knows that they are dead", "by default: nothing is restarted", "0 restarted elsewhere", "15 wait: It is not restarted by itself."} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("by default it does not say %q:\n%s", want, out.String())
 		}
 	}
 	for _, bad := range []string{"", "1", "1,2", "0,1,1", "1,2,3,4", "1,2,3x", "a,b,c"} {

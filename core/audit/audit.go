@@ -48,6 +48,7 @@ func State(tx *state.Tx) []Finding {
 	slices.SortStableFunc(a.findings, func(x, y Finding) int { return strings.Compare(x.Kind, y.Kind) })
 	a.operations()
 	a.servers()
+	a.groups()
 	a.migrations()
 	a.estates()
 	a.images()
@@ -122,6 +123,27 @@ func (a *auditor) servers() {
 		}
 		if s.Task == "" && s.Stage() == compute.Building {
 			a.find("server", s.ID, "is being built, and nobody does it")
+		}
+	}
+}
+
+// groups: no host has, expects, or may have to take back more servers that are to be apart than it may.
+func (a *auditor) groups() {
+	for g := range compute.Groups().Peek(a.tx, "", state.Range{}) {
+		if g.Policy != compute.Apart {
+			continue
+		}
+		on := map[resource.ID]int{}
+		for _, id := range compute.MembersOf(a.tx, g.ID) {
+			s, ok := compute.Servers().PeekOne(a.tx, id)
+			if !ok {
+				continue
+			}
+			for _, h := range s.Hosts() {
+				if on[h]++; on[h] == max(1, g.MaxPerHost)+1 {
+					a.find("server-group", g.ID, "keeps its servers apart, and host %s has, or may come to have, more than %d of them", h, max(1, g.MaxPerHost))
+				}
+			}
 		}
 	}
 }

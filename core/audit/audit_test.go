@@ -118,6 +118,19 @@ var contradictions = map[string]struct {
 	"a server that nobody builds": {func(s *scene) error {
 		return s.server(s.idle, func(srv *compute.Server) { srv.LaunchedAt = time.Time{} })
 	}, "server", "is being built, and nobody does it"},
+	"servers that are not as far apart as they are to be": {func(s *scene) error {
+		g := &compute.Group{Meta: resource.Meta{ID: s.nobody, Name: "g", ProjectID: s.Project}, Policy: compute.Apart}
+		if err := compute.Groups().Put(s.tx, g); err != nil {
+			return err
+		}
+		s.busy.GroupID, s.busy.HostID = g.ID, s.idle.HostID
+		if err := compute.Servers().Put(s.tx, s.busy); err != nil {
+			return err
+		}
+		err := s.server(s.idle, func(srv *compute.Server) { srv.GroupID = g.ID })
+		s.planted = g.ID
+		return err
+	}, "server-group", "more than 1 of them"},
 	"a snapshot that nobody takes": {func(s *scene) error {
 		return s.server(s.idle, func(srv *compute.Server) { srv.Snapshot = &compute.Snapshot{Number: 1} })
 	}, "server", "nobody takes it"},

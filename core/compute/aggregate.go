@@ -149,9 +149,25 @@ func (a *Aggregate) rezone(tx *state.Tx, zone string) error {
 		if err := mayJoinZone(tx, a, id, zone); err != nil {
 			return err
 		}
+		if h, ok := host.Find(tx, id); ok && zone == "" && strands(tx, a, h) {
+			return fault.Errorf(fault.Conflict, "Cannot perform action on aggregate %d. Reason: One or more hosts contain instances in this zone.", a.Number)
+		}
 	}
 	a.Zone = zone
 	return nil
+}
+
+// strands reports whether a host with servers would be in another zone if it did not have this aggregate's.
+func strands(tx *state.Tx, a *Aggregate, h *host.Host) bool {
+	if a.Zone == "" || concerns(tx, h.ID) == 0 {
+		return false
+	}
+	for other := range aggregates.Peek(tx, "", state.Range{}) {
+		if other.ID != a.ID && other.Zone != "" && slices.Contains(other.Hosts, h.ID) {
+			return other.Zone != a.Zone
+		}
+	}
+	return h.Zone != a.Zone
 }
 
 // mayJoinZone refuses a host that is in another zone already, or whose servers would change theirs.
@@ -222,10 +238,7 @@ func (s *Service) AddHost(ctx context.Context, number int, name string) (*Aggreg
 
 // mayLeaveZone refuses to take a host out whose servers would change their zone.
 func mayLeaveZone(tx *state.Tx, a *Aggregate, h *host.Host) error {
-	if a.Zone == "" || a.Zone == h.Zone {
-		return nil
-	}
-	if concerns(tx, h.ID) > 0 {
+	if strands(tx, a, h) {
 		return fault.Errorf(fault.Conflict, "Cannot remove host from aggregate %d. Reason: Host contains instances in zone %s.", a.Number, a.Zone)
 	}
 	return nil

@@ -166,6 +166,7 @@ func (b *builder) prepare() error {
 	if b.sockets, err = b.wantedSockets(); err != nil {
 		return err
 	}
+	b.demand.physical = b.physical()
 	if b.ReservationID == "" {
 		var random [5]byte
 		b.tx.Random(random[:])
@@ -272,7 +273,8 @@ func (b *builder) prepareDemand() error {
 		}
 		b.demand.host = h.ID
 	}
-	b.demand.apart, b.demand.beside = b.hostsOf(b.Apart), b.hostsOf(b.Beside)
+	b.demand.apart = b.hostsOf(b.Apart, (*Server).Hosts)
+	b.demand.beside = b.hostsOf(b.Beside, func(srv *Server) []resource.ID { return []resource.ID{srv.bound()} })
 	if b.GroupID.IsZero() {
 		return nil
 	}
@@ -281,19 +283,20 @@ func (b *builder) prepareDemand() error {
 		return fault.Errorf(fault.Invalid, "Instance group %s could not be found.", b.GroupID).WithCode("server-group-not-found")
 	}
 	b.demand.group = g
-	members := int64(len(MembersOf(b.tx, g.ID)))
-	return roomFor(b.tx, b.actor.ProjectID, b.actor.UserID, QuotaGroupMembers, members, b.Min)
+	return nil
 }
 
 // hostsOf are the hosts of the project's servers among these; nil if none were named.
-func (b *builder) hostsOf(ids []resource.ID) map[resource.ID]bool {
+func (b *builder) hostsOf(ids []resource.ID, of func(*Server) []resource.ID) map[resource.ID]bool {
 	if len(ids) == 0 {
 		return nil
 	}
 	found := map[resource.ID]bool{}
 	for _, id := range ids {
 		if srv, ok := servers.PeekOne(b.tx, id); ok && srv.ProjectID == b.actor.ProjectID {
-			found[srv.HostID] = true
+			for _, h := range of(srv) {
+				found[h] = true
+			}
 		}
 	}
 	return found
@@ -335,6 +338,15 @@ func (b *builder) checkQuota() error {
 			b.count = min(b.count, int(fit))
 		}
 	}
+	if b.demand.group != nil {
+		members := int64(len(MembersOf(b.tx, b.GroupID)))
+		if err := roomFor(b.tx, project, user, QuotaGroupMembers, members, b.Min); err != nil {
+			return err
+		}
+		if limit := limitOf(b.tx, project, user, QuotaGroupMembers); limit >= 0 {
+			b.count = min(b.count, limit-int(members))
+		}
+	}
 	return b.checkParts(project, user)
 }
 
@@ -362,7 +374,7 @@ func (b *builder) build(n int) (*Server, error) {
 	srv := b.server(n)
 	chosen, why := b.service.place(b.tx, b.demand)
 	if chosen == nil && b.Strict {
-		return nil, fault.Errorf(fault.Exhausted, "%s", explain(why)).WithCode("no-host")
+		return nil, noHost(b.ctx, why)
 	}
 	if chosen == nil {
 		return srv, b.abandon(srv, why)
@@ -394,6 +406,7 @@ func (b *builder) abandon(srv *Server, why *operation.Why) error {
 	text := explain(why)
 	srv.Task, srv.OperationID = "", resource.ID{}
 	srv.fail(b.tx, 500, text)
+	srv.Failure.Details = explainAll(why)
 	if err := operation.End(b.tx, op, operation.Failed, text); err != nil {
 		return err
 	}

@@ -128,10 +128,7 @@ func claimShares(s *Server) []state.Share {
 		return nil
 	}
 	var shares []state.Share
-	for _, h := range []resource.ID{s.HostID, s.beside()} {
-		if h.IsZero() {
-			continue
-		}
+	for _, h := range s.Hosts() {
 		claims := s.claimsOn(h)
 		for _, class := range slices.Sorted(maps.Keys(claims)) {
 			shares = append(shares, state.Share{Key: hostClaim(h, class), Amounts: state.Amounts{claims[class]}})
@@ -166,32 +163,17 @@ func (p *placing) hasForbidden(h *host.Host) bool {
 
 // offers asks whether a host has an inventory, of which the portion can be had, of everything that is claimed.
 func (p *placing) offers(h *host.Host) bool {
+	var had map[string]int64
+	if p.stays != nil {
+		had = p.stays.claims()
+	}
 	for class, n := range p.claims {
-		if v, ok := h.Offers[class]; !ok || !v.Fits(claimed(p.tx, h.ID, class), n) {
+		if p.stays != nil && n <= had[class] {
+			continue
+		}
+		if v, ok := h.Offers[class]; !ok || !v.Fits(claimed(p.tx, h.ID, class)-had[class], n) {
 			return false
 		}
 	}
 	return true
-}
-
-// suits asks whether the server's host, where it stays, has what a new shape asks for in Placement's words.
-func (s *Server) suits(tx *state.Tx, h *host.Host, shape *Shape) error {
-	d := shape.ask()
-	now := s.claims()
-	for _, t := range d.required {
-		if !h.HasTrait(t) {
-			return fault.Errorf(fault.Exhausted, "No valid host was found. The server's host does not have the trait %s.", t).WithCode("no-host")
-		}
-	}
-	for _, t := range d.forbidden {
-		if h.HasTrait(t) {
-			return fault.Errorf(fault.Exhausted, "No valid host was found. The server's host has the trait %s.", t).WithCode("no-host")
-		}
-	}
-	for class, n := range d.claims {
-		if v, ok := h.Offers[class]; n > now[class] && (!ok || !v.Fits(claimed(tx, h.ID, class)-now[class], n)) {
-			return fault.Errorf(fault.Exhausted, "No valid host was found. The server's host does not have %d of %s.", n, class).WithCode("no-host")
-		}
-	}
-	return nil
 }

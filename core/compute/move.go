@@ -141,7 +141,7 @@ func (s *Service) depart(ctx context.Context, tx *state.Tx, srv *Server, task Ta
 	}
 	chosen, why := s.place(tx, d)
 	if chosen == nil {
-		return fault.Errorf(fault.Exhausted, "%s", explain(why)).WithCode("no-host")
+		return noHost(ctx, why)
 	}
 	op, err := s.setOut(ctx, tx, srv, task, chosen.ID, shape)
 	if err != nil {
@@ -161,6 +161,9 @@ func (s *Service) demandOf(tx *state.Tx, srv *Server, shape *Shape, from *host.H
 	d.storage, d.stored = srv.Storage, srv.taken()[diskAmount]
 	if from != nil {
 		d.arch = from.Capacity.Arch
+	}
+	for _, p := range Ports(tx, srv) {
+		d.physical = onPhysical(tx, d.physical, p.NetworkID)
 	}
 	if !srv.GroupID.IsZero() {
 		d.group, _ = groups.PeekOne(tx, srv.GroupID)
@@ -425,7 +428,7 @@ func (s *Service) evacuate(ctx context.Context, tx *state.Tx, srv *Server, toHos
 	d.reaches = srv.Lasts()
 	chosen, why := s.place(tx, d)
 	if chosen == nil {
-		return nil, fault.Errorf(fault.Exhausted, "%s", explain(why)).WithCode("no-host")
+		return nil, noHost(ctx, why)
 	}
 	if adminPassword != "" && !srv.Lasts() {
 		srv.AdminPassword = adminPassword

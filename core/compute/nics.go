@@ -55,6 +55,26 @@ func (b *builder) wantedSockets() ([]socket, error) {
 	return sockets, nil
 }
 
+// physical are the physical networks that the ports of the servers will lie on.
+func (b *builder) physical() (names []string) {
+	for _, s := range b.sockets {
+		id := s.NetworkID
+		if p, ok := network.Ports().PeekOne(b.tx, s.PortID); ok && (p.ProjectID == b.actor.ProjectID || b.actor.Admin()) {
+			id = p.NetworkID
+		}
+		names = onPhysical(b.tx, names, id)
+	}
+	return names
+}
+
+// onPhysical adds the physical network that a network lies on, if it is one of a provider's.
+func onPhysical(tx *state.Tx, names []string, id resource.ID) []string {
+	if n, ok := network.Networks().PeekOne(tx, id); ok && n.Physical != "" && !slices.Contains(names, n.Physical) {
+		names = append(names, n.Physical)
+	}
+	return names
+}
+
 // asRequest turns the fault for a thing that is not there into one about the request that named it.
 func asRequest(err error) error {
 	if f := fault.From(err); f != nil && f.Kind == fault.NotFound {
@@ -251,6 +271,10 @@ func (s *Service) Attach(ctx context.Context, id resource.ID, nic NICWanted) (*n
 		var err error
 		if port, err = addPort(ctx, tx, srv, socket{NICWanted: nic}); err != nil {
 			return err
+		}
+		h, ok := host.Table().PeekOne(tx, srv.HostID)
+		if p := (&placing{demand: demand{physical: onPhysical(tx, nil, port.NetworkID)}}); ok && !p.connects(h) {
+			return fault.Errorf(fault.Conflict, "The server's host is not connected with the physical network that network %s lies on. A server that is made with a port there comes to a host that is.", port.NetworkID).WithCode("host-not-connected")
 		}
 		return record(ctx, tx, srv, "attach-interface")
 	})

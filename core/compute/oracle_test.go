@@ -110,7 +110,7 @@ func (o *oracle) worth(h *host.Host, d *demand) float64 {
 	for i := range have {
 		free += (have[i] - float64(used[i]+d.load[i])) / have[i] / 3
 	}
-	if o.config.Pack {
+	if host.KeepingOf(o.tx).Pack {
 		free = 1 - free
 	}
 	switch {
@@ -130,8 +130,9 @@ func TestPlacementIsWhatAFullScanComesTo(t *testing.T) {
 	for seed := range uint64(24) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		many := []int{40, 2*enough + 37, 4*enough + 1}[seed%3]
-		config := Config{CPURatio: 2, Pack: seed%2 == 1}
+		config := Config{CPURatio: 2}
 		st := openState(t)
+		packed(t, st, seed%2 == 1)
 		s := New(st, config)
 		groups := scatter(t, st, r, many)
 		for range 40 {

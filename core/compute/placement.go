@@ -1,9 +1,11 @@
 package compute
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 
@@ -33,6 +35,8 @@ type demand struct {
 	storage   string               // that its disks are on; "" for none that hosts share
 	stored    int64                // what it takes of that already
 	reaches   bool                 // the host has to reach them there
+	physical  []string             // networks that its ports lie on
+	stays     *Server              // it is on the host that is asked, and takes more of it, or less; nil: it comes there
 }
 
 // isolatingKey is the flavor's demand for hardware that separates guests; aggregateKey begins
@@ -64,9 +68,10 @@ type placing struct {
 	tx      *state.Tx
 	zones   ZoneMap
 	labeled []map[resource.ID]bool // hosts of each aggregate with the labels
-	members map[resource.ID]int    // of the group, by host
+	company *company               // of the group; nil without one
 	asked   []constraint
 	dice    dice
+	pack    bool          // the cloud's servers fill one host after the other
 	used    state.Amounts // of the host that is looked at
 	total   state.Amounts // of it
 	loaded  bool          // used and total are known
@@ -100,12 +105,13 @@ var constraints = []constraint{
 		func(p *placing, h *host.Host) bool { return h.ID == p.host }},
 	{"is another than the present one", func(p *placing) bool { return !p.leaves.IsZero() },
 		func(p *placing, h *host.Host) bool { return h.ID != p.leaves }},
-	{"can be heard", nil, func(_ *placing, h *host.Host) bool { return h.Up() }},
-	{"takes new servers", nil, func(p *placing, h *host.Host) bool { return !h.Maintenance && !h.Disabled }},
+	{"can be heard", (*placing).arrives, func(_ *placing, h *host.Host) bool { return h.Up() }},
+	{"takes new servers", (*placing).arrives, func(p *placing, h *host.Host) bool { return !h.Maintenance && !h.Disabled }},
 	{"can take in servers from other hosts", func(p *placing) bool { return p.moves },
 		func(_ *placing, h *host.Host) bool { return h.Capacity.Moves }},
 	{"reaches the server's disks", func(p *placing) bool { return p.reaches },
 		func(p *placing, h *host.Host) bool { return h.Capacity.Storage == p.storage }},
+	{"is connected with the physical networks of the server's ports", func(p *placing) bool { return p.physical != nil }, (*placing).connects},
 	{"is in the zone", func(p *placing) bool { return p.zone != "" },
 		func(p *placing, h *host.Host) bool { return p.zones.Of(h) == p.zone }},
 	{"has the architecture", func(p *placing) bool { return p.arch != "" },
@@ -133,14 +139,12 @@ var constraints = []constraint{
 	{"has the disk", nil, func(p *placing, h *host.Host) bool { return p.room(h, 2) }},
 }
 
-func (p *placing) suitsGroup(h *host.Host) bool {
-	switch p.group.Policy {
-	case Together:
-		return len(p.members) == 0 || p.members[h.ID] > 0
-	case Apart:
-		return p.members[h.ID] < max(1, p.group.MaxPerHost)
-	}
-	return true
+// arrives reports whether the server is not on the host yet.
+func (p *placing) arrives() bool { return p.stays == nil }
+
+// connects keeps hosts that say that they are connected with all the physical networks.
+func (p *placing) connects(h *host.Host) bool {
+	return !slices.ContainsFunc(p.physical, func(name string) bool { return !slices.Contains(h.Physical, name) })
 }
 
 // total is what of a host may be promised in all.
@@ -159,6 +163,11 @@ func (p *placing) room(h *host.Host, what int) bool {
 		p.loaded = true
 	}
 	load := p.load[what]
+	if p.stays != nil {
+		if load -= p.stays.taken()[what]; load <= 0 {
+			return true
+		}
+	}
 	if what == diskAmount && p.on(h) {
 		load = max(0, load-p.stored)
 	}
@@ -179,19 +188,14 @@ func (p *placing) score(h *host.Host) float64 {
 		}
 	}
 	score /= float64(max(1, counted))
-	if p.service.config.Pack {
+	if p.pack {
 		score = 1 - score
 	}
 	if p.on(h) {
 		score++ // its disks need not be sent
 	}
-	if p.group != nil {
-		switch p.group.Policy {
-		case SoftTogether:
-			score += float64(p.members[h.ID])
-		case SoftApart:
-			score -= float64(p.members[h.ID])
-		}
+	if p.company != nil {
+		score += p.companionship(h)
 	}
 	return score
 }
@@ -201,13 +205,14 @@ const (
 	best     = 3 // scores that are kept
 )
 
-// enough hosts are looked at for one decision when there are many more: every so-manieth, from a random one on. The best of
-// them is about as good as the best of all, and a decision takes no longer with thousands. Only when none of them fits, all are looked at.
+// enough hosts are looked at for one decision when there are many more: every so-manieth, from a random one on, and those few that
+// have something for this server that others have not. The best of them is about as good as the best of all, and a decision takes no longer
+// with thousands. Only when none of them fits, all are looked at.
 const enough = 250
 
 // search makes ready to look at hosts.
 func (s *Service) search(tx *state.Tx, d demand) *placing {
-	p := &placing{demand: d, service: s, tx: tx}
+	p := &placing{demand: d, service: s, tx: tx, pack: host.KeepingOf(tx).Pack}
 	p.lookAround()
 	for _, c := range constraints {
 		if c.asks == nil || c.asks(p) {
@@ -234,19 +239,64 @@ func (s *Service) place(tx *state.Tx, d demand) (*host.Host, *operation.Why) {
 	p.dice = newDice(tx)
 	all := host.Table().Len(tx)
 	if step := all / enough; step > 1 && d.host.IsZero() {
-		chosen, why := p.among(func(yield func(*host.Host) bool) {
-			for n := p.dice.below(step); n < all; n += step {
-				if h, ok := host.Table().PeekAt(tx, n); ok && !yield(h) {
-					return
-				}
-			}
-		})
+		chosen, why := p.among(p.sample(all, step))
 		if chosen != nil {
 			why.Of = all
 			return chosen, why
 		}
 	}
 	return p.among(host.Table().Peek(tx, "", state.Range{}))
+}
+
+// sample gives every so-manieth host of all, and before them the special ones.
+func (p *placing) sample(all, step int) iter.Seq[*host.Host] {
+	special := p.special(all)
+	return func(yield func(*host.Host) bool) {
+		for _, h := range special {
+			if !yield(h) {
+				return
+			}
+		}
+		for n := p.dice.below(step); n < all; n += step {
+			h, ok := host.Table().PeekAt(p.tx, n)
+			if ok && !slices.Contains(special, h) && !yield(h) {
+				return
+			}
+		}
+	}
+}
+
+// special are hosts that have something for the server: some of its group, servers that it is to be beside, or its disks.
+func (p *placing) special(all int) (hosts []*host.Host) {
+	add := func(h *host.Host, ok bool) {
+		if ok && !slices.Contains(hosts, h) {
+			hosts = append(hosts, h)
+		}
+	}
+	if p.company != nil {
+		for _, id := range p.company.with {
+			add(host.Table().PeekOne(p.tx, id))
+		}
+	}
+	for n, id := range slices.SortedFunc(maps.Keys(p.beside), func(a, b resource.ID) int { return bytes.Compare(a[:], b[:]) }) {
+		if n < fewHosts {
+			add(host.Table().PeekOne(p.tx, id))
+		}
+	}
+	if p.storage == "" {
+		return hosts
+	}
+	// Of those that reach the disks others each time: from a random host on, and round.
+	from, _ := host.Table().PeekAt(p.tx, p.dice.below(all))
+	reach, most := state.KeyOf(p.storage), len(hosts)+fewHosts
+	for _, part := range []state.Range{{Prefix: reach, AfterKey: reach, After: from.ID}, {Prefix: reach}} {
+		for h := range host.Table().Peek(p.tx, "storage", part) {
+			if add(h, true); len(hosts) >= most {
+				return hosts
+			}
+		}
+	}
+	return hosts
 }
 
 // among chooses one of some hosts.
@@ -266,6 +316,7 @@ func (p *placing) among(hosts iter.Seq[*host.Host]) (*host.Host, *operation.Why)
 			}
 			if n > furthest {
 				furthest = n
+				why.Ended = p.asked[n].name
 				why.Nearest = nearest(p.asked[n].name, p.short.String())
 			}
 			continue
@@ -289,7 +340,7 @@ func (p *placing) among(hosts iter.Seq[*host.Host]) (*host.Host, *operation.Why)
 	}
 	why.Scores = top
 	if chosen != nil {
-		why.Chosen, why.Nearest = chosen.Name, ""
+		why.Chosen, why.Ended, why.Nearest = chosen.Name, "", ""
 	} else if why.Looked == 0 {
 		why.Nearest = "There are no hosts yet."
 	}
@@ -319,12 +370,7 @@ func rank(top []operation.Score, name string, score float64) []operation.Score {
 // lookAround learns what the constraints need besides the hosts themselves.
 func (p *placing) lookAround() {
 	if p.group != nil {
-		p.members = map[resource.ID]int{}
-		for srv := range servers.Peek(p.tx, "group", state.Range{Prefix: state.KeyOf(p.group.ID)}) {
-			if !srv.HostID.IsZero() && srv.ID != p.self {
-				p.members[srv.HostID]++
-			}
-		}
+		p.company = companyOf(p.tx, p.group, &p.demand)
 	}
 	g := groupingOf(p.tx)
 	p.zones = ZoneMap{g.zones}
@@ -348,20 +394,4 @@ func (d *dice) below(n int) int {
 	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
 	z = (z ^ z>>27) * 0x94d049bb133111eb
 	return int((z ^ z>>31) % uint64(n))
-}
-
-// explain says in words for the owner why no host was found, without names of any.
-func explain(why *operation.Why) string {
-	var parts []string
-	for _, r := range why.Removed {
-		parts = append(parts, fmt.Sprintf("%d of %d were left out because none of them %s", r.Count, why.Looked, r.Constraint))
-	}
-	text := "No valid host was found."
-	if why.Nearest != "" {
-		text += " " + why.Nearest
-	}
-	if len(parts) > 0 {
-		text += " Of the hosts, " + strings.Join(parts, "; ") + "."
-	}
-	return text
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
 )
 
 func openState(t testing.TB) *state.State {
@@ -39,6 +40,14 @@ func addHosts(t testing.TB, st *state.State, n int, capacity host.Capacity) []re
 		}
 	}
 	return ids
+}
+
+// packed says whether servers fill one host after the other.
+func packed(t testing.TB, st *state.State, pack bool) {
+	t.Helper()
+	if _, err := (&host.Service{State: st}).SetKeeping(identity.Internal(context.Background()), func(k *host.Keeping) { k.Pack = pack }); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func update(t testing.TB, st *state.State, fn func(*state.Tx) error) {
@@ -110,8 +119,11 @@ func TestNearestFit(t *testing.T) {
 		if want := "The host that came nearest lacks 808 MiB of memory."; why.Nearest != want {
 			t.Errorf("the nearest fit is %q", why.Nearest)
 		}
-		if want := "No valid host was found. The host that came nearest lacks 808 MiB of memory. Of the hosts, 3 of 3 were left out because none of them has the memory."; explain(why) != want {
-			t.Errorf("explained by %q", explain(why))
+		if want := "No valid host was found. The host that came nearest lacks 808 MiB of memory. Of the hosts, 3 of 3 were left out because none of them has the memory."; explainAll(why) != want {
+			t.Errorf("explained to operators by %q", explainAll(why))
+		}
+		if want := "No valid host was found. No host that has the memory was left."; explain(why) != want {
+			t.Errorf("explained to the owner by %q", explain(why))
 		}
 		return nil
 	})
@@ -189,7 +201,8 @@ func TestCapacityHolds(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		st := openState(t)
 		ids := addHosts(t, st, rapid.IntRange(1, 5).Draw(r, "hosts"), oneHost)
-		s := New(st, Config{CPURatio: 2, Pack: rapid.Bool().Draw(r, "pack")})
+		s := New(st, Config{CPURatio: 2})
+		packed(t, st, rapid.Bool().Draw(r, "pack"))
 		var live []resource.ID
 		for range rapid.IntRange(1, 40).Draw(r, "steps") {
 			update(t, st, func(tx *state.Tx) error {

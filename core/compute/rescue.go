@@ -205,7 +205,7 @@ func (s *Service) rescueOne(ctx context.Context, id, from resource.ID) error {
 	case fault.From(err) == nil:
 		return err
 	}
-	return s.strand(ctx, id, from, fault.From(err).Message)
+	return s.strand(ctx, id, from, forOwner(err))
 }
 
 // strand says why a server waits. What is no news writes nothing.

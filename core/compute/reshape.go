@@ -79,30 +79,19 @@ func (s *Server) mayBecome(tx *state.Tx, shape *Shape) error {
 	return nil
 }
 
-// fitsWhereItIs asks whether the server's host has room for what it would take more.
+// fitsWhereItIs asks of the server's host what a placement would ask, of what the new shape takes more than it has there.
 func (s *Service) fitsWhereItIs(tx *state.Tx, srv *Server, shape *Shape) error {
 	h, ok := host.Table().PeekOne(tx, srv.HostID)
 	if !ok {
 		return wrongState(srv, string(Reshaping))
 	}
-	_, taken := Load(tx, h)
-	total := s.total(h)
-	for i, n := range shape.load() {
-		if i == len(units) {
-			break
-		}
-		more := n - srv.Shape.load()[i]
-		if lack := taken[i] + more - total[i]; more > 0 && lack > 0 {
-			return fault.Errorf(fault.Exhausted, "No valid host was found. The server's host lacks %d %s.", lack, units[i]).WithCode("no-host")
-		}
+	d := shape.ask()
+	d.stays = srv
+	p := s.search(tx, d)
+	if n := p.removes(h); n >= 0 {
+		return fault.Errorf(fault.Exhausted, "No valid host was found. The server's host is none that %s.", p.asked[n].name).WithCode("no-host")
 	}
-	if h.Capacity.MaxVCPUs > 0 && shape.VCPUs > h.Capacity.MaxVCPUs {
-		return fault.Errorf(fault.Exhausted, "No valid host was found. The server's host can give one guest %d processors at most.", h.Capacity.MaxVCPUs).WithCode("no-host")
-	}
-	if d := shape.ask(); d.isolating && !h.Capacity.Isolating {
-		return fault.Errorf(fault.Exhausted, "No valid host was found. The server's host does not separate guests by hardware.").WithCode("no-host")
-	}
-	return srv.suits(tx, h, shape)
+	return nil
 }
 
 // recast makes the guest take its present shape. One that is off takes it when it starts.
@@ -207,6 +196,9 @@ func (s *Service) goBack(ctx context.Context, tx *state.Tx, srv *Server, back re
 		if h, ok := host.Table().PeekOne(tx, id); !ok || !h.Up() {
 			return fault.Errorf(fault.Conflict, "One of the two hosts cannot be heard. Try again once it can, or confirm.").WithCode("host-down")
 		}
+	}
+	if err := srv.mayRejoin(tx, back); err != nil {
+		return err
 	}
 	_, err := s.setOut(ctx, tx, srv, Reverting, back, srv.Before.Shape)
 	return err

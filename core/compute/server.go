@@ -320,6 +320,14 @@ var servers = state.NewTable("server",
 		}
 		return state.KeyOf(s.GroupID)
 	}),
+	// By group and host: see company.
+	state.Index("company", func(s *Server) state.Key {
+		if s.GroupID.IsZero() || s.bound().IsZero() {
+			return ""
+		}
+		return state.KeyOf(s.GroupID, s.bound())
+	}),
+	state.MultiTally("apart", keptApart),
 	state.Tally("use", func(s *Server) (state.Key, state.Amounts) { return state.KeyOf(s.ProjectID), s.taken() }),
 	state.Tally("user", func(s *Server) (state.Key, state.Amounts) {
 		return state.KeyOf(s.ProjectID, s.UserID), s.taken()

@@ -16,8 +16,6 @@ type Config struct {
 	// How much more of each the guests of a host may have than there is. Processors are
 	// shared well (8 when 0); memory and disk are not (1 when 0).
 	CPURatio, MemoryRatio, DiskRatio float64
-	// Pack fills one host after the other; otherwise servers are spread.
-	Pack bool
 	// Grace is how long a guest may take over a soft stop or reboot; 60 seconds when 0.
 	Grace time.Duration
 	// Hosts reaches into guests on their hosts; nil: nobody can.

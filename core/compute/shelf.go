@@ -167,7 +167,7 @@ func (s *Service) fetchFromShelf(ctx context.Context, tx *state.Tx, srv *Server,
 	}
 	chosen, why := s.place(tx, d)
 	if chosen == nil {
-		return fault.Errorf(fault.Exhausted, "%s", explain(why)).WithCode("no-host")
+		return noHost(ctx, why)
 	}
 	srv.Moves++
 	srv.Epoch = srv.Moves + 1

@@ -1,6 +1,7 @@
 package compute_test
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -441,5 +442,33 @@ func TestAnEstateGoesToTheNextHost(t *testing.T) {
 	}
 	if compute.Estates().Len(alone.State.Latest()) != 1 {
 		t.Error("it is forgotten")
+	}
+}
+
+// Disks stay on the storage that they are on, however few of a large cloud's hosts reach it.
+func TestKeepsStorageInLargeCloud(t *testing.T) {
+	for try := range 4 {
+		c := cloudtest.New(t, 0)
+		shared := cloudtest.Capacity
+		shared.Storage = "nas"
+		for n := range 1000 {
+			capacity := cloudtest.Capacity
+			if n >= 400 && n < 403 {
+				capacity = shared
+			}
+			c.AddHost(fmt.Sprintf("h%04d-%d", n, try), capacity)
+		}
+		id := launchOn(c, compute.Launch{}, c.Hosts[401])
+		for _, h := range c.Hosts {
+			h.Silent = h.ID != c.Hosts[401].ID
+		}
+		c.Settle()
+		if !c.Server(id).Lasts() {
+			t.Fatal("it does not last")
+		}
+		c.Must(c.Compute.LiveMigrate(c.Admin, id, ""))
+		if c.Server(id).Move.Storage != "nas" {
+			t.Fatal("the move takes the disks off the storage, though two more hosts reach it and are empty")
+		}
 	}
 }

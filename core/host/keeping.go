@@ -10,7 +10,7 @@ import (
 	"github.com/unkai-cloud/unkai/core/identity"
 )
 
-// Keeping is what an operator says of the whole cloud about keeping guests alive. Until somebody says something it is
+// Keeping is what an operator says of the whole cloud about where guests are kept, and about keeping them alive. Until somebody says something it is
 // DefaultKeeping.
 type Keeping struct {
 	resource.Meta
@@ -28,6 +28,8 @@ type Keeping struct {
 	StayCrashed bool
 	// How long a shelved guest stays on its host, off, before the host is rid of it: at once when 0.
 	ShelvedStay time.Duration `json:",omitempty"`
+	// New servers fill one host after the other, as far as nothing else is asked; otherwise they are spread.
+	Pack bool `json:",omitempty" since:"2,soft"`
 }
 
 // ShelvedForever, as a Keeping's ShelvedStay, leaves a shelved guest on its host until somebody says otherwise of it.

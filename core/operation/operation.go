@@ -63,6 +63,7 @@ type Why struct {
 	Looked  int       // how many candidates were looked at
 	Of      int       `json:",omitempty" since:"2,soft"` // how many there were, when only some were looked at because one of these fitted
 	Removed []Removed // by which rule, in the order they were applied
+	Ended   string    `json:",omitempty" since:"2,soft"` // the rule that took the last away, when nothing was chosen
 	Nearest string    // what came nearest to fitting, when nothing was chosen
 	Scores  []Score   // the best few that fitted
 }
