@@ -185,3 +185,44 @@ func TestMemberships(t *testing.T) {
 		t.Errorf("there are %d aggregates", n)
 	}
 }
+
+// What is used of a host is what servers and migrations hold of it: also while a server is on its way, and may have to go back.
+func TestHoldingsAreWhatIsUsed(t *testing.T) {
+	c := cloudtest.New(t, 2)
+	srv := launch(c, "s")
+	c.Settle()
+	from := c.HostOf(srv.ID)
+	to := c.Hosts[0]
+	if to == from {
+		to = c.Hosts[1]
+	}
+	same := func(when string, consumers map[*cloudtest.Host]bool) {
+		t.Helper()
+		for h, migration := range consumers {
+			p, all, err := c.Compute.HoldingsOn(c.Admin, h.ID)
+			c.Must(err)
+			sum := map[string]int64{}
+			for _, held := range all {
+				if one, err := c.Compute.Holding(c.Admin, held.Consumer); err != nil || one == nil || one.Provider.ID != h.ID || one.Migration != migration || (one.Consumer == srv.ID) == migration {
+					t.Errorf("%s: %+v, %v", when, one, err)
+				}
+				for class, n := range held.Amounts {
+					sum[class] += n
+				}
+			}
+			for class, n := range p.Used {
+				if sum[class] != n {
+					t.Errorf("%s: %d %s of %s are used, and %d held", when, n, class, p.Host.Name, sum[class])
+				}
+			}
+		}
+	}
+	same("at rest", map[*cloudtest.Host]bool{from: false, to: false})
+	c.Must(c.Compute.Migrate(c.Admin, srv.ID, to.Name))
+	same("on its way", map[*cloudtest.Host]bool{from: true, to: false})
+	c.Settle()
+	same("unconfirmed", map[*cloudtest.Host]bool{from: true, to: false})
+	c.Must(c.Compute.Confirm(c.Ctx, srv.ID))
+	c.Settle()
+	same("confirmed", map[*cloudtest.Host]bool{from: false, to: false})
+}

@@ -190,8 +190,11 @@ func (s *Service) providers(ctx context.Context, needs []Need, most int, keep fu
 	return found, nil
 }
 
-// A Holding is what one server takes of its host.
+// A Holding is what one server takes of one host: of that which it is on, or on its way to; and, as long as it can be taken back, of that
+// which it leaves or has left, which its migration holds.
 type Holding struct {
+	Consumer   resource.ID // the server's ID, or the migration's
+	Migration  bool
 	ServerID   resource.ID
 	ProjectID  resource.ID
 	UserID     resource.ID
@@ -201,22 +204,38 @@ type Holding struct {
 	Amounts    map[string]int64 // only what it takes any of
 }
 
-func holding(srv *Server, h *host.Host) *Holding {
-	held := &Holding{ServerID: srv.ID, ProjectID: srv.ProjectID, UserID: srv.UserID, Generation: srv.Revision, Since: srv.UpdatedAt, Provider: h, Amounts: srv.claims()}
-	if held.Amounts == nil {
-		held.Amounts = map[string]int64{}
+// holdings are a server's.
+func holdings(tx *state.Tx, srv *Server) (all []*Holding) {
+	own, back := srv.HostID, srv.beside()
+	if srv.Move != nil {
+		own, back = back, own
 	}
-	load := srv.taken()
-	for i, class := range loadClasses {
-		if load[i] > 0 {
-			held.Amounts[class] = load[i]
+	for _, id := range []resource.ID{own, back} {
+		h, ok := host.Find(tx, id)
+		if !ok {
+			continue
 		}
+		held := &Holding{Consumer: srv.ID, ServerID: srv.ID, ProjectID: srv.ProjectID, UserID: srv.UserID, Generation: srv.Revision, Since: srv.UpdatedAt, Provider: h,
+			Amounts: maps.Clone(srv.claimsOn(id))}
+		if id == back {
+			held.Consumer, held.Migration = srv.MigrationID, true
+		}
+		if held.Amounts == nil {
+			held.Amounts = map[string]int64{}
+		}
+		load := srv.taken()
+		for i, class := range loadClasses {
+			if load[i] > 0 {
+				held.Amounts[class] = load[i]
+			}
+		}
+		all = append(all, held)
 	}
-	return held
+	return all
 }
 
-// Holding shows an operator what a server takes; nil if there is no such server, or none that has a host.
-func (s *Service) Holding(ctx context.Context, id resource.ID) (*Holding, error) {
+// Holding shows an operator what a server, or a migration, holds; nil if there is no such thing, or it holds nothing.
+func (s *Service) Holding(ctx context.Context, consumer resource.ID) (*Holding, error) {
 	if err := identity.Allow(ctx, "host.get", resource.Meta{}); err != nil {
 		return nil, err
 	}
@@ -224,18 +243,24 @@ func (s *Service) Holding(ctx context.Context, id resource.ID) (*Holding, error)
 	if err != nil {
 		return nil, err
 	}
-	srv, ok := servers.PeekOne(tx, id)
+	server := consumer
+	if m, ok := migrations.PeekOne(tx, consumer); ok {
+		server = m.ServerID
+	}
+	srv, ok := servers.PeekOne(tx, server)
 	if !ok {
 		return nil, nil
 	}
-	h, ok := host.Find(tx, srv.HostID)
-	if !ok {
-		return nil, nil
+	for _, held := range holdings(tx, srv) {
+		if held.Consumer == consumer {
+			return held, nil
+		}
 	}
-	return holding(srv, h), nil
+	return nil, nil
 }
 
-// HoldingsOn shows an operator what each server on a host takes of it.
+// HoldingsOn shows an operator what each server and migration holds of a host. Together they are what is used of it, but of storage that hosts
+// share: each of those says how full that is, and the servers' parts are with the host that each is on.
 func (s *Service) HoldingsOn(ctx context.Context, id resource.ID) (*Provider, []*Holding, error) {
 	if err := identity.Allow(ctx, "host.get", resource.Meta{}); err != nil {
 		return nil, nil, err
@@ -249,8 +274,19 @@ func (s *Service) HoldingsOn(ctx context.Context, id resource.ID) (*Provider, []
 		return nil, nil, fault.Missing("host", id)
 	}
 	var all []*Holding
-	for srv := range servers.Peek(tx, "host", state.Range{Prefix: state.KeyOf(id)}) {
-		all = append(all, holding(srv, h))
+	seen := map[resource.ID]bool{}
+	for _, index := range []string{"host", "arriving", "came"} {
+		for srv := range servers.Peek(tx, index, state.Range{Prefix: state.KeyOf(id)}) {
+			if seen[srv.ID] {
+				continue
+			}
+			seen[srv.ID] = true
+			for _, held := range holdings(tx, srv) {
+				if held.Provider.ID == id {
+					all = append(all, held)
+				}
+			}
+		}
 	}
 	return s.provider(tx, h, memberships(tx)), all, nil
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/unkai-cloud/unkai/base/resource"
 )
 
-// instance is Nova's type of consumers, and the only one here.
-const instance = "INSTANCE"
+// Nova's types of consumers, and the only ones here.
+const instance, migration = "INSTANCE", "MIGRATION"
 
 func (s *server) showAllocations(w http.ResponseWriter, r *http.Request) error {
 	id, err := resource.ParseID(r.PathValue("consumer"))
@@ -34,6 +34,9 @@ func (s *server) showAllocations(w http.ResponseWriter, r *http.Request) error {
 	}
 	if minorOf(r) >= 38 {
 		view["consumer_type"] = instance
+		if held.Migration {
+			view["consumer_type"] = migration
+		}
 	}
 	return answer(w, r, http.StatusOK, held.Since, view)
 }
@@ -54,7 +57,7 @@ func (s *server) showProviderAllocations(w http.ResponseWriter, r *http.Request)
 		if minorOf(r) >= 28 {
 			one["consumer_generation"] = h.Generation
 		}
-		all[h.ServerID.String()] = one
+		all[h.Consumer.String()] = one
 		newest = later(newest, h.Since)
 	}
 	return answer(w, r, http.StatusOK, newest, object{"allocations": all, "resource_provider_generation": p.Generation()})
@@ -98,7 +101,7 @@ func (s *server) deleteAllocations(w http.ResponseWriter, r *http.Request) error
 	if held == nil {
 		return fault.Errorf(fault.NotFound, "No allocations for consumer '%.60s'", consumer).WithCode("allocation-not-found")
 	}
-	return fault.Errorf(fault.Conflict, "Server %s holds what it takes of its host for as long as it is there. Delete the server.", id)
+	return fault.Errorf(fault.Conflict, "Server %s holds what it takes of its hosts for as long as it is there, or its move can be taken back. Delete the server, or end the move.", held.ServerID)
 }
 
 func (s *server) showProviderUsages(w http.ResponseWriter, r *http.Request) error {
