@@ -155,6 +155,23 @@ func TestAHostThatStaysMuteIsTold(t *testing.T) {
 	r.want(2*time.Minute, "ops: raised host-lost node-1")
 }
 
+func TestAHostWhoseCertificateEndsIsTold(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("ops"))
+	id := resource.NewID(r.clock, nil)
+	arrive := func(ends time.Time) {
+		t.Helper()
+		if err := host.Arrive(r.ctx, r.State, id, host.Hello{Name: "node-1", CertificateEnds: ends}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	arrive(r.clock.Add(30 * 24 * time.Hour))
+	r.want(time.Minute)
+	r.want(10*24*time.Hour, "ops: raised certificate-ends host node-1")
+	arrive(r.clock.Add(90 * 24 * time.Hour))
+	r.want(time.Minute, "ops: resolved certificate-ends host node-1")
+}
+
 func TestATargetThatFailsIsToldLater(t *testing.T) {
 	r := newRig(t)
 	r.add(hook("ops"))

@@ -113,6 +113,10 @@ func look(tx *state.Tx, f Facts) []finding {
 	l := &looker{tx: tx, facts: f}
 	l.hosts()
 	l.keeping()
+	for _, h := range host.CertificatesEnding(l.tx, l.facts.Now.Add(renewWithin)) {
+		l.certificate("host "+h.Name, Certificate{Ends: h.CertificateEnds, Mend: "Its agent makes a new one a month ahead, and as soon as it runs again: see its log. " +
+			"A machine that has lost its own joins again: unkai controller token --as " + h.Name + "."})
+	}
 	l.store()
 	for _, c := range l.facts.Certificates {
 		l.certificate(c.Name, c)
