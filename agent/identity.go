@@ -73,12 +73,12 @@ func (id *Identity) next(sign func(csr []byte) (der []byte, err error)) (*Identi
 
 // Resign gives the identity its next certificate if it is time: for a host whose authority is in the same process, so that it needs to
 // show nobody the one that has run out.
-func (id *Identity) Resign(sign func(csr []byte) (der []byte, err error), now time.Time) error {
+func (id *Identity) Resign(sign func(after *x509.Certificate, csr []byte) (der []byte, err error), now time.Time) error {
 	cert, err := id.certificate()
 	if err != nil || !due(cert.Leaf, now) {
 		return err
 	}
-	next, _, err := id.next(sign)
+	next, _, err := id.next(func(csr []byte) ([]byte, error) { return sign(cert.Leaf, csr) })
 	if err != nil {
 		return err
 	}

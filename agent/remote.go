@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/release"
@@ -42,8 +43,9 @@ type Remote struct {
 	// Consoles connects calls from the controller to guests; nil: none can be made.
 	Consoles compute.Consoler
 
-	tls    *tls.Config
-	client *http.Client
+	tls       *tls.Config
+	client    *http.Client
+	transport transport
 
 	mu      sync.Mutex
 	url     string           // of the controller that is asked now; guarded by mu
@@ -82,9 +84,31 @@ func NewRemote(url string, id *Identity, hello func(context.Context) (host.Hello
 			}
 			return r.cert, nil
 		}}
-	r.client = &http.Client{Transport: &http.Transport{TLSClientConfig: r.tls, MaxIdleConnsPerHost: 8, ExpectContinueTimeout: 5 * time.Second,
-		DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext, TLSHandshakeTimeout: 5 * time.Second}}
+	r.client = &http.Client{Transport: &r.transport}
+	r.transport.renew(r.tls)
 	return r, nil
+}
+
+// A transport is one that can be replaced: connections that were made with an earlier certificate are used no more then, those in use
+// at that moment included.
+type transport struct {
+	now atomic.Pointer[http.Transport]
+}
+
+// RoundTrip goes over the present one.
+func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	return t.now.Load().RoundTrip(r)
+}
+
+// CloseIdleConnections is the http.Client's.
+func (t *transport) CloseIdleConnections() { t.now.Load().CloseIdleConnections() }
+
+func (t *transport) renew(config *tls.Config) {
+	was := t.now.Swap(&http.Transport{TLSClientConfig: config, MaxIdleConnsPerHost: 8, ExpectContinueTimeout: 5 * time.Second, IdleConnTimeout: 90 * time.Second,
+		DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext, TLSHandshakeTimeout: 5 * time.Second})
+	if was != nil {
+		was.CloseIdleConnections()
+	}
 }
 
 func (r *Remote) do(ctx context.Context, method, path string, v any) (*http.Response, error) {

@@ -58,7 +58,7 @@ func (r *Remote) Renew(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("keep the next certificate: %w", err)
 	}
-	r.client.CloseIdleConnections() // what comes next is done with the new one
+	r.transport.renew(r.tls) // what comes next is done with the new one
 	if session != nil {
 		session.again() // and the controllers see that the host has it
 	}

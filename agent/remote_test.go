@@ -71,7 +71,7 @@ func controller(t *testing.T, a *host.Authority, cert tls.Certificate) string {
 		id, err := a.Check(r.TLS.PeerCertificates[0], time.Now())
 		var der []byte
 		if err == nil {
-			der, err = a.Renew(id, req.Request, time.Now())
+			der, err = a.Renew(r.TLS.PeerCertificates[0], req.Request, time.Now())
 		}
 		answer(w, id, der, err)
 	})
@@ -209,7 +209,11 @@ func TestCertificateIsRenewedAfterItsEnd(t *testing.T) {
 	}
 	lapse := func() {
 		t.Helper()
-		next, _, err := id.next(func(csr []byte) ([]byte, error) { return a.Renew(id.Host, csr, time.Now().AddDate(0, 0, -100)) })
+		now, err := id.certificate()
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, _, err := id.next(func(csr []byte) ([]byte, error) { return a.Renew(now.Leaf, csr, time.Now().AddDate(0, 0, -100)) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -242,7 +246,7 @@ func TestCertificateIsRenewedAfterItsEnd(t *testing.T) {
 		t.Error("it goes on with the old one")
 	}
 	lapse()
-	if err := id.Resign(func(csr []byte) ([]byte, error) { return a.Renew(id.Host, csr, time.Now()) }, time.Now()); err != nil {
+	if err := id.Resign(func(after *x509.Certificate, csr []byte) ([]byte, error) { return a.Renew(after, csr, time.Now()) }, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	sound()

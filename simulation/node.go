@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/agent"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -147,7 +148,7 @@ func (n *node) converse() bool {
 	}
 	if n.session == nil {
 		n.agent.Begin()
-		hello := host.Hello{Name: n.name, Mark: n.agent.Mark(), Renews: true, Watchdog: true, Physical: n.physical(), Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Where: n.machine.Where(), Snapshots: "raw", Arch: "x86_64"}}
+		hello := host.Hello{Speaks: release.Own, Name: n.name, Mark: n.agent.Mark(), Renews: true, Watchdog: true, Physical: n.physical(), Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Where: n.machine.Where(), Snapshots: "raw", Arch: "x86_64"}}
 		if n.machine.Storage != nil {
 			hello.Capacity.Storage = n.machine.Storage.Name
 		}

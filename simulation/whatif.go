@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/compute"
@@ -135,7 +136,7 @@ func (t *trial) furnish() error {
 	for n := range t.Hosts {
 		id := resource.NewID(t.clock, t.random)
 		t.hosts = append(t.hosts, id)
-		hello := host.Hello{Name: fmt.Sprintf("host-%04d", n+1), Zone: rackName(1 + n*t.Racks/t.Hosts), Watchdog: t.Elsewhere, Capacity: host.Capacity{Driver: "sim",
+		hello := host.Hello{Speaks: release.Own, Name: fmt.Sprintf("host-%04d", n+1), Zone: rackName(1 + n*t.Racks/t.Hosts), Watchdog: t.Elsewhere, Capacity: host.Capacity{Driver: "sim",
 			VCPUs: t.Host.VCPUs, MemoryMiB: t.Host.MemoryMiB, DiskGiB: t.Host.DiskGiB, Moves: true, Arch: "x86_64"}}
 		if err := host.Arrive(t.ctx, t.state, id, hello); err != nil {
 			return err

@@ -83,7 +83,7 @@ until_ok 30 up || fail "the host is not up"
 refused "not known, was used, or has expired" join "$work/other" --token "$t"
 refused "is in use by process $apid" join "$adata"
 status | jq -e '.At.HostsURL == "'$hosts'" and .Hosts[0].Name == "host-a" and .Hosts[0].Driver == "qemu"' >/dev/null || fail "the status is wrong"
-"$unkai" status --data "$cdata" | grep -q "host-a " || fail "the status does not show the host"
+("$unkai" status --data "$cdata" || true) | grep "host-a " >/dev/null || fail "the status does not show the host"
 ok "a machine joins once with a one-time token; a used, an expired and a stranger's token are refused"
 
 # --- a server

@@ -94,11 +94,14 @@ sshto() {
 # accounted FILE holds the names on its input against those that clients say were acknowledged (of this run; what an earlier one
 # made stays): each is there, and once.
 accounted() {
+	local wrong
 	sort >"$work/have"
 	jq -r '.acknowledged[]' "$1" | sort >"$work/want"
-	comm -23 "$work/want" "$work/have" | grep -q . && fail "acknowledged and lost: $(comm -23 "$work/want" "$work/have" | head -n 3)"
-	uniq -d "$work/have" | grep -q . && fail "made twice: $(uniq -d "$work/have" | head -n 3)"
-	return 0
+	[ -s "$work/want" ] || fail "nothing was acknowledged"
+	wrong=$(comm -23 "$work/want" "$work/have")
+	[ -z "$wrong" ] || fail "acknowledged and lost: $(wc -l <<<"$wrong"), such as $(head -n 1 <<<"$wrong")"
+	wrong=$(uniq -d "$work/have")
+	[ -z "$wrong" ] || fail "made twice: $(wc -l <<<"$wrong"), such as $(head -n 1 <<<"$wrong")"
 }
 
 # admin_token SECRETS URL CURL… prints a token of the administrator whose password is in a file, asked for by a command that is curl.

@@ -86,12 +86,13 @@ func (s *server) connect(w http.ResponseWriter, r *http.Request) {
 	socket.SetReadLimit(1 << 20)
 	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
+	over, end := context.WithCancel(ctx)
+	defer end()
 	var looking sync.WaitGroup
-	looking.Go(func() { s.cut(ctx, opened, guest) })
+	looking.Go(func() { s.cut(over, opened, guest) })
 	join(websocket.NetConn(ctx, socket, websocket.MessageBinary), guest)
-	cancel()
+	end()
 	looking.Wait()
-	socket.Close(websocket.StatusNormalClosure, "the console has closed")
 }
 
 // cut ends the guest's side of a console that may not be open any more, until ctx ends.

@@ -217,7 +217,7 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		cert, err := s.Authority.Renew(id, req.Request, s.Now())
+		cert, err := s.Authority.Renew(r.TLS.VerifiedChains[0][0], req.Request, s.Now())
 		if err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 
@@ -30,9 +31,11 @@ const lookEvery = 15 * time.Second
 
 // keepAlerts raises alerts and tells of them until ctx ends. addresses are where this controller listens.
 func (c *cloud) keepAlerts(ctx context.Context, addresses ...string) {
-	c.shown.at(addresses)
 	k := c.keeper(addresses[0])
 	k.Facts = func() alert.Facts { return c.facts(ctx) }
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { c.shown.keep(ctx, addresses) })
 	k.Run(identity.Internal(ctx), lookEvery)
 }
 

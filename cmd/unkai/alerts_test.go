@@ -95,8 +95,8 @@ func TestTheCertificateThatIsShownIsSeen(t *testing.T) {
 	server := httptest.NewTLSServer(http.NotFoundHandler())
 	defer server.Close()
 	want := server.Certificate().NotAfter
-	seen := (&certificates{addresses: []string{"http://127.0.0.1:1", server.URL, ""}}).look(t.Context())
-	if len(seen) != 1 || !seen[0].Ends.Equal(want) || seen[0].Name != server.URL {
+	seen, err := certificatesAt(t.Context(), []string{"http://127.0.0.1:1", server.URL, ""})
+	if err != nil || len(seen) != 1 || !seen[0].Ends.Equal(want) || seen[0].Name != server.URL {
 		t.Errorf("seen are %v, want one until %v", seen, want)
 	}
 }

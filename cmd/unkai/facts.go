@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -35,7 +36,7 @@ func (c *cloud) facts(ctx context.Context) alert.Facts {
 
 // machine is how this controller's is.
 func (c *cloud) machine(ctx context.Context) alert.Machine {
-	m := alert.Machine{Ahead: c.state.Now().Sub(machineClock()), Certificates: c.shown.look(ctx)}
+	m := alert.Machine{Ahead: c.state.Now().Sub(machineClock()), Certificates: c.shown.last()}
 	if c.cluster != nil {
 		m.Controller = c.cluster.Name
 		if cert, err := c.cluster.certificate(); err != nil {
@@ -56,41 +57,50 @@ func (c *cloud) machine(ctx context.Context) alert.Machine {
 
 // certificates are those that a controller shows, as a client sees them.
 type certificates struct {
-	mu        sync.Mutex
-	addresses []string            // guarded by mu
-	seen      []alert.Certificate // guarded by mu
-	looked    time.Time           // guarded by mu
+	mu   sync.Mutex
+	seen []alert.Certificate // guarded by mu
 }
 
-func (c *certificates) at(addresses []string) {
+// last is what was seen of them last.
+func (c *certificates) last() []alert.Certificate {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.addresses, c.looked = addresses, time.Time{}
+	return c.seen
 }
 
-// look answers what was seen within the last hour.
-func (c *certificates) look(ctx context.Context) []alert.Certificate {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if time.Since(c.looked) < time.Hour {
-		return c.seen
+// keep looks at what is shown at addresses every hour until ctx ends; a minute later when it could not.
+func (c *certificates) keep(ctx context.Context, addresses []string) {
+	for {
+		again := time.Hour
+		if seen, err := certificatesAt(ctx, addresses); err == nil {
+			c.mu.Lock()
+			c.seen = seen
+			c.mu.Unlock()
+		} else if again = time.Minute; ctx.Err() == nil {
+			slog.WarnContext(ctx, "could not see the certificates that are shown", "err", err)
+		}
+		select {
+		case <-time.After(again):
+		case <-ctx.Done():
+			return
+		}
 	}
-	var seen []alert.Certificate
-	for _, address := range c.addresses {
+}
+
+func certificatesAt(ctx context.Context, addresses []string) (seen []alert.Certificate, err error) {
+	for _, address := range addresses {
 		at, ok := strings.CutPrefix(address, "https://")
 		if !ok {
 			continue
 		}
 		ends, err := certificateAt(ctx, at)
 		if err != nil {
-			slog.WarnContext(ctx, "could not see the certificate that is shown", "at", address, "err", err)
-			return c.seen // again in the next round
+			return nil, fmt.Errorf("at %s: %w", address, err)
 		}
 		seen = append(seen, alert.Certificate{Name: address, Ends: ends,
 			Mend: "One from --tls-cert has to be replaced, and the controller started anew; the built-in authority makes a new one in time."})
 	}
-	c.seen, c.looked = seen, time.Now()
-	return seen
+	return seen, nil
 }
 
 // certificateAt is when the certificate ends that is shown at an address. Who shows it is not the question.

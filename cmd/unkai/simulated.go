@@ -9,6 +9,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/agent"
 	"github.com/unkai-cloud/unkai/base/query"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -51,7 +52,7 @@ func (c *cloud) startSimulated(ctx context.Context, count int, start func(string
 		}
 		capacity := capacityOf(simulatedHost)
 		capacity.Where = m.Where()
-		link := &agent.Local{Hub: c.hub, Host: id, Hello: host.Hello{Name: fmt.Sprintf("sim-%04d", n+1), Version: version, Physical: []string{"public"}, Capacity: capacity}}
+		link := &agent.Local{Hub: c.hub, Host: id, Hello: host.Hello{Speaks: release.Own, Name: fmt.Sprintf("sim-%04d", n+1), Version: version, Physical: []string{"public"}, Capacity: capacity}}
 		start(link.Hello.Name, func(ctx context.Context) error {
 			a.Run(identity.Internal(ctx), link, 1)
 			return nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -194,7 +195,9 @@ func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string,
 		}
 	}
 	if err == nil { // which needs no other way if it was off for longer than its certificate was valid
-		err = id.Resign(func(csr []byte) ([]byte, error) { return c.authority.Renew(id.Host, csr, time.Now()) }, time.Now())
+		err = id.Resign(func(after *x509.Certificate, csr []byte) ([]byte, error) {
+			return c.authority.Renew(after, csr, time.Now())
+		}, time.Now())
 	}
 	if err != nil {
 		return "", err

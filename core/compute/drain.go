@@ -136,7 +136,7 @@ func (s *Service) leave(ctx context.Context, tx *state.Tx, srv *Server, d *host.
 	case Asleep:
 		l.Why = "It is suspended: its memory lies on the host."
 	case Shelved:
-		if l.Why = "It is shelved, and not yet off."; srv.rests(tx) {
+		if l.Why = "It is shelved, and not yet off, or about to leave the shelf."; srv.rests(tx) && !srv.isNewerThanShelf(tx) {
 			l.Way, l.Why = IsOffloaded, ""
 			if err := srv.offload(tx); err != nil {
 				return l, err

@@ -123,7 +123,7 @@ func (s *Service) empty(ctx context.Context, tx *state.Tx, h *host.Host) (togo, 
 		}
 		tries++
 		as := string(srv.Stage())
-		if srv.inMemory() && srv.Stage() == Stopped {
+		if srv.inMemory() && srv.Stage() == Stopped || srv.Stage() == Shelved {
 			as = "" // but not for long
 		}
 		why, err := s.seeOff(ctx, tx, srv, h)

@@ -20,7 +20,7 @@ func (s *Server) yields(ctx context.Context, tx *state.Tx, task Task) error {
 		return nil
 	}
 	switch d := h.Drain; {
-	case slices.Contains(d.Next, s.ID):
+	case slices.Contains(d.Next, s.ID) && h.Up():
 		return fault.Errorf(fault.Conflict, "The server's host is in maintenance, and the server is the next to leave it. Try again when it has (%s).", task).WithCode(inMaintenance)
 	case s.Power == On && s.Seen.Power != On && (d.Over() || d.Stays(s.ID) != nil):
 		return fault.Errorf(fault.Conflict, "The server's host is in maintenance: what does not run there cannot begin to. Try again when that is over (%s).", task).WithCode(inMaintenance)

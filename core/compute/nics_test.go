@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/compute"
@@ -47,7 +48,7 @@ func TestNobodyPlugsAPortIntoAnothersServer(t *testing.T) {
 func provider(t *testing.T, hosts, connected int) (*cloudtest.Cloud, resource.ID) {
 	c := cloudtest.New(t, hosts)
 	for n, h := range c.Hosts {
-		hello := host.Hello{Name: h.Name, Capacity: cloudtest.Capacity}
+		hello := host.Hello{Speaks: release.Own, Name: h.Name, Capacity: cloudtest.Capacity}
 		if n < connected {
 			hello.Physical = []string{"public"}
 		}

@@ -144,7 +144,7 @@ func (p *placing) arrives() bool { return p.stays == nil }
 
 // connects keeps hosts that say that they are connected with all the physical networks.
 func (p *placing) connects(h *host.Host) bool {
-	return !slices.ContainsFunc(p.physical, func(name string) bool { return !slices.Contains(h.Physical, name) })
+	return !slices.ContainsFunc(p.physical, func(name string) bool { return !h.Leads(name) })
 }
 
 // total is what of a host may be promised in all.

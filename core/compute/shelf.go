@@ -59,7 +59,8 @@ func (s *Service) shelve(tx *state.Tx, srv *Server, img *image.Image) error {
 	return settle(tx, srv, operation.Succeeded, "")
 }
 
-// offload takes the server off its host, which is ordered to clear away what it has; disks on shared storage are erased.
+// offload takes the server off its host, which is ordered to clear away what it has; disks on shared storage are erased. Nothing that
+// isNewerThanShelf is offloaded.
 func (s *Server) offload(tx *state.Tx) error {
 	if err := host.Discard(tx, s.HostID, "guest", s.ID); err != nil {
 		return err

@@ -239,6 +239,66 @@ func onTheShelf(t *testing.T, c *cloudtest.Cloud, id resource.ID) {
 	sound(t, c)
 }
 
+// Who empties a host looks at shelved servers, too: before they are off, and before it is known what they are worth.
+func TestAHostWithShelvedServersIsEmptied(t *testing.T) {
+	empty := func(c *cloudtest.Cloud) {
+		t.Helper()
+		for range 3 {
+			c.Clock = c.Clock.Add(11 * time.Second)
+			for _, task := range c.Compute.Reconcilers() {
+				if task.Name != "compute-drain" {
+					continue
+				}
+				for _, id := range task.All(c.State.Latest()) {
+					_, err := task.Step(c.Admin, id)
+					c.Must(err)
+				}
+			}
+		}
+	}
+	t.Run("one is not off yet", func(t *testing.T) {
+		c, id := shelvedOn(t, 2, host.ShelvedForever)
+		on, off := c.HostOf(id), c.Server(id).Seen
+		c.Report(on, id, compute.Seen{Observation: compute.Observation{Power: compute.On}, Wish: c.Server(id).Wish - 1})
+		_, err := c.Compute.Retire(c.Admin, on.ID, compute.Retirement{})
+		c.Must(err)
+		empty(c)
+		if c.Server(id).Stage() != compute.Shelved {
+			t.Fatalf("before it is off it is %v", c.Server(id).Standing())
+		}
+		c.Report(on, id, off)
+		empty(c)
+		c.Settle()
+		onTheShelf(t, c, id)
+	})
+	t.Run("one may have run", func(t *testing.T) {
+		c, id := shelvedOn(t, 2, time.Hour)
+		on := c.HostOf(id)
+		on.Lazy = true
+		c.Must(c.Compute.Unshelve(c.Ctx, id, compute.Place{}))
+		c.Settle()
+		_, err := c.Ops.Cancel(c.Ctx, c.Server(id).OperationID)
+		c.Must(err)
+		on.Lazy = false
+		c.Return(on)
+		c.Settle()
+		_, err = c.Compute.Retire(c.Admin, on.ID, compute.Retirement{})
+		c.Must(err)
+		empty(c)
+		if srv := c.Server(id); srv.Stage() != compute.Shelved || srv.HostID != on.ID {
+			t.Fatalf("its disks are given up for its image: %v", srv.Standing())
+		}
+		tidy(c)
+		empty(c)
+		c.Settle()
+		empty(c)
+		c.Settle()
+		if srv := c.Server(id); srv.Stage() != compute.Stopped || srv.HostID == on.ID {
+			t.Errorf("in the end it is %v on %s, with %v", srv.Standing(), srv.HostID, lastOperation(c, id))
+		}
+	})
+}
+
 // A server that is on its host still may have run, and written, before its way back was given up: its image is not what it comes back from.
 func TestAWayBackThatIsGivenUpLosesNothingThatWasWritten(t *testing.T) {
 	givenUp := func(t *testing.T, hosts int, stay time.Duration) (*cloudtest.Cloud, resource.ID) {

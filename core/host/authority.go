@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 
@@ -43,7 +44,7 @@ type joinToken struct {
 	Expires time.Time
 	Only    string `since:"2,soft"` // ForHosts or ForControllers; "" for either
 	// The host that the machine is to be, which is there already; zero for a new one.
-	As resource.ID `json:",omitzero" since:"2,soft"`
+	As resource.ID `json:",omitzero" since:"2"`
 }
 
 // What a join token may be for alone. A controller holds the whole state and the authority's key, so a token that is handed
@@ -240,7 +241,7 @@ func (a *Authority) Join(ctx context.Context, token string, request []byte, now 
 	if err != nil || csr.CheckSignature() != nil {
 		return JoinAnswer{}, fault.Errorf(fault.Invalid, "The certificate request is not valid.")
 	}
-	answer := JoinAnswer{Authority: a.PEM()}
+	answer, machine := JoinAnswer{Authority: a.PEM()}, 0
 	err = a.State.Update(ctx, func(tx *state.Tx) error {
 		t, err := spend(tx, token, ForHosts)
 		if err != nil {
@@ -254,13 +255,15 @@ func (a *Authority) Join(ctx context.Context, token string, request []byte, now 
 		if err != nil {
 			return err
 		}
-		answer.Host, h.Rejoined, h.CertificateEnds = h.ID, hostCertificateEnds(now), hostCertificateEnds(now)
+		h.Machine++
+		h.CertificateEnds = hostCertificateEnds(now)
+		answer.Host, machine = h.ID, h.Machine
 		return hosts.Put(tx, h)
 	})
 	if err != nil {
 		return JoinAnswer{}, err
 	}
-	answer.Certificate, err = a.SignHost(answer.Host, csr, now)
+	answer.Certificate, err = a.signHost(answer.Host, machine, csr, now)
 	return answer, err
 }
 
@@ -283,12 +286,32 @@ func hostCertificateEnds(now time.Time) time.Time {
 	return now.UTC().AddDate(0, 0, hostCertDays).Truncate(time.Second)
 }
 
-// SignHost makes a host's certificate (DER) for the key in a request.
+// SignHost makes the certificate (DER) of a host's first machine, for the key in a request.
 func (a *Authority) SignHost(id resource.ID, csr *x509.CertificateRequest, now time.Time) ([]byte, error) {
-	template := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: id.String(), OrganizationalUnit: []string{"host"}},
+	return a.signHost(id, 0, csr, now)
+}
+
+func (a *Authority) signHost(id resource.ID, machine int, csr *x509.CertificateRequest, now time.Time) ([]byte, error) {
+	subject := pkix.Name{CommonName: id.String(), OrganizationalUnit: []string{"host"}}
+	if machine > 0 {
+		subject.SerialNumber = strconv.Itoa(machine)
+	}
+	template := &x509.Certificate{SerialNumber: serial(), Subject: subject,
 		NotBefore: now.Add(-time.Hour), NotAfter: hostCertificateEnds(now),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
 	return x509.CreateCertificate(rand.Reader, template, a.cert, csr.PublicKey, a.key)
+}
+
+// machineOf is which of a host's machines, one after the other, a certificate is of; -1 if that cannot be told.
+func machineOf(cert *x509.Certificate) int {
+	if cert.Subject.SerialNumber == "" {
+		return 0
+	}
+	n, err := strconv.Atoi(cert.Subject.SerialNumber)
+	if err != nil {
+		return -1
+	}
+	return n
 }
 
 // HostOf is the host that a verified client certificate is of.

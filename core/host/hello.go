@@ -77,8 +77,8 @@ func (h *Hello) check() error {
 			return fault.Errorf(fault.Invalid, "The host says that it has %d %s: from 0 to %d are taken.", field.n, field.what, field.most)
 		}
 	}
-	if len(h.Physical) > mostPhysical {
-		return fault.Errorf(fault.Invalid, "The host says that it is connected with %d physical networks: at most %d are taken.", len(h.Physical), mostPhysical)
+	if err := checkPhysical(h.Physical); err != nil {
+		return err
 	}
 	for what, text := range map[string]string{
 		"driver": c.Driver, "hypervisor's release": c.Release, "address for guests": c.Where, "format of snapshots": c.Snapshots,
@@ -88,7 +88,14 @@ func (h *Hello) check() error {
 			return err
 		}
 	}
-	for _, name := range h.Physical {
+	return nil
+}
+
+func checkPhysical(names []string) error {
+	if len(names) > mostPhysical {
+		return fault.Errorf(fault.Invalid, "The host says that it is connected with %d physical networks: at most %d are taken.", len(names), mostPhysical)
+	}
+	for _, name := range names {
 		if err := checkWord("physical network", name); err != nil {
 			return err
 		}

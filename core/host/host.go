@@ -45,11 +45,11 @@ type Host struct {
 	// How often it came, or came back after it was lost. What a host was told before does not count after that.
 	Arrivals int `json:",omitempty" since:"2,soft"`
 	Joined   time.Time
-	// Until when the certificate is valid that it showed last, and of the one with which a machine took over that had joined as this
-	// host anew: those that end earlier are worth nothing. Zero if that is not known, or has not happened.
+	// Until when the certificate is valid that it showed last; zero if that is not known.
 	CertificateEnds time.Time `json:",omitzero" since:"2,soft"`
-	Rejoined        time.Time `json:",omitzero" since:"2,soft"`
-	Ahead           Mark      // of a state that the host has seen and we have not, while it refuses ours; zero otherwise
+	// How often a machine has joined as this host anew. Certificates say it too: those of the machines before are worth nothing.
+	Machine int  `json:",omitempty" since:"2"`
+	Ahead   Mark // of a state that the host has seen and we have not, while it refuses ours; zero otherwise
 }
 
 // A Capacity is what a host offers in all. Overcommit is the placement's business.

@@ -97,10 +97,18 @@ func (a *Authority) Check(cert *x509.Certificate, now time.Time) (resource.ID, e
 	if !member(tx, id, a.State.Now()) {
 		return id, notMember()
 	}
-	if h, ok := hosts.PeekOne(tx, id); ok && cert.NotAfter.Before(h.Rejoined) {
-		return id, fault.Errorf(fault.Unauthorized, "Another machine has joined as host %s since.", h.Name)
+	if h, ok := hosts.PeekOne(tx, id); ok {
+		return id, h.shownBy(cert)
 	}
 	return id, nil
+}
+
+// shownBy refuses the certificate of a machine in whose place another has joined.
+func (h *Host) shownBy(cert *x509.Certificate) error {
+	if machineOf(cert) != h.Machine {
+		return fault.Errorf(fault.Unauthorized, "Another machine has joined as host %s since.", h.Name)
+	}
+	return nil
 }
 
 // Arrive is Arrive for a machine elsewhere: only for one that has joined and was not removed.

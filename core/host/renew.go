@@ -25,13 +25,18 @@ type RenewRequest struct {
 // lapsedFor is for how long after its end a certificate still makes its host's next one.
 const lapsedFor = 365 * 24 * time.Hour
 
-// Renew makes a host's next certificate (DER) for the key in a request (DER).
-func (a *Authority) Renew(id resource.ID, request []byte, now time.Time) ([]byte, error) {
+// Renew makes the certificate (DER) that follows one of a host, for the key in a request (DER). It is of the same machine: who signs it may
+// not know yet that another has joined in its place.
+func (a *Authority) Renew(after *x509.Certificate, request []byte, now time.Time) ([]byte, error) {
 	csr, err := x509.ParseCertificateRequest(request)
 	if err != nil || csr.CheckSignature() != nil {
 		return nil, fault.Errorf(fault.Invalid, "The certificate request is not valid.")
 	}
-	return a.SignHost(id, csr, now)
+	id, err := HostOf(after)
+	if err != nil {
+		return nil, err
+	}
+	return a.signHost(id, machineOf(after), csr, now)
 }
 
 // Prove signs a certificate request with a certificate's key. Whoever repeats it gets one more certificate for the same new key, which
@@ -72,7 +77,10 @@ func (a *Authority) RenewLapsed(q RenewRequest, now time.Time) (id resource.ID, 
 	case cert.NotAfter.Before(h.CertificateEnds):
 		return id, nil, fault.Errorf(fault.Unauthorized, "Host %s has had a newer certificate. Let the machine join with a token of `unkai controller token --as %s`.", h.Name, h.Name)
 	}
-	der, err = a.Renew(id, q.Request, now)
+	if err := h.shownBy(cert); err != nil {
+		return id, nil, err
+	}
+	der, err = a.Renew(cert, q.Request, now)
 	return id, der, err
 }
 

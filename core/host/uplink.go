@@ -12,6 +12,14 @@ import (
 // A host says with which physical networks it is connected when its session begins, and again whenever an operator plugs one in or
 // out: what has to be where the world is follows.
 
+// SaysUplinks reports whether the host says with which physical networks it is connected. One of the release before never does.
+func (h *Host) SaysUplinks() bool { return h.Speaks.OrFirst().Newest >= 2 }
+
+// Leads reports whether a host is connected with a physical network, or may be: of one that does not say it counts as so with all.
+func (h *Host) Leads(physical string) bool {
+	return !h.SaysUplinks() || slices.Contains(h.Physical, physical)
+}
+
 // UplinkKind is the kind of the report that lists the physical networks that a host is connected with now.
 const UplinkKind = "host-uplinks"
 
@@ -30,6 +38,9 @@ func uplinks() Source {
 		var physical []string
 		if err := json.Unmarshal(seen, &physical); err != nil {
 			return fmt.Errorf("decode the uplinks of host %s: %w", host, err)
+		}
+		if err := checkPhysical(physical); err != nil {
+			return err
 		}
 		h, ok := hosts.Find(tx, host)
 		if !ok || slices.Equal(h.Physical, physical) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/reconcile"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -36,7 +37,7 @@ func openAcross(t testing.TB, hosts, inland int) *across {
 	}
 	slices.SortFunc(a.hosts, func(x, y resource.ID) int { return slices.Compare(x[:], y[:]) })
 	for n := range hosts {
-		hello := host.Hello{Name: fmt.Sprint("h", n), Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(n + 1)})}
+		hello := host.Hello{Speaks: release.Own, Name: fmt.Sprint("h", n), Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(n + 1)})}
 		if n < inland {
 			hello.Physical = []string{"public"}
 		}
@@ -269,7 +270,7 @@ func TestARouterWhoseHomeIsLostGetsAnother(t *testing.T) {
 	if g, _ := a.gateway(0); g.External != nil {
 		t.Error("a host that is no longer home keeps the router's address")
 	}
-	a.arrive(0, host.Hello{Name: "h0", Address: netip.MustParseAddr("192.0.2.1"), Physical: []string{"public"}})
+	a.arrive(0, host.Hello{Speaks: release.Own, Name: "h0", Address: netip.MustParseAddr("192.0.2.1"), Physical: []string{"public"}})
 	a.settle()
 	if a.home() != 1 {
 		t.Errorf("the router went back to %d for no reason", a.home())
@@ -288,7 +289,7 @@ func TestARouterWhoseHomeIsLostGetsAnother(t *testing.T) {
 	if a.home() != 2 {
 		t.Errorf("home is %d", a.home())
 	}
-	a.arrive(1, host.Hello{Name: "h1", Address: netip.MustParseAddr("192.0.2.2"), Physical: []string{"public"}})
+	a.arrive(1, host.Hello{Speaks: release.Own, Name: "h1", Address: netip.MustParseAddr("192.0.2.2"), Physical: []string{"public"}})
 	a.settle()
 	if a.home() != 1 {
 		t.Errorf("home is %d", a.home())
@@ -326,7 +327,7 @@ func TestARouterWaitsForTheOnlyHostWithItsUplink(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.settle()
-	a.arrive(0, host.Hello{Name: "h0", Address: netip.MustParseAddr("192.0.2.1")})
+	a.arrive(0, host.Hello{Speaks: release.Own, Name: "h0", Address: netip.MustParseAddr("192.0.2.1")})
 	a.settle()
 	if a.home() != 0 {
 		t.Errorf("after it booted anew, and is not plugged in yet, home is %d", a.home())
@@ -457,7 +458,7 @@ func TestANetworksPacketsFitItsTunnels(t *testing.T) {
 	if a.first.MTU != 1450 {
 		t.Errorf("over IPv4: %d", a.first.MTU)
 	}
-	a.arrive(0, host.Hello{Name: "h0", Address: netip.MustParseAddr("2001:db8::1"), Physical: []string{"public"}})
+	a.arrive(0, host.Hello{Speaks: release.Own, Name: "h0", Address: netip.MustParseAddr("2001:db8::1"), Physical: []string{"public"}})
 	if n := a.network(a.ours, a.our); n.MTU != 1430 {
 		t.Errorf("over IPv6: %d", n.MTU)
 	}
@@ -487,7 +488,7 @@ func TestAnExpectedPortThatIsGone(t *testing.T) {
 	}
 	hub := host.NewHub(b.st, b.Sources()...)
 	for _, id := range []resource.ID{here, there} {
-		check(host.Arrive(ctx, b.st, id, host.Hello{Name: id.String()}))
+		check(host.Arrive(ctx, b.st, id, host.Hello{Speaks: release.Own, Name: id.String()}))
 	}
 	session := hub.Connect(there)
 	told := func() (n int) {
@@ -519,5 +520,26 @@ func TestAnExpectedPortThatIsGone(t *testing.T) {
 	write(func(tx *state.Tx) error { return network.ReleasePorts(ctx, tx, server) })
 	if got := told(); got != -1 {
 		t.Errorf("that it is gone the host is told %d", got)
+	}
+}
+
+// A host of the release before says nothing of its uplinks: it may have any, and keeps its routers while others are upgraded before it.
+func TestAHostThatSaysNothingOfUplinksKeepsItsRouters(t *testing.T) {
+	a := openAcross(t, 2, 0)
+	was := a.home()
+	a.arrive(was, host.Hello{Name: fmt.Sprint("h", was), Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(was + 1)})})
+	a.settle()
+	a.plug(1-was, "public")
+	if a.home() != was {
+		t.Errorf("the router went from a host of the release before to %d", a.home())
+	}
+	a.mute(was, true)
+	if a.home() != 1-was {
+		t.Errorf("when its home is mute the router is at %d", a.home())
+	}
+	a.mute(was, false)
+	a.mute(1-was, true)
+	if a.home() != was {
+		t.Errorf("and then at %d", a.home())
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/host"
@@ -36,7 +37,7 @@ func TestRandom(t *testing.T) {
 			m := &monkey{bench: open(t), r: rand.New(rand.NewPCG(seed, 0)), did: did}
 			for n := range 3 {
 				id := resource.NewID(time.Now(), nil)
-				hello := host.Hello{Name: fmt.Sprint("h", n)}
+				hello := host.Hello{Speaks: release.Own, Name: fmt.Sprint("h", n)}
 				if n > 0 { // the first cannot be reached from the others
 					hello.Address = netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})
 					hello.Physical = []string{"public"}
@@ -353,7 +354,7 @@ func (m *monkey) more(name string, ctx context.Context, project resource.ID, not
 		_, err = m.Ports.Update(ctx, p.ID, 0, func(p *network.Port) error { p.AdminUp = !p.AdminUp; return nil })
 	case "host address":
 		h := m.hosts[1+m.r.IntN(2)]
-		hello := host.Hello{Name: "h", Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(m.r.IntN(250))})}
+		hello := host.Hello{Speaks: release.Own, Name: "h", Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(m.r.IntN(250))})}
 		if m.r.IntN(4) > 0 {
 			hello.Physical = []string{"public"}
 		}

@@ -62,8 +62,12 @@ func (s *Service) homes() reconcile.Task {
 func strays(tx *state.Tx) []resource.ID {
 	ids := routers.IDs(tx, "homeless", "")
 	best := map[string]int{} // by uplink, how the host does that does best with it; "" for none
+	silent := nowhere        // likewise, of the hosts that say nothing of uplinks
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
 		best[""] = max(best[""], suits(h, "", false))
+		if !h.SaysUplinks() {
+			silent = max(silent, suits(h, "", false))
+		}
 		for _, uplink := range h.Physical {
 			best[uplink] = max(best[uplink], suits(h, uplink, false))
 		}
@@ -80,7 +84,7 @@ func strays(tx *state.Tx) []resource.ID {
 			continue
 		}
 		for r := range routers.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h.ID)}) {
-			if uplink := uplinkOf(tx, r); suits(h, uplink, true) < max(best[uplink], spare) {
+			if uplink := uplinkOf(tx, r); suits(h, uplink, true) < max(best[uplink], silent, spare) {
 				ids = append(ids, r.ID)
 			}
 		}
@@ -91,7 +95,7 @@ func strays(tx *state.Tx) []resource.ID {
 // leadsEverywhere reports whether a host has every uplink that a host has which can be heard.
 func leadsEverywhere(h *host.Host, best map[string]int) bool {
 	for uplink, how := range best {
-		if uplink != "" && how > unheard && !slices.Contains(h.Physical, uplink) {
+		if uplink != "" && how > unheard && !h.Leads(uplink) {
 			return false
 		}
 	}

@@ -48,7 +48,7 @@ const (
 // suits says how well a host would do as the home of a router with an uplink, or does as what it is. A home with the uplink is
 // not left for a host that has none: nothing would go out there either, and home may be back any moment.
 func suits(h *host.Host, uplink string, home bool) int {
-	heard, leads := h.Up() && h.Mute.IsZero(), uplink == "" || slices.Contains(h.Physical, uplink)
+	heard, leads := h.Up() && h.Mute.IsZero(), uplink == "" || h.Leads(uplink)
 	switch {
 	case !heard && leads && home:
 		return awaited

@@ -48,6 +48,12 @@ func deafIn(table, dir string) (why string) {
 		}
 	case "fuse.glusterfs":
 		return forgetful(point)
+	case "fuse.ceph", "fuse.ceph-fuse":
+	default:
+		if strings.HasPrefix(kind, "fuse") {
+			// The claim that another host has replaced must not be read for the one that is there: of these it is known how not to.
+			return fmt.Sprintf("it is a %s, of which it is not known whether one host sees at once what another wrote: GlusterFS, CephFS and NFS are", kind)
+		}
 	}
 	return ""
 }

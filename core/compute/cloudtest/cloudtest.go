@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/compute"
@@ -144,7 +145,7 @@ func (c *Cloud) addNetwork() {
 func (c *Cloud) AddHost(name string, capacity host.Capacity) *Host {
 	h := &Host{ID: resource.NewID(c.Clock, nil), Name: name, capacity: capacity, Guests: map[resource.ID]compute.Guest{}, Seen: map[resource.ID]compute.Observation{}}
 	c.Hosts = append(c.Hosts, h)
-	c.Must(host.Arrive(c.Admin, c.State, h.ID, host.Hello{Name: name, Capacity: capacity}))
+	c.Must(host.Arrive(c.Admin, c.State, h.ID, host.Hello{Speaks: release.Own, Name: name, Capacity: capacity}))
 	h.session = c.Hub.Connect(h.ID)
 	return h
 }
@@ -158,7 +159,7 @@ func (c *Cloud) Lose(h *Host) {
 // Return connects a host again.
 func (c *Cloud) Return(h *Host) {
 	h.Silent = false
-	c.Must(host.Arrive(c.Admin, c.State, h.ID, host.Hello{Name: h.Name, Capacity: h.capacity}))
+	c.Must(host.Arrive(c.Admin, c.State, h.ID, host.Hello{Speaks: release.Own, Name: h.Name, Capacity: h.capacity}))
 	h.session = c.Hub.Connect(h.ID)
 }
 
