@@ -60,12 +60,17 @@ until_ok 180 at_door true || fail "the guest does not answer at $door"
 until_ok 120 at_inner true || fail "the guest does not answer behind the other"
 ok "guests on ${others[*]}; what has no floating address goes out at $home"
 
-# gap FILE SINCE prints the longest time, in ms, without an answer that ping -D tells of since then and until now, by the guest's own clock.
+# gap FILE SINCE prints the longest time, in ms, without an answer that ping -D tells of since then and until now. The guest's clock need not go
+# right: one that boots while the machine is busy may take its processor for a slower one (the kernel measures it), and its clock is
+# fast then. So the time is put right by ours.
 gap() {
-	at_inner "cat $1; date +'[%s] time='" | sed -n 's/^\[\([0-9.]*\)\].* time=.*/\1/p' |
-		awk -v from="$2" 'BEGIN { last = from } $1 >= from { if ($1 - last > most) most = $1 - last; last = $1 } END { printf "%d", 1000 * most }'
+	local wall up ours
+	read -r wall up ours <<<"$2"
+	{ at_inner "cat $1; date +'[%s] time='" | sed -n 's/^\[\([0-9.]*\)\].* time=.*/\1/p'; echo "rate $up $ours $(now)"; } |
+		awk -v from="$wall" 'BEGIN { last = from } $1 == "rate" { print int(1000 * most * ($6 - $3) / ($5 - $2)); exit } $1 >= from { if ($1 - last > most) most = $1 - last; last = $1 }'
 }
-now() { at_inner date +%s; }
+# now prints the guest's time, its uptime, and our time.
+now() { echo "$(at_inner 'date +%s; cut -d" " -f1 /proc/uptime' | tr '\n' ' ') $(date +%s.%N)"; }
 pinging() { at_inner "sudo sh -c 'setsid /usr/bin/ping $3 -D -n -i 0.2 $1 >$2 2>&1 </dev/null &'"; until_ok 20 at_inner "grep -q time= $2" || { at_inner "cat $2" >&2; fail "$1 does not answer"; }; }
 
 # --- IPv6
