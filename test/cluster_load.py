@@ -17,7 +17,7 @@ token, run, seconds, clients, urls = sys.argv[1], sys.argv[2], float(sys.argv[3]
 kinds = os.environ.get("LOAD_KINDS", "networks").split(",")
 network, image = os.environ.get("LOAD_NETWORK"), os.environ.get("LOAD_IMAGE")
 end = time.monotonic() + seconds
-acknowledged, counts, refused, times, slowest, gave_up = [], {}, {}, [], 0.0, []
+acknowledged, counts, refused, times, slowest, gave_up = [], {}, {}, [], (0.0, ""), []
 lock = threading.Lock()
 
 # Of each kind: where it is made, what is asked, the answer that acknowledges it, and what names it in a path.
@@ -55,15 +55,20 @@ def persist(at, method, path, body, good):
     while True:
         status, answer = once(urls[at % len(urls)], method, path, body, key)
         if status in good:
+            took = time.monotonic() - began
+            what = f"{method} {path} of {urls[at % len(urls)]}, answered at {time.strftime('%H:%M:%S')}"
+            if took > 2:
+                print(f"{took:.2f} s: {what}", file=sys.stderr)
             with lock:
                 times.append(time.monotonic())
-                slowest = max(slowest, time.monotonic() - began)
+                slowest = max(slowest, (took, what))
             return at, answer
         if isinstance(status, int) and status not in (500, 502, 503, 504):
             print(f"{method} {path} is refused with {status}: {answer[:300]}", file=sys.stderr)
             os._exit(1)
         with lock:
             refused[str(status)] = refused.get(str(status), 0) + 1
+        print(f"{status} after {time.monotonic() - began:.2f} s: {method} {path} of {urls[at % len(urls)]}, at {time.strftime('%H:%M:%S')}: {answer[:300]}", file=sys.stderr)
         if time.monotonic() > end + 30:
             with lock:
                 gave_up.append(f"{method} {path}")
@@ -101,4 +106,4 @@ for t in threads:
 times.sort()
 gap = max((b - a for a, b in zip(times, times[1:])), default=0)
 print(json.dumps({"acknowledged": acknowledged, "made": counts, "tried_again": refused, "longest_silence_s": round(gap, 2),
-                  "slowest_s": round(slowest, 2), "gave_up": gave_up}))
+                  "slowest_s": round(slowest[0], 2), "slowest": slowest[1], "gave_up": gave_up}))

@@ -64,7 +64,7 @@ loaded() {
 	[ "$(ask "$2" GET "/compute/v2.1/os-keypairs" | jq -r '.keypairs[].keypair.name' | grep -c "^$1-")" = 0 ] || fail "a key pair was made twice, or its deletion lost"
 	until_ok 60 bash -c "$(declare -f ask inside url ns); net=$net auth=$auth; ns() { echo up-$$-\$1; }; [ \"\$(ask $2 GET /compute/v2.1/servers | jq -r '.servers[].name' | grep -c '^$1-')\" = 0 ]" ||
 		fail "a server was made twice, or its deletion lost"
-	step "  $(jq -r '"made \(.made | tostring), tried again \(.tried_again | tostring), the longest silence \(.longest_silence_s) s, the slowest answer \(.slowest_s) s"' "$work/$1")"
+	step "  $(jq -r '"made \(.made | tostring), tried again \(.tried_again | tostring), the longest silence \(.longest_silence_s) s, the slowest answer \(.slowest_s) s (\(.slowest))"' "$work/$1")"
 }
 
 ending() {

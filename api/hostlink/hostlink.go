@@ -346,6 +346,8 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 			err = send(host.Message{})
 		case <-session.Over():
 			return nil
+		case <-wire.Leaving(ctx).Done():
+			return nil
 		case <-ctx.Done():
 			return nil
 		}

@@ -116,6 +116,9 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, kinds []*kind, se
 	if l.since < 0 {
 		l.since = present
 	}
+	if err := s.State.Restored(ctx); err != nil {
+		return err
+	}
 	watcher := s.State.Watch(l.since)
 	events, err := watcher.Poll()
 	if errors.Is(err, state.ErrCompacted) {
@@ -169,10 +172,15 @@ func (t *stream) run(ctx context.Context, r *http.Request, watcher *state.Watche
 			wait = max(left, 0)
 		}
 		idle, stop := context.WithTimeout(ctx, wait)
+		stays := context.AfterFunc(wire.Leaving(ctx), stop)
 		next, err := watcher.Next(idle)
+		stays()
 		stop()
 		switch {
 		case ctx.Err() != nil:
+			return
+		case wire.Leaving(ctx).Err() != nil && err != nil:
+			t.end("stopping", "This controller stops. Watch again, from resume on.")
 			return
 		case errors.Is(err, state.ErrCompacted):
 			t.end("compacted", "You were too slow to follow, and the changes are no longer kept. List again.")

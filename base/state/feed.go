@@ -41,51 +41,76 @@ type feed struct {
 	floor   Head          // all changes after this moment are kept; its time may be unknown; guarded by mu
 	head    int64         // guarded by mu
 	changed chan struct{} // closed and replaced at each append; guarded by mu
+
+	restored chan struct{} // closed when what the engine remembers of before is here, or will not be
 }
 
 func newFeed(keep, keepBytes int, head Head) *feed {
-	return &feed{keep: keep, keepBytes: keepBytes, floor: head, head: head.Revision, changed: make(chan struct{})}
+	return &feed{keep: keep, keepBytes: keepBytes, floor: head, head: head.Revision, changed: make(chan struct{}), restored: make(chan struct{})}
 }
 
 // restoreAtLeast is how many transactions are read back at a start even when the feed keeps
 // few; when it keeps many, as many as a quarter of its changes, for each has to be decoded.
 const restoreAtLeast = 1024
 
-// restoreFirst is how many transactions are read first, then twice as many until there are enough: nobody knows before how
-// large they are, and an engine may hold all that it was asked for in memory.
+// restoreFirst is how many transactions are read first, then those before, twice as many each time until there are enough: nobody knows before
+// how large they are, and an engine may hold all that it was asked for in memory.
 const restoreFirst = 16
 
-// restore fills the feed with what the engine still remembers, so that a watch
-// can be resumed over a restart.
+// restore fills the feed with what the engine still remembers, the newest first, so that a watch can be resumed over a restart. It may run
+// while changes are appended.
 func (f *feed) restore(ctx context.Context, engine Engine, now *snapshot) error {
 	head := now.head.Revision
 	enough := max(f.keep/4, min(f.keep, restoreAtLeast))
-	for since, n := head, restoreFirst; since > 0 && len(f.events) < enough && f.bytes < f.keepBytes/4; n *= 2 {
-		since = max(0, head-int64(min(n, enough)))
-		h := history{feed: &feed{keep: f.keep, keepBytes: f.keepBytes, floor: Head{Revision: since}}, now: now, newest: map[row2]resource.Object{}}
+	least := max(0, head-int64(enough))
+	changes, bytes := 0, 0
+	for until, n := head, restoreFirst; until > least && changes < enough && bytes < f.keepBytes/4; n *= 2 {
+		since := max(least, until-int64(n))
+		h := history{feed: &feed{keep: f.keep, keepBytes: f.keepBytes, floor: Head{Revision: since}}, now: now, until: until, newest: map[row2]resource.Object{}}
 		done := errors.New("caught up")
 		err := engine.Watch(ctx, since, func(b Batch) error {
 			if err := h.add(b, since); err != nil {
 				return err
 			}
-			if b.Head().Revision >= head {
+			if b.Head().Revision >= until {
 				return done
 			}
 			return nil
 		})
 		switch {
-		case errors.Is(err, done):
-			f.events, f.bytes, f.floor = h.feed.events, h.feed.bytes, h.feed.floor
 		case errors.Is(err, ErrCompacted):
 			return nil // what was read before is kept
-		default:
+		case !errors.Is(err, done):
 			return fmt.Errorf("read the history: %w", err)
 		}
-		if n >= enough {
-			return nil
+		changes, bytes = changes+len(h.feed.events), bytes+h.feed.bytes
+		if !f.prepend(h.feed, until) || h.feed.floor.Revision != since {
+			return nil // it keeps no more
 		}
+		until = since
 	}
 	return nil
+}
+
+// prepend adds what came before the feed's oldest change, up to a revision; false if it begins elsewhere by now.
+func (f *feed) prepend(before *feed, until int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.floor.Revision != until {
+		return false
+	}
+	f.events, f.bytes, f.floor = append(before.events, f.events...), f.bytes+before.bytes, before.floor
+	return true
+}
+
+// Restored waits until the history of before this start was read, as far as the engine remembers it: see Options.LateHistory.
+func (s *State) Restored(ctx context.Context) error {
+	select {
+	case <-s.feed.restored:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // history turns watched batches into events. An object that the tables, or another
@@ -93,12 +118,13 @@ func (f *feed) restore(ctx context.Context, engine Engine, now *snapshot) error 
 type history struct {
 	feed   *feed // nobody else's yet
 	now    *snapshot
+	until  int64                    // what comes after this revision is there already
 	newest map[row2]resource.Object // as the events so far left it; nil: deleted
 }
 
 func (h *history) add(b Batch, since int64) error {
-	if b.Head().Revision > h.now.head.Revision {
-		return nil // another writer's
+	if b.Base >= h.until {
+		return nil
 	}
 	records := make([]Record, 0, len(b.Earlier)+len(b.Records))
 	records = append(append(records, b.Earlier...), b.Records...)
@@ -128,7 +154,7 @@ func (h *history) add(b Batch, since int64) error {
 			return err
 		}
 		h.newest[at] = is
-		if tx.Revision > since {
+		if tx.Revision > since && tx.Revision <= h.until {
 			h.feed.add(Event{tx.Revision, tx.Time, tx.Cause, r.Kind, r.ID, was, is, eventBytes(r.Value)})
 		}
 	}
@@ -241,7 +267,7 @@ type Watcher struct {
 }
 
 // Watch follows every change with a revision above since. Use Tx.Revision of the view that
-// was listed, and nothing is missed or seen twice.
+// was listed, and nothing is missed or seen twice. Soon after a start an older one may seem to come too late: see Restored.
 func (s *State) Watch(since int64) *Watcher { return &Watcher{s.feed, since} }
 
 // Poll gives the changes since the last call, at once, whole transactions at a time; none
@@ -383,6 +409,9 @@ func (p *Past) Redo(events []Event) {
 
 // viewAt forks the newest snapshot and undoes what came after the moment.
 func (s *State) viewAt(ctx context.Context, m moment) (*Tx, error) {
+	if err := s.Restored(ctx); err != nil {
+		return nil, err
+	}
 	s.feed.mu.Lock()
 	now := s.published.Load() // the events reach exactly as far
 	undo, head, err := s.feed.since(m, now.head)

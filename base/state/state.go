@@ -44,6 +44,8 @@ type State struct {
 	stopped chan struct{} // closed when broken is set
 
 	confirming confirming
+	restoring  sync.WaitGroup // see LateHistory
+	unread     func()         // ends it
 
 	building chan struct{} // one place for each view of the past that may be built at once
 
@@ -67,6 +69,8 @@ type Options struct {
 	// How many bytes these may take, about; 64 MiB when 0. A few clients that write large objects
 	// again and again shorten the history, and no more.
 	HistoryBytes int
+	// LateHistory has a start not wait until the history of before was read: watches that are resumed, and whoever looks at the past, do.
+	LateHistory bool
 	// Level is what a state begins at that is new: this release's newest when 0. At 1 it begins as the first release's would.
 	Level int
 }
@@ -119,7 +123,7 @@ func openState(ctx context.Context, engine Engine, o Options) (*State, error) {
 	}
 	s := &State{
 		engine: engine, clock: clock{wall: o.Now}, random: o.Random, first: o.Level, stopped: make(chan struct{}),
-		deposed: make(chan struct{}), building: make(chan struct{}, pastViews),
+		deposed: make(chan struct{}), building: make(chan struct{}, pastViews), unread: func() {},
 	}
 	s.quiet.L = &s.mu
 	close(s.deposed)
@@ -145,7 +149,19 @@ func (s *State) load(ctx context.Context, o Options) error {
 	s.live = &snapshot{head, tables}
 	s.publish(nil)
 	s.feed = newFeed(o.History, o.HistoryBytes, head)
-	return s.feed.restore(ctx, s.engine, s.live)
+	if !o.LateHistory {
+		defer close(s.feed.restored)
+		return s.feed.restore(ctx, s.engine, s.live)
+	}
+	ctx, s.unread = context.WithCancel(context.WithoutCancel(ctx))
+	now := s.published.Load() // what is live changes
+	s.restoring.Go(func() {
+		defer close(s.feed.restored)
+		if err := s.feed.restore(ctx, s.engine, now); err != nil && ctx.Err() == nil { // the state is whole without it
+			slog.WarnContext(ctx, "the history of before this start is not there: watches cannot be resumed, and it cannot be looked at", "err", err)
+		}
+	})
+	return nil
 }
 
 func tableDefs() []*tableDef {
@@ -580,7 +596,9 @@ type row2 struct {
 
 // Close lets the engine go. No Update or Follow may be running.
 func (s *State) Close() error {
+	s.unread()
 	err := s.engine.Close()
 	s.confirming.running.Wait()
+	s.restoring.Wait()
 	return err
 }

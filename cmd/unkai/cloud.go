@@ -98,7 +98,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 		}
 	}()
 	if m == nil {
-		c.state, err = state.Open(ctx, engine, state.Options{Now: machineClock})
+		c.state, err = state.Open(ctx, engine, state.Options{Now: machineClock, LateHistory: true})
 	} else {
 		err = c.openShare(ctx, engine, m, start)
 	}
@@ -156,7 +156,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 // openShare opens this controller's share of a state that several keep, and returns when there is something to begin with: it
 // leads, or it has what another made.
 func (c *cloud) openShare(ctx context.Context, engine *etcd.Engine, m *membership, start func(string, func(context.Context) error)) (err error) {
-	if c.state, err = state.OpenFollower(ctx, engine, state.Options{Now: machineClock}); err != nil {
+	if c.state, err = state.OpenFollower(ctx, engine, state.Options{Now: machineClock, LateHistory: true}); err != nil {
 		return err
 	}
 	if m.Etcd == nil {

@@ -9,9 +9,11 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/unkai-cloud/unkai/api/hostlink"
+	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/core/host"
 )
 
@@ -110,9 +112,12 @@ func serveTLS(ctx context.Context, l net.Listener, config *tls.Config, h http.Ha
 // idleAtMost is how long a connection is kept on which nothing is asked.
 const idleAtMost = 2 * time.Minute
 
-// serve answers on a listener until ctx ends, then lets requests under way finish for a moment.
+// serve answers on a listener until ctx ends, then lets requests under way finish for a moment; those that end with wire.Leaving do at once.
 func serve(ctx context.Context, l net.Listener, h http.Handler) error {
-	s := &http.Server{Handler: h, ConnContext: hostlink.KeepConn, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleAtMost, MaxHeaderBytes: 64 << 10,
+	var unasked unasked
+	s := &http.Server{Handler: h, ConnState: unasked.note, ConnContext: hostlink.KeepConn,
+		BaseContext:       func(net.Listener) context.Context { return wire.WithLeaving(context.Background(), ctx) },
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleAtMost, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug)}
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
@@ -123,9 +128,41 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 	defer cancel()
+	defer time.AfterFunc(askedWithin, unasked.close).Stop()
 	if err := s.Shutdown(grace); err != nil {
 		s.Close() // streams do not end by themselves: cut them off
 	}
 	<-done
 	return nil
+}
+
+// askedWithin is how long a new connection has for its first request when its server stops.
+const askedWithin = 100 * time.Millisecond
+
+// unasked are connections on which nothing was asked yet. Go's clients make some to spare, and its server waits five seconds for each.
+type unasked struct {
+	mu  sync.Mutex
+	all map[net.Conn]bool // guarded by mu
+}
+
+// note is an http.Server's ConnState.
+func (u *unasked) note(c net.Conn, is http.ConnState) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if is != http.StateNew {
+		delete(u.all, c)
+		return
+	}
+	if u.all == nil {
+		u.all = map[net.Conn]bool{}
+	}
+	u.all[c] = true
+}
+
+func (u *unasked) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for c := range u.all {
+		c.Close()
+	}
 }

@@ -35,7 +35,8 @@ func (e *Engine) follow(ctx context.Context, s *state.State) error {
 	defer stop(nil)
 	done := make(chan error, 1)
 	go func() {
-		for {
+		for wait := lookEvery; ; wait = min(2*wait, time.Second) {
+			began := time.Now()
 			err := s.Follow(ctx)
 			if ctx.Err() != nil || s.Broken() != nil {
 				done <- err
@@ -43,8 +44,11 @@ func (e *Engine) follow(ctx context.Context, s *state.State) error {
 			}
 			// The watch ended, as it does when the member has to be sent everything anew. What is here stays, and goes on.
 			slog.WarnContext(ctx, "following the state was interrupted", "err", err)
+			if time.Since(began) > time.Second { // as when another begins to lead, which is soon over
+				wait = lookEvery
+			}
 			select {
-			case <-time.After(time.Second):
+			case <-time.After(wait):
 			case <-ctx.Done():
 			}
 		}

@@ -186,7 +186,12 @@ func (s *server) client() *clientv3.Client { return v3client.New(s.etcd.Server) 
 
 func (s *server) stop() error {
 	if s.etcd != nil {
-		s.etcd.Close()
+		// All is stored then, and nobody comes in any more. Closing waits a second yet for connections on which nothing was ever asked.
+		s.etcd.Server.Stop()
+		for _, peers := range s.etcd.Peers {
+			peers.Listener.Close()
+		}
+		go s.etcd.Close()
 	}
 	// Not only closed: a process that is being forked just now holds the same file until it executes its program.
 	if err := errors.Join(syscall.Flock(int(s.lock.Fd()), syscall.LOCK_UN), s.lock.Close()); err != nil {
