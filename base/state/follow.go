@@ -317,6 +317,13 @@ func (w *Writes) Refused() bool { return w.refused.Load() }
 // Stored reports whether an Update changed something.
 func (w *Writes) Stored() bool { return w.stored.Load() }
 
+// refuse notes that one was. A nil Writes notes nothing.
+func (w *Writes) refuse() {
+	if w != nil {
+		w.refused.Store(true)
+	}
+}
+
 // NoteWrites returns a context that remembers what became of Updates in it.
 func NoteWrites(ctx context.Context) (context.Context, *Writes) {
 	w := new(Writes)

@@ -242,9 +242,7 @@ func (s *State) Update(ctx context.Context, fn func(*Tx) error) error {
 		if broken {
 			return unavailable()
 		}
-		if w := writesOf(ctx); w != nil {
-			w.refused.Store(true)
-		}
+		writesOf(ctx).refuse()
 		return NotLeading()
 	}
 	s.queue = append(s.queue, r)
@@ -385,8 +383,12 @@ func (s *State) run(group []*request) {
 		stored, err := s.commit(txs)
 		for _, r := range ran {
 			// One that changed nothing, or was refused, has still seen what those before it wrote.
-			if r.needs > stored {
-				r.err = unavailable()
+			if r.needs <= stored {
+				continue
+			}
+			if r.err = unavailable(); errors.Is(err, errGaveUp) { // surely nothing is stored
+				r.err = NotLeading()
+				writesOf(r.ctx).refuse()
 			}
 		}
 		for _, r := range writers[:stored] {
@@ -394,7 +396,7 @@ func (s *State) run(group []*request) {
 				w.stored.Store(true)
 			}
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, errGaveUp) {
 			writers[stored].err = err
 		}
 	}
@@ -440,6 +442,9 @@ func (s *State) commit(txs []*Tx) (int, error) {
 	return stored, err
 }
 
+// errGaveUp: this State led when a transaction was accepted, and did not when its turn came.
+var errGaveUp = errors.New("state: leads no more")
+
 // store hands transactions to the engine, in halves when all at once are too large for it.
 func (s *State) store(txs []*Tx) (int, error) {
 	s.mu.Lock()
@@ -449,7 +454,7 @@ func (s *State) store(txs []*Tx) (int, error) {
 		return 0, unavailable()
 	}
 	if term == 0 {
-		return 0, NotLeading()
+		return 0, errGaveUp
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), commitWithin)
 	began := time.Now()

@@ -11,10 +11,12 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,6 +40,8 @@ type crowd struct {
 	key  *ecdsa.PrivateKey
 	mu   sync.Mutex
 	live map[int]*controller // guarded by mu
+
+	fault func(step string) error // of every engine
 }
 
 type controller struct {
@@ -122,7 +126,7 @@ func (c *crowd) start(n int, m *Member) *controller {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	e, err := Open(ctx, Options{Dir: filepath.Join(c.dir, fmt.Sprint("data", n)), Member: m})
+	e, err := Open(ctx, Options{Dir: filepath.Join(c.dir, fmt.Sprint("data", n)), Member: m, Fault: c.fault})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -310,6 +314,78 @@ func TestControllers(t *testing.T) {
 	if got := notes.Len(left.state.Latest()); got != written+1 {
 		t.Errorf("without a majority %d notes are read", got)
 	}
+}
+
+// Whoever writes as the lead is handed over is either stored, or surely not, and may ask the next one.
+func TestTheLeadIsHandedOverUnderLoad(t *testing.T) {
+	c := newCrowd(t)
+	c.fault = func(step string) error { // a disk that is busy
+		if step == "encoded" {
+			time.Sleep(time.Duration(mathrand.IntN(150)) * time.Millisecond)
+		}
+		return nil
+	}
+	first := freeAddress(t)
+	one := c.start(1, c.member(1, first, nil))
+	c.put("first")
+	members := map[string]string{"c1": "https://" + first}
+	for n := 2; n <= 3; n++ {
+		address := freeAddress(t)
+		if _, err := one.engine.AddMember(t.Context(), "https://"+address); err != nil {
+			t.Fatal(err)
+		}
+		members[fmt.Sprint("c", n)] = "https://" + address
+		c.start(n, c.member(n, address, members))
+		c.vote(one.engine, n)
+	}
+	var stored, refused atomic.Int64
+	stored.Store(1)
+	for range 6 {
+		var leader *controller
+		for end := time.Now().Add(10 * time.Second); leader == nil && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			for n := range members {
+				if one := c.of(int(n[1] - '0')); one.state.Leads() {
+					leader = one
+				}
+			}
+		}
+		if leader == nil {
+			t.Fatal("nobody leads")
+		}
+		var writers sync.WaitGroup
+		for range 32 {
+			writers.Go(func() {
+				for {
+					ctx, writes := state.NoteWrites(t.Context())
+					err := leader.state.Update(ctx, func(tx *state.Tx) error {
+						return notes.Put(tx, &note{Meta: resource.Meta{ID: tx.NewID()}, Text: "many"})
+					})
+					if err == nil {
+						stored.Add(1)
+						continue
+					}
+					refused.Add(1)
+					if fault.From(err).Code != "not-leading" || !writes.Refused() || writes.Stored() {
+						t.Errorf("a write as the lead is handed over: %v; refused %v, stored %v", err, writes.Refused(), writes.Stored())
+					}
+					return
+				}
+			})
+		}
+		time.Sleep(200 * time.Millisecond)
+		if err := leader.engine.HandOver(t.Context(), leader.state); err != nil {
+			t.Fatal(err)
+		}
+		writers.Wait()
+	}
+	c.put("last")
+	if err := c.of(1).state.Confirm(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := notes.Len(c.of(1).state.Latest()); int64(got) != stored.Load()+1 {
+		t.Errorf("%d notes are there, and %d were stored", got, stored.Load()+1)
+	}
+	t.Logf("%d stored, %d refused", stored.Load(), refused.Load())
 }
 
 // TestStrangersAreNoMembers: the same authority signs hosts, which are not to speak with etcd.

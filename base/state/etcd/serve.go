@@ -105,7 +105,11 @@ func (e *Engine) lead(ctx context.Context, s *state.State, run func(context.Cont
 		}
 		break
 	}
-	s.Resign()
+	if e.handing.Load() && ctx.Err() == nil {
+		s.Retire() // HandOver waits for the same: what was accepted is to be stored
+	} else {
+		s.Resign()
+	}
 	stop()
 	<-done
 	slog.InfoContext(ctx, "this controller no longer leads", "revision", s.Latest().Revision())
