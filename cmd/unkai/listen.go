@@ -113,9 +113,13 @@ func serveTLS(ctx context.Context, l net.Listener, config *tls.Config, h http.Ha
 const idleAtMost = 2 * time.Minute
 
 // serve answers on a listener until ctx ends, then lets requests under way finish for a moment; those that end with wire.Leaving do at once.
+// Whoever was connected before that is answered: the connections that come after it are the next process's, or refused.
 func serve(ctx context.Context, l net.Listener, h http.Handler) error {
-	var unasked unasked
-	s := &http.Server{Handler: h, ConnState: unasked.note, ConnContext: hostlink.KeepConn,
+	var silent silent
+	s := &http.Server{Handler: silent.listen(h), ConnState: silent.note,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return hostlink.KeepConn(silent.keep(ctx, c), c)
+		},
 		BaseContext:       func(net.Listener) context.Context { return wire.WithLeaving(context.Background(), ctx) },
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleAtMost, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug)}
@@ -128,41 +132,78 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 	defer cancel()
-	defer time.AfterFunc(askedWithin, unasked.close).Stop()
+	// A server that shuts down drops what it reads from then on, unanswered, so it does once nobody is about to ask.
+	if err := l.Close(); err != nil {
+		slog.Debug("close a listener", "err", err)
+	}
+	<-done
+	s.SetKeepAlivesEnabled(false)
+	silent.end()
 	if err := s.Shutdown(grace); err != nil {
 		s.Close() // streams do not end by themselves: cut them off
 	}
-	<-done
 	return nil
 }
 
-// askedWithin is how long a new connection has for its first request when its server stops.
-const askedWithin = 100 * time.Millisecond
+// askWithin is how long a new connection has for its first request when its server stops.
+const askWithin = time.Second
 
-// unasked are connections on which nothing was asked yet. Go's clients make some to spare, and its server waits five seconds for each.
-type unasked struct {
+// silent are connections on which nothing was asked yet, and since when. Go's clients make some to spare, and its server would wait five
+// seconds for each; all others ask at once, and are to be answered.
+type silent struct {
 	mu  sync.Mutex
-	all map[net.Conn]bool // guarded by mu
+	all map[net.Conn]time.Time // guarded by mu
 }
 
-// note is an http.Server's ConnState.
-func (u *unasked) note(c net.Conn, is http.ConnState) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if is != http.StateNew {
-		delete(u.all, c)
-		return
-	}
-	if u.all == nil {
-		u.all = map[net.Conn]bool{}
-	}
-	u.all[c] = true
+type silentKey struct{}
+
+// keep is an http.Server's ConnContext.
+func (s *silent) keep(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, silentKey{}, c)
 }
 
-func (u *unasked) close() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for c := range u.all {
-		c.Close()
+// note is an http.Server's ConnState. A connection is active before its request is with the handler, so that does not count.
+func (s *silent) note(c net.Conn, is http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch is {
+	case http.StateNew:
+		if s.all == nil {
+			s.all = map[net.Conn]time.Time{}
+		}
+		s.all[c] = time.Now()
+	case http.StateIdle, http.StateHijacked, http.StateClosed:
+		delete(s.all, c)
 	}
+}
+
+// listen takes note of whoever asks.
+func (s *silent) listen(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, ok := r.Context().Value(silentKey{}).(net.Conn); ok {
+			s.mu.Lock()
+			delete(s.all, c)
+			s.mu.Unlock()
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// end returns when all have asked, and closes those that do not.
+func (s *silent) end() {
+	for ; s.wait(time.Now()); time.Sleep(5 * time.Millisecond) {
+	}
+}
+
+// wait closes those who had their time, and reports whether there are others.
+func (s *silent) wait(now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c, since := range s.all {
+		if now.Sub(since) > askWithin {
+			c.Close()
+			delete(s.all, c)
+		}
+	}
+	return len(s.all) > 0
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,7 +62,7 @@ func TestServeStops(t *testing.T) {
 	select {
 	case err := <-served:
 		t.Fatalf("it ended (%v) while a request was under way", err)
-	case <-time.After(3 * askedWithin):
+	case <-time.After(askWithin + 500*time.Millisecond):
 	}
 	if _, err := spare.Read(make([]byte, 1)); err == nil {
 		t.Error("the connection to spare is still there")
@@ -72,5 +73,66 @@ func TestServeStops(t *testing.T) {
 	}
 	if err := <-served; err != nil {
 		t.Error(err)
+	}
+}
+
+// Whoever has connected is answered, though it asks as the server stops.
+func TestServeAnswersWhoIsConnected(t *testing.T) {
+	for range 5 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() {
+			served <- serve(ctx, l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "answered") }))
+		}()
+		ask := func(c net.Conn) string {
+			defer c.Close()
+			if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"); err != nil {
+				return err.Error()
+			}
+			answer, err := io.ReadAll(c)
+			if err != nil {
+				return err.Error()
+			}
+			return string(answer)
+		}
+		var clients []net.Conn
+		for range 10 {
+			c, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			clients = append(clients, c)
+		}
+		// Connections are accepted in order, so once this one is answered the others are.
+		last, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := ask(last); !strings.HasSuffix(got, "answered") {
+			t.Fatalf("before it stops: %q", got)
+		}
+		answers := make(chan string, len(clients))
+		stop()
+		for n, c := range clients {
+			go func() {
+				time.Sleep(time.Duration(n) * 15 * time.Millisecond)
+				answers <- ask(c)
+			}()
+		}
+		for range clients {
+			if got := <-answers; !strings.HasSuffix(got, "answered") {
+				t.Errorf("as it stops: %q", got)
+			}
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			return
+		}
 	}
 }
