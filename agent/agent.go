@@ -54,6 +54,7 @@ type Agent struct {
 	confirmed bool                         // a controller has told everything since the start; guarded by mu
 	current   bool                         // a controller has told everything in the present session; guarded by mu
 	arrival   int                          // of the newest full delivery; guarded by mu
+	roster    roster                       // guarded by mu
 	outbox    []host.Key                   // to be reported, each once; guarded by mu
 	seen      map[host.Key]json.RawMessage // what is in the outbox; guarded by mu
 	told      map[host.Key]json.RawMessage // what the controller has; guarded by mu

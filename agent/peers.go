@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"strings"
 	"sync"
@@ -20,15 +21,21 @@ import (
 
 // Peers is how this host's driver of guests and those of other hosts reach each other: mutual TLS with the certificates by which
 // hosts are known to their controllers. Who calls has a host's certificate of this cloud, and which host's is sure. Whether
-// that is a member still no host knows: so whoever is not awaited finds little room, and takes none from those who are.
+// that is a member still is known as far as this host was told. Whoever is not awaited finds little room, and takes none from those who are.
 type Peers struct {
+	// Admits refuses a host that is none of the cloud's any more, by its certificate's host and machine; nil: none is refused.
+	Admits func(id resource.ID, machine int) error
+
 	remote *Remote
 	listen net.Listener
 	where  string
 
+	mu       sync.Mutex
+	standing map[net.Conn]other // with whom; guarded by mu
+
 	strangers places[string]      // by machine, whose certificate is not seen yet
 	awaited   places[resource.ID] // hosts from which something is to come
-	unawaited places[resource.ID] // other hosts: also those that were removed, until their certificates end
+	unawaited places[resource.ID] // other hosts
 }
 
 // Peers listens for other hosts on an address.
@@ -42,6 +49,60 @@ func (r *Remote) Peers(address string) (*Peers, error) {
 	p.awaited.each, p.awaited.all = 512, 1024 // one guest takes one for each disk, and one more
 	p.unawaited.each, p.unawaited.all = 2, 32 // who only tries the wire needs one
 	return p, nil
+}
+
+// An other is the other end of a connection, as its certificate says.
+type other struct {
+	host    resource.ID
+	machine int
+}
+
+// admits refuses whoever is none of the cloud's any more.
+func (p *Peers) admits(o other) error {
+	if p.Admits == nil {
+		return nil
+	}
+	return p.Admits(o.host, o.machine)
+}
+
+// stand counts a connection among those that Sweep looks at, until leave is called; an error if it is not to be. It counts from before it
+// is known whether it may: who is removed in between is swept.
+func (p *Peers) stand(secure *tls.Conn) (leave func(), err error) {
+	cert := secure.ConnectionState().PeerCertificates[0]
+	id, err := host.HostOf(cert)
+	if err != nil {
+		return nil, err
+	}
+	who, conn := other{id, host.MachineOf(cert)}, secure.NetConn()
+	p.mu.Lock()
+	if p.standing == nil {
+		p.standing = map[net.Conn]other{}
+	}
+	p.standing[conn] = who
+	p.mu.Unlock()
+	leave = func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.standing, conn)
+	}
+	if err := p.admits(who); err != nil {
+		leave()
+		return nil, err
+	}
+	return leave, nil
+}
+
+// Sweep closes the connections with whoever is not admitted any more. It is called when that may be somebody else than before.
+func (p *Peers) Sweep() {
+	p.mu.Lock()
+	standing := maps.Clone(p.standing)
+	p.mu.Unlock()
+	for conn, who := range standing {
+		if err := p.admits(who); err != nil {
+			slog.Warn("a connection with another host is cut", "host", who.host, "why", err)
+			conn.Close()
+		}
+	}
 }
 
 // Where names this host's address, and the host: whoever dials it wants no other.
@@ -108,7 +169,23 @@ func (p *Peers) Dial(ctx context.Context, where string) (net.Conn, error) {
 		conn.Close()
 		return nil, fmt.Errorf("make sure that %s is host %s: %w", address, want, err)
 	}
-	return secure, nil
+	leave, err := p.stand(secure)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return &dialed{secure, leave}, nil
+}
+
+// dialed is a connection that stands until it is closed.
+type dialed struct {
+	*tls.Conn
+	leave func()
+}
+
+func (d *dialed) Close() error {
+	d.leave()
+	return d.Conn.Close()
 }
 
 // silence is how long the other host may say nothing at all, not even that it has received something, before
@@ -169,6 +246,12 @@ func (p *Peers) answer(ctx context.Context, conn net.Conn, machine string, calle
 		slog.DebugContext(ctx, "a caller is no host of this cloud", "from", conn.RemoteAddr(), "err", err)
 		return
 	}
+	leave, err := p.stand(secure)
+	if err != nil {
+		slog.DebugContext(ctx, "another host is turned away", "from", conn.RemoteAddr(), "why", err)
+		return
+	}
+	defer leave()
 	places := &p.unawaited
 	if callee.Awaits(from) {
 		places = &p.awaited

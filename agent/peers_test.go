@@ -134,7 +134,7 @@ func parse(t *testing.T, a *host.Authority) *x509.Certificate {
 	return authority
 }
 
-// A removed host's certificate is good until it ends, and anybody may reach the port: neither takes a place from a host that is awaited.
+// A removed host may not be known for one, and anybody may reach the port: neither takes a place from a host that is awaited.
 func TestWhoIsNotAwaitedTakesNoPlaceFromWhoIs(t *testing.T) {
 	a := newAuthority(t)
 	there, guests, removed, nosy := peer(t, a), peer(t, a), peer(t, a), peer(t, a)

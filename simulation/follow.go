@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/state"
@@ -36,7 +37,7 @@ func (w *world) follow() error {
 			return fmt.Errorf("open a follower's state: %w", err)
 		}
 		f := &follower{w: w, name: fmt.Sprintf("follower-%d", n), state: st}
-		f.hub = host.NewHub(st, append(network.New(st).Sources(), compute.New(st, compute.Config{}).Sources()...)...)
+		f.hub = host.NewHub(st, slices.Concat(network.New(st).Sources(), compute.New(st, compute.Config{}).Sources(), host.Sources())...)
 		f.hub.Now, f.hub.After = w.now, w.after
 		f.hub.Confirm = func(context.Context) error { return f.confirm() }
 		w.followers = append(w.followers, f)

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -175,7 +176,12 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 	networks := &agent.Networks{Driver: m.network, Taps: taps, Wired: func(server resource.ID) {
 		m.agent.Touch(host.Key{Kind: "guest", ID: server}, time.Now())
 	}}
-	if m.agent, err = agent.New(m.store, time.Now(), append(networks.Handlers(), m.guests.Handlers()...)...); err != nil {
+	roster := agent.RosterHandler(func() {
+		if m.peers != nil {
+			m.peers.Sweep()
+		}
+	})
+	if m.agent, err = agent.New(m.store, time.Now(), slices.Concat([]agent.Handler{roster}, networks.Handlers(), m.guests.Handlers())...); err != nil {
 		return nil, err
 	}
 	m.agent.Lease = m.lease
@@ -251,6 +257,7 @@ func (m *machine) join(link *agent.Remote) (err error) {
 	if err != nil {
 		return err
 	}
+	p.Admits = m.agent.Admits
 	m.peers = p
 	m.qemu.Join(p)
 	return nil
