@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -69,14 +70,17 @@ func TestUplinksAreToldWhenTheyChange(t *testing.T) {
 		}
 		controller := &diary{end: make(chan struct{})}
 		var mu sync.Mutex
-		var physical []string
+		var physical map[string]bool
 		var broken error
 		plug := func(err error, names ...string) {
 			mu.Lock()
 			defer mu.Unlock()
-			physical, broken = names, err
+			physical, broken = map[string]bool{}, err
+			for _, name := range names {
+				physical[name] = true
+			}
 		}
-		u := &Uplinks{Host: resource.ID{1}, Look: func() ([]string, error) {
+		u := &Uplinks{Host: resource.ID{1}, Look: func() (map[string]bool, error) {
 			mu.Lock()
 			defer mu.Unlock()
 			return physical, broken
@@ -112,4 +116,56 @@ func TestUplinksAreToldWhenTheyChange(t *testing.T) {
 		cancel()
 		wg.Wait()
 	})
+}
+
+func TestACarrierCountsWhenItIsSteady(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	carriers := map[string]bool{}
+	u := &Uplinks{Look: func() (map[string]bool, error) { return carriers, nil }}
+	// for a while there is this, and the machine counts as connected with that.
+	stays := func(d time.Duration, when, want string) {
+		t.Helper()
+		for end := now.Add(d); now.Before(end); now = now.Add(lookAtUplinks) {
+			got, err := u.Connected(now)
+			if err != nil || strings.Join(got, " ") != want {
+				t.Fatalf("%s, at %v from its end, it counts as connected with %q: %v", when, end.Sub(now), got, err)
+			}
+		}
+	}
+	ends := func(d time.Duration, when, want string) {
+		t.Helper()
+		for end := now.Add(d); now.Before(end); now = now.Add(lookAtUplinks) {
+			if _, err := u.Connected(now); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stays(lookAtUplinks, when, want)
+	}
+	carriers["dmz"], carriers["public"] = true, false
+	stays(time.Minute, "from the beginning", "dmz")
+	carriers["public"] = true
+	stays(steadyUplink, "with a carrier for the first time", "dmz")
+	ends(lookAtUplinks, "after it has been there for long", "dmz public")
+	carriers["public"] = false
+	stays(lostUplink, "as it is lost", "dmz public")
+	ends(0, "when it is", "dmz")
+	for range 5 {
+		carriers["public"] = true
+		stays(steadyUplink, "while it comes and goes", "dmz")
+		carriers["public"] = false
+		stays(lookAtUplinks, "while it comes and goes", "dmz")
+	}
+	carriers["public"] = true
+	stays(steadyUplink, "when it is back", "dmz")
+	ends(lookAtUplinks, "when it has been back for long", "dmz public")
+	for range 5 {
+		carriers["public"] = false
+		stays(lookAtUplinks, "away for a moment", "dmz public")
+		carriers["public"] = true
+		stays(lookAtUplinks, "back at once", "dmz public")
+	}
+	delete(carriers, "dmz")
+	stays(time.Second, "with one plugged out", "public")
+	carriers["dmz"] = true
+	stays(time.Second, "with it plugged in anew", "dmz public")
 }

@@ -32,7 +32,8 @@ type node struct {
 	slowUntil time.Time
 	resync    time.Time
 
-	uplink  string // the physical network that it is connected with; "" for none
+	uplink  string // the physical network that it is plugged into; "" for none
+	dark    bool   // without a carrier there
 	uplinks *agent.Uplinks
 
 	guests   *agent.Guests
@@ -90,7 +91,7 @@ func (n *node) restart() {
 	}
 	a.Lease = n.lease
 	n.agent, n.guests = a, guests
-	n.uplinks = &agent.Uplinks{Host: n.id, Look: func() ([]string, error) { return n.physical(), nil }}
+	n.uplinks = &agent.Uplinks{Host: n.id, Look: n.plugged}
 }
 
 // replace is a new machine in the place of one that died: nothing is left of what it had.
@@ -148,7 +149,11 @@ func (n *node) converse() bool {
 	}
 	if n.session == nil {
 		n.agent.Begin()
-		hello := host.Hello{Speaks: release.Own, Name: n.name, Mark: n.agent.Mark(), Renews: true, Watchdog: true, Physical: n.physical(), Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Where: n.machine.Where(), Snapshots: "raw", Arch: "x86_64"}}
+		physical, err := n.uplinks.Connected(w.clock)
+		if err != nil {
+			panic(err) // it can always look
+		}
+		hello := host.Hello{Speaks: release.Own, Name: n.name, Mark: n.agent.Mark(), Renews: true, Watchdog: true, Physical: physical, Capacity: host.Capacity{Driver: "sim", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Moves: true, Where: n.machine.Where(), Snapshots: "raw", Arch: "x86_64"}}
 		if n.machine.Storage != nil {
 			hello.Capacity.Storage = n.machine.Storage.Name
 		}

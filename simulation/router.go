@@ -16,16 +16,29 @@ import (
 // outside is the physical network that leads away from the machines that are plugged into it.
 const outside = "public"
 
-// physical is what the machine says that it is connected with.
+// physical is what the machine is connected with, and says so when that has been for a while.
 func (n *node) physical() []string {
-	if n.uplink == "" {
+	if n.uplink == "" || n.dark {
 		return nil
 	}
 	return []string{n.uplink}
 }
 
-// replug has an operator plug a machine's uplink in or out. Nobody tells the controller but the machine.
+// plugged is what the machine is plugged into, and whether there is a carrier.
+func (n *node) plugged() (map[string]bool, error) {
+	if n.uplink == "" {
+		return nil, nil
+	}
+	return map[string]bool{n.uplink: !n.dark}, nil
+}
+
+// replug has an operator plug a machine's uplink in or out, or the carrier come or go. Nobody tells the controller but the machine.
 func (w *world) replug(n *node) {
+	if w.chance(500) {
+		w.fault("carrier came or went")
+		n.dark = !n.dark
+		return
+	}
 	if n.uplink == "" {
 		w.fault("uplink plugged in")
 		n.uplink = outside

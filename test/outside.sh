@@ -1,7 +1,7 @@
 #!/bin/bash
 # A region's networks on real packets: three controllers and three hosts in network namespaces, and guests on two of the hosts. One guest
 # has no floating address: what it says outside leaves under its router's address, at the router's home, a third host. That host's
-# links are cut, and it prints for how long the guest reached nobody, and what became of a connection. IPv6 between the hosts:
+# links are cut, and then the cable of the next one's network outside; it prints for how long the guest reached nobody, and what became of a connection. IPv6 between the hosts:
 # router advertisements, metadata, ping, and a live move.
 PREFIX=${PREFIX:-ukn}
 . "$(dirname "$0")/lib.sh"
@@ -144,6 +144,26 @@ sleep 3
 most=$(gap /tmp/out "$since")
 [ "$most" -gt 0 ] && [ "$most" -lt 1500 ] || fail "its return was noticed: $most ms"
 ok "its return changes nothing"
+
+# The machine lives, and the cable of its network outside is pulled.
+home=$(home)
+cable() { ip -n "$(ns sw)" link set "w$home" "$1"; }
+since=$(now)
+cable down
+until_ok 30 eval '[ "$(home)" != "$home" ]' || fail "the router stays at a home whose uplink has no carrier"
+next=$(home)
+step "  the cable of $home pulled: its router is at $next"
+sleep 3
+most=$(gap /tmp/out "$since")
+step "  the guest reached nobody outside for $most ms; a TCP connection that was open $(fate)"
+[ "$most" -gt 0 ] && [ "$most" -lt 5000 ] || fail "it took too long"
+cable up
+sleep 1
+cable down
+sleep 1
+cable up
+[ "$(home)" = "$next" ] || fail "the router went back to a link that comes and goes"
+ok "SNAT is elsewhere within 5 s after its uplink's carrier is lost"
 
 "$unkai" audit --data "$dir/c1" >"$work/audit" || { cat "$work/audit" >&2; fail "the audit found contradictions"; }
 step "done"

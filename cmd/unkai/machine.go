@@ -58,6 +58,7 @@ type machine struct {
 	store   *agent.FileStore
 	network *linuxnet.Driver
 	lease   *agent.Lease
+	uplinks *agent.Uplinks               // nil before the work has begun
 	peers   *agent.Peers                 // nil: guests stay here
 	link    atomic.Pointer[agent.Remote] // to the controllers; nil before the work has begun
 	options machineOptions
@@ -231,7 +232,7 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 	if err != nil {
 		return host.Hello{}, err
 	}
-	physical, err := m.network.Connected()
+	physical, err := m.uplinks.Connected(time.Now())
 	if err != nil {
 		return host.Hello{}, fmt.Errorf("look at this machine's networks: %w", err)
 	}
@@ -267,6 +268,7 @@ const agentWorkers = 8
 
 // run is the host's work until ctx ends. Guests go on after it.
 func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error {
+	m.uplinks = &agent.Uplinks{Look: m.network.Uplinks, Host: id.Host}
 	link, err := agent.NewRemote(url, id, m.hello, m.qemu)
 	if err != nil {
 		return err
@@ -284,7 +286,7 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	}
 	wg.Go(func() { m.guests.Follow(ctx, m.agent) })
 	wg.Go(func() { m.guard(ctx) })
-	wg.Go(func() { (&agent.Uplinks{Look: m.network.Connected, Host: id.Host}).Run(ctx, m.agent) })
+	wg.Go(func() { m.uplinks.Run(ctx, m.agent) })
 	wg.Go(func() { link.KeepCertificate(ctx) })
 	wg.Go(func() { m.guests.Images.Run(ctx) })
 	wg.Go(func() {

@@ -308,9 +308,29 @@ func TestABridgeThatLeadsAwayStays(t *testing.T) {
 	if link := must(i.hostNS.LinkByName("cable"))(t); link.Attrs().MasterIndex == 0 {
 		t.Error("the cable was pulled out")
 	}
-	if names := must(i.Connected())(t); len(names) != 1 {
-		t.Errorf("connected are %v", names)
+	carrier := func(when string, want bool) {
+		t.Helper()
+		if uplinks := must(i.Uplinks())(t); len(uplinks) != 1 || uplinks["public"] != want {
+			t.Errorf("%s there is %v", when, uplinks)
+		}
 	}
+	carrier("before it is up", false)
+	far := must(i.beyond.LinkByName("far"))(t)
+	ok(t, i.hostNS.LinkSetUp(cable))
+	carrier("with the far end down", false)
+	ok(t, i.beyond.LinkSetUp(far))
+	carrier("with both ends up", true)
+	attrs.Name = "second"
+	ok(t, i.hostNS.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "further", PeerNamespace: i.beyond.fd()}))
+	ok(t, i.beyond.LinkSetUp(must(i.beyond.LinkByName("further"))(t)))
+	second := must(i.hostNS.LinkByName("second"))(t)
+	ok(t, i.hostNS.LinkSetMaster(second, must(i.hostNS.LinkByName(i.physicalBridge("public")))(t)))
+	carrier("with a second one that is down", true)
+	ok(t, i.beyond.LinkSetDown(far))
+	carrier("when it is pulled", false)
+	ok(t, i.hostNS.LinkSetUp(second))
+	carrier("with the second one up", true)
+	ok(t, i.hostNS.LinkDel(second))
 	ok(t, i.hostNS.LinkSetNoMaster(cable))
 	ok(t, i.EnsureSegment(ctx, i.external))
 	ok(t, i.Remove(ctx, thing))

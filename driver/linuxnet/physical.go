@@ -3,12 +3,12 @@ package linuxnet
 import (
 	"context"
 	"fmt"
-	"maps"
+	"iter"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/network"
@@ -129,30 +129,46 @@ func (d *Driver) ensurePhysical(ctx context.Context, want *network.Segment) (net
 	return bridge, nil
 }
 
-// Connected lists the physical networks that lead away from this machine, in order: those whose bridge has a
-// member that the operator plugged in.
-func (d *Driver) Connected() ([]string, error) {
+// Uplinks tells of the physical networks that lead away from this machine, those whose bridge has a member that the operator plugged in, whether any
+// such member has a carrier.
+func (d *Driver) Uplinks() (map[string]bool, error) {
 	links, err := d.host.links()
 	if err != nil {
 		return nil, err
 	}
-	var names []string
-	for _, physical := range slices.Sorted(maps.Keys(d.options.Physical)) {
-		if bridge := links[d.physicalBridge(physical)]; bridge != nil && d.leadsAway(bridge, links) {
-			names = append(names, physical)
+	carriers := map[string]bool{}
+	for physical := range d.options.Physical {
+		bridge := links[d.physicalBridge(physical)]
+		if bridge == nil || !d.leadsAway(bridge, links) {
+			continue
+		}
+		carriers[physical] = false
+		for member := range d.plugged(bridge, links) {
+			if member.Attrs().RawFlags&unix.IFF_LOWER_UP != 0 {
+				carriers[physical] = true
+			}
 		}
 	}
-	return names, nil
+	return carriers, nil
 }
 
 // leadsAway reports whether the operator plugged something into a bridge.
 func (d *Driver) leadsAway(bridge netlink.Link, links map[string]netlink.Link) bool {
-	for _, link := range links {
-		if link.Attrs().MasterIndex == bridge.Attrs().Index && !d.ours(link) {
-			return true
-		}
+	for range d.plugged(bridge, links) {
+		return true
 	}
 	return false
+}
+
+// plugged are the members that the operator plugged into a bridge.
+func (d *Driver) plugged(bridge netlink.Link, links map[string]netlink.Link) iter.Seq[netlink.Link] {
+	return func(yield func(netlink.Link) bool) {
+		for _, link := range links {
+			if link.Attrs().MasterIndex == bridge.Attrs().Index && !d.ours(link) && !yield(link) {
+				return
+			}
+		}
+	}
 }
 
 func (d *Driver) physicalBridge(physical string) string {
