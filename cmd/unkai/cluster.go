@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -91,13 +92,40 @@ func (k *cluster) leader() (string, bool) {
 	return c.Link, true
 }
 
-// handOver has another controller lead.
+// handOver has another controller lead, of those that answer the one that has heard the most.
 func (k *cluster) handOver(ctx context.Context) error {
 	if len(k.others()) == 0 || !k.cloud.state.Leads() {
 		return nil
 	}
-	return k.engine.HandOver(ctx, k.cloud.state)
+	return k.engine.HandOver(ctx, k.cloud.state, k.successors(ctx))
 }
+
+// successors are the members of the other controllers that answer, the one that has heard the most first. Not nil: nobody else is to be asked.
+func (k *cluster) successors(ctx context.Context) []uint64 {
+	found := k.probe(ctx)
+	all := slices.DeleteFunc(slices.Collect(host.Controllers().All(k.cloud.state.Latest())), func(c *host.Controller) bool {
+		_, answers := found[c.Name]
+		return c.Name == k.Name || !answers
+	})
+	slices.SortStableFunc(all, func(a, b *host.Controller) int { return cmp.Compare(found[b.Name].Revision, found[a.Name].Revision) })
+	members := []uint64{}
+	for _, c := range all {
+		members = append(members, c.Member)
+	}
+	return members
+}
+
+// leave has another controller lead before this one ends, so that nobody has to notice first that it is gone.
+func (k *cluster) leave() {
+	ctx, cancel := context.WithTimeout(context.Background(), leavesWithin)
+	defer cancel()
+	if err := k.handOver(ctx); err != nil {
+		slog.WarnContext(ctx, "this controller ends, and could not have another lead before", "err", err)
+	}
+}
+
+// leavesWithin is how long a controller that is told to end goes on because it leads.
+const leavesWithin = 5 * time.Second
 
 // others are where the other controllers are.
 func (k *cluster) others() []string {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/unkai-cloud/unkai/agent"
@@ -57,7 +58,16 @@ func (u *upCommand) Run(ctx context.Context) error {
 		return err
 	}
 	defer untold()
-	ctx, stop := context.WithCancelCause(ctx)
+	// Whoever leads has another lead before its work ends, so what ends it is not what it was told to.
+	told := ctx
+	ctx, stop := context.WithCancelCause(context.WithoutCancel(told))
+	var leave atomic.Pointer[func()]
+	defer context.AfterFunc(told, func() {
+		if leave := leave.Load(); leave != nil {
+			(*leave)()
+		}
+		stop(context.Cause(told))
+	})()
 	var wg sync.WaitGroup
 	start := func(what string, run func(context.Context) error) {
 		wg.Go(func() {
@@ -106,6 +116,8 @@ func (u *upCommand) Run(ctx context.Context) error {
 	seat := &seat{dir: u.Data, sockets: &u.sockets, leave: stop, mayBe: c.mayBe, standing: c.standing}
 	if c.cluster != nil {
 		seat.handOver = c.cluster.handOver
+		parting := c.cluster.leave
+		leave.Store(&parting)
 	}
 	start("alerts", func(ctx context.Context) error { c.keepAlerts(ctx, url, hosts); return nil })
 	start("serve metrics", func(ctx context.Context) error { return u.metricsOption.serve(ctx, u.sockets.listen, c.metrics()) })

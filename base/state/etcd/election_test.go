@@ -125,7 +125,7 @@ func TestOneOfSeveralOnAnEtcdElsewhereLeads(t *testing.T) {
 	}
 	shown()
 
-	if err := all[first].engine.HandOver(t.Context(), all[first].state); err != nil {
+	if err := all[first].engine.HandOver(t.Context(), all[first].state, nil); err != nil {
 		t.Fatalf("hand over: %v", err)
 	}
 	second := leaderOf(t, all, first)

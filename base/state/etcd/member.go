@@ -258,9 +258,13 @@ func (e *Engine) Leader() uint64 {
 	return uint64(e.server.etcd.Server.Leader())
 }
 
+// takesLead is how long a member has to take the lead that is handed over to it. Nothing is written meanwhile.
+const takesLead = memberElection
+
 // HandOver has another member lead, if this one does: what the state has accepted is stored first, so that nothing that is under way is
-// lost. When no other can, this one leads again, and the error says why.
-func (e *Engine) HandOver(ctx context.Context, s *state.State) error {
+// lost. The members to ask are tried in that order, any with a vote when nil: one that is not there costs its time, in which nobody writes. When
+// no other can lead, this one leads again, and the error says why. With an etcd elsewhere whoever stands next leads, whatever is asked for.
+func (e *Engine) HandOver(ctx context.Context, s *state.State, to []uint64) error {
 	if e.Leader() != e.Self() {
 		return nil
 	}
@@ -275,19 +279,33 @@ func (e *Engine) HandOver(ctx context.Context, s *state.State) error {
 	if err != nil {
 		return err
 	}
-	s.Retire()
-	failed := errors.New("no other member has a vote")
+	var able []MemberInfo
 	for _, m := range all {
-		if m.ID == e.Self() || m.Learner {
-			continue
+		if m.ID != e.Self() && !m.Learner && (to == nil || slices.Contains(to, m.ID)) {
+			able = append(able, m)
 		}
-		err := e.server.etcd.Server.MoveLeader(ctx, e.Self(), m.ID)
-		if err == nil {
+	}
+	if len(able) == 0 {
+		return errors.New("no other member has a vote and is to be asked")
+	}
+	slices.SortStableFunc(able, func(a, b MemberInfo) int { return slices.Index(to, a.ID) - slices.Index(to, b.ID) })
+	s.Retire()
+	var failed error
+	for _, m := range able {
+		if failed = e.moveLead(ctx, m); failed == nil {
 			return nil
 		}
-		failed = fmt.Errorf("have the member %s lead: %w", m.Name, err)
 	}
 	return failed
+}
+
+func (e *Engine) moveLead(ctx context.Context, m MemberInfo) error {
+	ctx, cancel := context.WithTimeout(ctx, takesLead)
+	defer cancel()
+	if err := e.server.etcd.Server.MoveLeader(ctx, e.Self(), m.ID); err != nil {
+		return fmt.Errorf("have the member %s lead: %w", m.Name, err)
+	}
+	return nil
 }
 
 // LeaderChanged is closed when a leader has been found, or lost, since the call.

@@ -316,6 +316,69 @@ func TestControllers(t *testing.T) {
 	}
 }
 
+// three starts controllers 1 to 3, one of which has stored a note.
+func (c *crowd) three() {
+	c.t.Helper()
+	first := freeAddress(c.t)
+	one := c.start(1, c.member(1, first, nil))
+	c.put("first")
+	members := map[string]string{"c1": "https://" + first}
+	for n := 2; n <= 3; n++ {
+		address := freeAddress(c.t)
+		if _, err := one.engine.AddMember(c.t.Context(), "https://"+address); err != nil {
+			c.t.Fatal(err)
+		}
+		members[fmt.Sprint("c", n)] = "https://" + address
+		c.start(n, c.member(n, address, members))
+		c.vote(one.engine, n)
+	}
+}
+
+// leading waits until one leads.
+func (c *crowd) leading() int {
+	c.t.Helper()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		for n := range 6 {
+			if one := c.of(n); one != nil && one.state.Leads() {
+				return n
+			}
+		}
+	}
+	c.t.Fatal("nobody leads")
+	return 0
+}
+
+// A member that is gone costs the time that it is waited for, and nothing where it is known not to answer.
+func TestTheLeadIsHandedOverWhereOneIsGone(t *testing.T) {
+	c := newCrowd(t)
+	c.three()
+	at := c.leading()
+	leader, gone, left := c.of(at), at%3+1, (at+1)%3+1
+	id := func(n int) uint64 { return c.of(n).engine.Self() }
+	dead, lives := id(gone), id(left)
+	c.kill(gone)
+	c.put("two are left")
+	if err := leader.engine.HandOver(t.Context(), leader.state, []uint64{}); err == nil || !leader.state.Leads() {
+		t.Errorf("nobody is to be asked: %v; leads: %v", err, leader.state.Leads())
+	}
+	began := time.Now()
+	if err := leader.engine.HandOver(t.Context(), leader.state, []uint64{dead, lives}); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took < takesLead/2 || took > 3*takesLead {
+		t.Errorf("one that is gone costs %v", took)
+	}
+	if now := c.leading(); now != left {
+		t.Fatalf("%d leads", now)
+	}
+	if took := c.put("again"); took > 2*time.Second {
+		t.Errorf("nothing is written for %v", took)
+	}
+	if now := c.of(left); now.engine.HandOver(t.Context(), now.state, []uint64{leader.engine.Self()}) != nil || c.leading() != at {
+		t.Error("it is not handed back")
+	}
+}
+
 // Whoever writes as the lead is handed over is either stored, or surely not, and may ask the next one.
 func TestTheLeadIsHandedOverUnderLoad(t *testing.T) {
 	c := newCrowd(t)
@@ -325,33 +388,11 @@ func TestTheLeadIsHandedOverUnderLoad(t *testing.T) {
 		}
 		return nil
 	}
-	first := freeAddress(t)
-	one := c.start(1, c.member(1, first, nil))
-	c.put("first")
-	members := map[string]string{"c1": "https://" + first}
-	for n := 2; n <= 3; n++ {
-		address := freeAddress(t)
-		if _, err := one.engine.AddMember(t.Context(), "https://"+address); err != nil {
-			t.Fatal(err)
-		}
-		members[fmt.Sprint("c", n)] = "https://" + address
-		c.start(n, c.member(n, address, members))
-		c.vote(one.engine, n)
-	}
+	c.three()
 	var stored, refused atomic.Int64
 	stored.Store(1)
 	for range 6 {
-		var leader *controller
-		for end := time.Now().Add(10 * time.Second); leader == nil && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-			for n := range members {
-				if one := c.of(int(n[1] - '0')); one.state.Leads() {
-					leader = one
-				}
-			}
-		}
-		if leader == nil {
-			t.Fatal("nobody leads")
-		}
+		leader := c.of(c.leading())
 		var writers sync.WaitGroup
 		for range 32 {
 			writers.Go(func() {
@@ -373,7 +414,7 @@ func TestTheLeadIsHandedOverUnderLoad(t *testing.T) {
 			})
 		}
 		time.Sleep(200 * time.Millisecond)
-		if err := leader.engine.HandOver(t.Context(), leader.state); err != nil {
+		if err := leader.engine.HandOver(t.Context(), leader.state, nil); err != nil {
 			t.Fatal(err)
 		}
 		writers.Wait()

@@ -2,7 +2,10 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +42,12 @@ func isHarmless(message string) bool {
 	return strings.Contains(message, "cannot campaign at term")
 }
 
+// isOurEnd reports whether a field says that what etcd listened at was closed: as the process ends, by us.
+func isOurEnd(f zapcore.Field) bool {
+	err, ok := f.Interface.(error)
+	return ok && errors.Is(err, net.ErrClosed)
+}
+
 // publishAgain is how long a new member waits before it makes itself known again. It does that in a loop without a pause while it
 // has much to take in, and would take the processor, and the disk of the log, from that.
 const publishAgain = 100 * time.Millisecond
@@ -62,7 +71,7 @@ func (c slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Chec
 func (c slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	level := slog.LevelWarn
 	switch {
-	case isHarmless(e.Message):
+	case isHarmless(e.Message), slices.ContainsFunc(fields, isOurEnd):
 		level = slog.LevelDebug
 	case e.Level > zapcore.WarnLevel:
 		level = slog.LevelError
