@@ -116,7 +116,7 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, kinds []*kind, se
 	if l.since < 0 {
 		l.since = present
 	}
-	if err := s.State.Restored(ctx); err != nil {
+	if err := s.State.Restored(ctx, l.since); err != nil {
 		return err
 	}
 	watcher := s.State.Watch(l.since)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sort"
 	"sync"
 	"time"
@@ -58,19 +59,22 @@ const restoreAtLeast = 1024
 const restoreFirst = 16
 
 // restore fills the feed with what the engine still remembers, the newest first, so that a watch can be resumed over a restart. It may run
-// while changes are appended.
+// while changes are appended, and again after an error: it goes on where it was. An error that is damage would come again.
 func (f *feed) restore(ctx context.Context, engine Engine, now *snapshot) error {
 	head := now.head.Revision
 	enough := max(f.keep/4, min(f.keep, restoreAtLeast))
 	least := max(0, head-int64(enough))
-	changes, bytes := 0, 0
-	for until, n := head, restoreFirst; until > least && changes < enough && bytes < f.keepBytes/4; n *= 2 {
+	for n := restoreFirst; ; n *= 2 {
+		until, changes, bytes := f.before(head)
+		if until <= least || changes >= enough || bytes >= f.keepBytes/4 {
+			return nil
+		}
 		since := max(least, until-int64(n))
 		h := history{feed: &feed{keep: f.keep, keepBytes: f.keepBytes, floor: Head{Revision: since}}, now: now, until: until, newest: map[row2]resource.Object{}}
 		done := errors.New("caught up")
 		err := engine.Watch(ctx, since, func(b Batch) error {
 			if err := h.add(b, since); err != nil {
-				return err
+				return damage{err}
 			}
 			if b.Head().Revision >= until {
 				return done
@@ -83,13 +87,50 @@ func (f *feed) restore(ctx context.Context, engine Engine, now *snapshot) error 
 		case !errors.Is(err, done):
 			return fmt.Errorf("read the history: %w", err)
 		}
-		changes, bytes = changes+len(h.feed.events), bytes+h.feed.bytes
 		if !f.prepend(h.feed, until) || h.feed.floor.Revision != since {
 			return nil // it keeps no more
 		}
-		until = since
 	}
-	return nil
+}
+
+// damage is an error of what was read, not of reading it.
+type damage struct{ error }
+
+func (d damage) Unwrap() error { return d.error }
+
+// before is how far back the feed goes, and how many changes it has, and bytes of them, up to a revision.
+func (f *feed) before(head int64) (floor int64, changes, bytes int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range f.events {
+		if e.Revision > head {
+			break
+		}
+		changes++
+		bytes += e.bytes
+	}
+	return f.floor.Revision, changes, bytes
+}
+
+// restoreAll is restore until it is done, however often the engine has to be asked again: a controller may well begin while none leads. It gives
+// up when ctx ends, and what is damaged.
+func (f *feed) restoreAll(ctx context.Context, engine Engine, now *snapshot) {
+	defer close(f.restored)
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		err := f.restore(ctx, engine, now)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if errors.As(err, new(damage)) { // the state is whole without it
+			slog.WarnContext(ctx, "the history of before this start is not there: watches cannot be resumed, and it cannot be looked at", "err", err)
+			return
+		}
+		slog.WarnContext(ctx, "the history of before this start could not be read yet", "err", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+	}
 }
 
 // prepend adds what came before the feed's oldest change, up to a revision; false if it begins elsewhere by now.
@@ -103,8 +144,12 @@ func (f *feed) prepend(before *feed, until int64) bool {
 	return true
 }
 
-// Restored waits until the history of before this start was read, as far as the engine remembers it: see Options.LateHistory.
-func (s *State) Restored(ctx context.Context) error {
+// Restored waits until what came after a revision is there, or all that the engine remembers of before this start was read: see
+// Options.LateHistory.
+func (s *State) Restored(ctx context.Context, since int64) error {
+	if floor, _, _ := s.feed.before(0); since >= floor {
+		return nil
+	}
 	select {
 	case <-s.feed.restored:
 		return nil
@@ -409,7 +454,7 @@ func (p *Past) Redo(events []Event) {
 
 // viewAt forks the newest snapshot and undoes what came after the moment.
 func (s *State) viewAt(ctx context.Context, m moment) (*Tx, error) {
-	if err := s.Restored(ctx); err != nil {
+	if err := s.Restored(ctx, m.revision); err != nil {
 		return nil, err
 	}
 	s.feed.mu.Lock()

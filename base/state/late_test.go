@@ -1,11 +1,14 @@
 package state
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"reflect"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/unkai-cloud/unkai/base/resource"
 )
@@ -69,8 +72,11 @@ func TestHistoryComesLate(t *testing.T) {
 			head := s.Latest().Revision()
 			soon, cancel := context.WithCancel(t.Context())
 			cancel()
-			if err := s.Restored(soon); !errors.Is(err, context.Canceled) {
+			if err := s.Restored(soon, head-1); !errors.Is(err, context.Canceled) {
 				t.Fatalf("Restored says %v", err)
+			}
+			if err := s.Restored(soon, head); err != nil {
+				t.Fatalf("what comes from now on is waited for: %v", err)
 			}
 			if _, err := s.Watch(head - 1).Poll(); !errors.Is(err, ErrCompacted) {
 				t.Fatalf("a watch of what was not read yet says %v", err)
@@ -88,7 +94,7 @@ func TestHistoryComesLate(t *testing.T) {
 				return nil
 			})
 			close(engine.may)
-			if err := s.Restored(t.Context()); err != nil {
+			if err := s.Restored(t.Context(), 0); err != nil {
 				t.Fatal(err)
 			}
 			is, was := all(t, s), all(t, live)
@@ -115,6 +121,50 @@ func TestHistoryComesLate(t *testing.T) {
 			}
 		})
 	}
+}
+
+// unsteady is an engine that can be asked for its history only now and then, and tells some of it before it fails.
+type unsteady struct {
+	*Memory
+	asked *atomic.Int64
+}
+
+func (e unsteady) Watch(ctx context.Context, since int64, each func(Batch) error) error {
+	if n := e.asked.Add(1); n%3 != 0 {
+		told := int64(0)
+		lost := errors.New("no leader")
+		err := e.Memory.Watch(ctx, since, func(b Batch) error {
+			if told++; told > n {
+				return lost
+			}
+			return each(b)
+		})
+		return cmp.Or(err, lost)
+	}
+	return e.Memory.Watch(ctx, since, each)
+}
+
+// A controller may begin while none leads: its history comes all the same.
+func TestHistoryIsAskedForAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		memory := NewMemory(0)
+		live := open(t, memory)
+		for n := range 100 {
+			add(t, live, fmt.Sprint("thing ", n), int64(n))
+		}
+		engine := unsteady{memory, new(atomic.Int64)}
+		s, err := OpenFollower(t.Context(), engine, Options{LateHistory: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if err := s.Restored(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		if is, was := all(t, s), all(t, live); len(is) != len(was) || engine.asked.Load() < 4 {
+			t.Errorf("%d changes are there, and %d were; it was asked %d times", len(is), len(was), engine.asked.Load())
+		}
+	})
 }
 
 // A state that is closed does not wait for its history.

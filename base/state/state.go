@@ -155,12 +155,7 @@ func (s *State) load(ctx context.Context, o Options) error {
 	}
 	ctx, s.unread = context.WithCancel(context.WithoutCancel(ctx))
 	now := s.published.Load() // what is live changes
-	s.restoring.Go(func() {
-		defer close(s.feed.restored)
-		if err := s.feed.restore(ctx, s.engine, now); err != nil && ctx.Err() == nil { // the state is whole without it
-			slog.WarnContext(ctx, "the history of before this start is not there: watches cannot be resumed, and it cannot be looked at", "err", err)
-		}
-	})
+	s.restoring.Go(func() { s.feed.restoreAll(ctx, s.engine, now) })
 	return nil
 }
 
