@@ -80,6 +80,8 @@ type Server struct {
 	// Call tells a host, which has its session here, of a call that another controller waits for.
 	Call   func(ctx context.Context, id resource.ID, call host.Call) error
 	Health func(context.Context) Health
+	// MayJoin tells why a controller cannot join now, before its token is used up.
+	MayJoin func(ctx context.Context, name, url string) error
 	// Join lets a machine's part of the engine in and answers all that it needs but its certificate.
 	Join func(ctx context.Context, name, url string) (*JoinAnswer, error)
 	// Secrets are the first accounts'.
@@ -198,6 +200,9 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 		return fault.Errorf(fault.Conflict, "The cloud is at level %d, and the release of the controller that wants to join works at levels %s.", level, req.Speaks.OrFirst())
 	}
 	ctx := identity.Internal(r.Context())
+	if err := s.MayJoin(ctx, req.Member, req.URL); err != nil {
+		return err
+	}
 	cert, err := s.Authority.JoinController(ctx, req.Token, req.Request, s.Now(), req.Member, req.URL, req.Names...)
 	if err != nil {
 		return err

@@ -79,7 +79,7 @@ func newPair(t *testing.T) *pair {
 	p.server = &Server{Authority: p.authority, State: p.leads, Now: time.Now, Blobs: noBlobs{}, Clients: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.asked.Add(1)
 		p.clients(w, r)
-	}), Join: func(_ context.Context, name, url string) (*JoinAnswer, error) {
+	}), MayJoin: func(context.Context, string, string) error { return nil }, Join: func(_ context.Context, name, url string) (*JoinAnswer, error) {
 		return &JoinAnswer{Members: map[string]string{name: url}, Secrets: []byte("{}")}, nil
 	}}
 	cert, err := p.authority.ControllerCertificate(time.Now(), "127.0.0.1")

@@ -68,7 +68,7 @@ func (c *cloud) links() http.Handler {
 		return c.hosts
 	}
 	others := &relay.Server{Authority: c.authority, State: c.state, Clients: c.handler(), Operators: c.control(clientsAt{}), Blobs: own{c.blobs},
-		Hub: c.hub, Call: c.hosts.Pass, Health: c.cluster.health, Join: c.cluster.letIn, Now: time.Now,
+		Hub: c.hub, Call: c.hosts.Pass, Health: c.cluster.health, MayJoin: c.cluster.mayLetIn, Join: c.cluster.letIn, Now: time.Now,
 		Secrets: func() ([]byte, error) { return json.MarshalIndent(c.secrets, "", "  ") }}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/controller/") {
@@ -214,21 +214,52 @@ func (c *cloud) dismiss(ctx context.Context, name string) error {
 	return fault.Missing("controller", name)
 }
 
+// othersJoinWithin is how long a controller that joins waits for one that joins just now: the engine takes in one at a time.
+const othersJoinWithin = 20 * time.Second
+
+// mayLetIn tells why a controller cannot join.
+func (k *cluster) mayLetIn(ctx context.Context, name, url string) error {
+	if k.Etcd != nil {
+		return fault.Errorf(fault.Conflict, "These controllers have their state in an etcd of its own: start the new one with the same --etcd.")
+	}
+	for end := time.Now().Add(othersJoinWithin); ; {
+		all, err := k.engine.Members(ctx)
+		if err != nil {
+			return err
+		}
+		if err := mayBeMember(all, name, url); !fault.Is(err, fault.Unavailable) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// mayBeMember tells why there can be no new member: Unavailable while another one has no vote yet.
+func mayBeMember(all []etcd.MemberInfo, name, url string) error {
+	for _, m := range all {
+		switch {
+		case m.Name == name:
+			return fault.Errorf(fault.Conflict, "There is a controller named %s. Dismiss it first, or give this one another --name.", name)
+		case m.URL == url && (m.Name != "" || !m.Learner):
+			return fault.Errorf(fault.Conflict, "There is a controller at %s. Dismiss it first (unkai controller dismiss).", url)
+		case m.URL != url && m.Learner:
+			return fault.Errorf(fault.Unavailable, "The controller that is to be at %s was let in and has no vote yet. Start it, or dismiss it (unkai controller dismiss %s); then this one can join.", m.URL, cmp.Or(m.Name, m.URL))
+		}
+	}
+	return nil
+}
+
 // letIn adds a machine's share of the engine.
 func (k *cluster) letIn(ctx context.Context, name, url string) (*relay.JoinAnswer, error) {
-	if k.Etcd != nil {
-		return nil, fault.Errorf(fault.Conflict, "These controllers have their state in an etcd of its own: start the new one with the same --etcd.")
-	}
-	if all, err := k.engine.Members(ctx); err != nil {
-		return nil, err
-	} else if slices.ContainsFunc(all, func(m etcd.MemberInfo) bool { return m.Name == name }) {
-		return nil, fault.Errorf(fault.Conflict, "There is a controller named %s. Dismiss it first, or give this one another --name.", name)
-	}
 	all, err := k.engine.AddMember(ctx, url)
-	if errors.Is(err, etcd.ErrMember) {
-		return nil, fault.Errorf(fault.Conflict, "There is a controller at %s. Dismiss it first (unkai controller dismiss).", url)
-	}
-	if err != nil {
+	if err != nil { // most of what may be was asked for before: another has come in between
+		if all, asked := k.engine.Members(ctx); asked == nil {
+			err = cmp.Or(mayBeMember(all, name, url), err)
+		}
 		return nil, err
 	}
 	members := map[string]string{}

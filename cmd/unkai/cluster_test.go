@@ -8,10 +8,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/base/state/etcd"
 	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/identity"
 )
@@ -102,5 +105,26 @@ func TestCertificateAndKeyAreOne(t *testing.T) {
 	list, err := x509.ParseRevocationList(text)
 	if err != nil || len(list.RevokedCertificateEntries) != 1 || list.RevokedCertificateEntries[0].SerialNumber.Cmp(shown.Leaf.SerialNumber) != 0 {
 		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+func TestWhoMayBeAMember(t *testing.T) {
+	all := []etcd.MemberInfo{{ID: 1, Name: "c1", URL: "https://192.0.2.1:8703"}, {ID: 2, URL: "https://192.0.2.2:8703", Learner: true}}
+	for _, c := range []struct {
+		name, url string
+		all       []etcd.MemberInfo
+		kind      fault.Kind
+		says      string
+	}{
+		{"c2", "https://192.0.2.2:8703", all, 0, ""}, // it was let in and never came
+		{"c3", "https://192.0.2.3:8703", all[:1], 0, ""},
+		{"c3", "https://192.0.2.3:8703", all, fault.Unavailable, "dismiss https://192.0.2.2:8703"},
+		{"c1", "https://192.0.2.3:8703", all, fault.Conflict, "named c1"},
+		{"c3", "https://192.0.2.1:8703", all, fault.Conflict, "at https://192.0.2.1:8703"},
+	} {
+		switch err := mayBeMember(c.all, c.name, c.url); {
+		case c.says == "" && err != nil, c.says != "" && (!fault.Is(err, c.kind) || !strings.Contains(err.Error(), c.says)):
+			t.Errorf("%s at %s: %v", c.name, c.url, err)
+		}
 	}
 }
