@@ -1,7 +1,7 @@
 #!/bin/bash
 # One controller and two hosts, each in a network namespace of its own, and a client outside: real guests change hosts, live and
 # off, while they are pinged and spoken to from outside by a floating address, and from another guest. It prints for how long
-# nobody answered. A move is aborted and one is hurried; nothing is left where a guest was. With SHARED=1 the guests' disks are in a
+# nobody answered. A move is aborted and one is hurried; nothing is left where a guest was. In the end one of the hosts is removed, and shut out by the other. With SHARED=1 the guests' disks are in a
 # folder that both hosts reach: they are not copied, and outlive the host that dies in the end. That is a folder of this machine, or
 # SHARED_A and SHARED_B name where the two hosts have mounted one (test/gluster.sh makes such a one); it is to be empty.
 [ -z "${SHARED_A:-}${SHARED_B:-}" ] || { SHARED=1; [ -d "${SHARED_A:-}" ] && [ -d "${SHARED_B:-}" ] || { echo "SHARED_A and SHARED_B are two folders, or none" >&2; exit 2; }; }
@@ -256,5 +256,43 @@ for name in one two; do ask DELETE "/compute/v2.1/servers/${vm[$name]}"; done
 until_ok 60 bash -c "! pgrep -f '^[^ ]*qemu-system.*(${vm[one]}|${vm[two]})'" || fail "a QEMU is left"
 [ -z "${SHARED:-}" ] || until_ok 20 bash -c "! ls '${folder[a]}/guests' '${folder[b]}/guests' | grep -v :$ | grep ." || fail "disks are left in the shared folder"
 ok "the audit is clean, and nothing is left"
+
+# --- a host is removed: its certificate is good for months, and opens nothing on the other
+if [ -z "${SHARED:-}" ]; then
+	cat >"$work/knock.py" <<'END'
+# knock.py IDENTITY ADDRESS asks another host for a trial of the wire, with a host's certificate, and goes on until it is cut.
+import json, socket, ssl, sys, textwrap, time
+identity = json.load(open(sys.argv[1]))
+pem = lambda what, body: "-----BEGIN %s-----\n%s\n-----END %s-----\n" % (what, "\n".join(textwrap.wrap(body, 64)), what)
+with open(sys.argv[0] + ".pem", "w") as f:
+    f.write(pem("CERTIFICATE", identity["Certificate"]) + pem("PRIVATE KEY", identity["Key"]))
+tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+tls.load_cert_chain(sys.argv[0] + ".pem")
+hail = json.dumps({"Guest": "00000000-0000-7000-8000-000000000000", "Move": 0, "Purpose": "trial"}).encode()
+try:
+    conn = tls.wrap_socket(socket.create_connection((sys.argv[2], 8704), 5))
+    conn.sendall(len(hail).to_bytes(4, "big") + hail)
+    if not conn.recv(4):
+        raise EOFError
+    print("heard", flush=True)
+    for _ in range(40):
+        conn.sendall(bytes(1000))
+        time.sleep(0.05)
+    print("to the end")
+except (OSError, EOFError):
+    print("cut")
+END
+	knock() { (inside 3 python3 -B "$work/knock.py" "$(hostdir b)/identity.json" $net.2); }
+	until_ok 20 eval '[ "$(ask GET /compute/v2.1/servers | jq ".servers | length")" = 0 ]' || fail "servers are left"
+	knock >"$work/knocked" &
+	knocking=$!
+	until_ok 10 grep -q heard "$work/knocked" || fail "a host is not heard by another"
+	"$unkai" controller remove host-b --data "$work/controller" >/dev/null || fail "it cannot be removed"
+	wait $knocking
+	[ "$(tr '\n' ' ' <"$work/knocked")" = "heard cut " ] || fail "what stood between two hosts when one was removed: $(cat "$work/knocked")"
+	[ "$(knock)" = cut ] || fail "a removed host is heard by another"
+	ok "a removed host is shut out by the other, at once"
+fi
 step "done"
 echo "move: $passed passed, 0 failed"
