@@ -275,6 +275,9 @@ func (g *Gateway) away(hostID resource.ID, expected bool) {
 		g.External = nil
 		return
 	}
+	for _, p := range g.External.Addresses {
+		g.External.OnLink = append(g.External.OnLink, p.Masked())
+	}
 	g.External.MAC, g.External.Addresses = outsideMAC(g.External.PortID, hostID), nil
 }
 

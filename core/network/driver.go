@@ -152,7 +152,9 @@ type GatewayExternal struct {
 	MAC       string
 	Addresses []netip.Prefix
 	NextHops  []netip.Addr // gateways of the external subnets
-	SNAT      bool
+	// Where it has no addresses that say so: what is within these is reached without a gateway.
+	OnLink []netip.Prefix `json:",omitempty"`
+	SNAT   bool
 }
 
 // A Floating maps an external address to a fixed one, both ways.

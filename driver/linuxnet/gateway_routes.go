@@ -28,6 +28,11 @@ func (g *gateway) route(ns *namespace, links map[string]netlink.Link, legs map[s
 				floats[name] = append(floats[name], route)
 			}
 		}
+		for _, near := range g.want.External.OnLink { // whoever is there may be nobody's to send on
+			if near.Addr().Is4() {
+				floats[name] = append(floats[name], netlink.Route{Dst: ipNet(near), Scope: netlink.SCOPE_LINK})
+			}
+		}
 	}
 	if exit := g.want.Exit; exit != nil && legs[innerLegPrefix+exit.PortID.Hex()[18:]].up {
 		name := innerLegPrefix + exit.PortID.Hex()[18:]
