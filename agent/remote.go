@@ -63,6 +63,26 @@ func (r *Remote) Speaks() release.Span {
 	return r.speaks
 }
 
+// Says is at which levels this host works, as it has told the controllers in its present session, or the last; zero before the first.
+func (r *Remote) Says() release.Span {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.session == nil {
+		return release.Span{}
+	}
+	return r.session.says
+}
+
+// Again has the present session end, and another begin at once: what the host says of itself has changed.
+func (r *Remote) Again() {
+	r.mu.Lock()
+	s := r.session
+	r.mu.Unlock()
+	if s != nil {
+		s.again()
+	}
+}
+
 // NewRemote makes a link for a host that has joined.
 func NewRemote(url string, id *Identity, hello func(context.Context) (host.Hello, error), consoles compute.Consoler) (*Remote, error) {
 	cert, err := id.certificate()

@@ -22,10 +22,13 @@ func (r *Remote) Connect(ctx context.Context) (Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	hello.Differences, hello.Speaks = true, release.Own
+	hello.Differences = true
+	if hello.Speaks.IsZero() {
+		hello.Speaks = release.Own
+	}
 	r.goHome(time.Now())
 	ctx, cancel := context.WithCancel(ctx)
-	s := &remoteSession{remote: r, at: r.at(), ctx: ctx, cancel: cancel}
+	s := &remoteSession{remote: r, at: r.at(), says: hello.Speaks, ctx: ctx, cancel: cancel}
 	s.silence = time.AfterFunc(host.Expect, func() {
 		r.elsewhere(s.at) // it may take connections and answer nothing
 		cancel()
@@ -49,6 +52,7 @@ func (r *Remote) Connect(ctx context.Context) (Session, error) {
 type remoteSession struct {
 	remote  *Remote
 	at      string          // of the controller
+	says    release.Span    // what the host said in it
 	ctx     context.Context // of the request that the session is
 	cancel  context.CancelFunc
 	body    io.ReadCloser

@@ -102,6 +102,8 @@ type agentHealth struct {
 	Controller string // where its session is, or was
 	Told       bool   // a controller has told it everything that is wanted, in a session that goes on
 	Guests     int    // that run
+	// At which levels it works, as it has told the controllers in that session; see speaks. The release before does not say.
+	Says release.Span `json:",omitzero"`
 
 	Running, Lacking []resource.ID `json:",omitempty"` // guests that run; and that are to run, and do not
 }
@@ -115,7 +117,7 @@ func (m *machine) health(ctx context.Context) (*agentHealth, error) {
 		}
 	}
 	if link := m.link.Load(); link != nil {
-		h.Controller = link.At()
+		h.Controller, h.Says = link.At(), link.Says()
 	}
 	return h, err
 }

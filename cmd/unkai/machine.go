@@ -236,9 +236,14 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 	if err != nil {
 		return host.Hello{}, fmt.Errorf("look at this machine's networks: %w", err)
 	}
+	is, err := speaks(m.dir)
+	if err != nil { // it may be tried, in place of nobody knows what: so it says the least
+		slog.WarnContext(ctx, "could not see whether an upgrade of this agent is decided on", "err", err)
+		is = release.Span{Oldest: release.Own.Oldest, Newest: release.Own.Oldest}
+	}
 	capacity := capacityOf(c)
 	capacity.WireMbps = max(0, m.options.Wire)
-	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Speaks: release.Own, Address: address, Physical: physical, Capacity: capacity, Mark: m.agent.Mark(),
+	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Speaks: is, Address: address, Physical: physical, Capacity: capacity, Mark: m.agent.Mark(),
 		Renews: true, Watchdog: m.lease.Watchdog != nil}, nil
 }
 
@@ -288,6 +293,7 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	wg.Go(func() { m.guard(ctx) })
 	wg.Go(func() { m.uplinks.Run(ctx, m.agent) })
 	wg.Go(func() { link.KeepCertificate(ctx) })
+	wg.Go(func() { saySpeaks(ctx, m.dir, link) })
 	wg.Go(func() { m.guests.Images.Run(ctx) })
 	wg.Go(func() {
 		tick := time.NewTicker(time.Hour)
@@ -304,6 +310,37 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	m.agent.Run(ctx, link, agentWorkers)
 	wg.Wait()
 	return nil
+}
+
+// A greeter begins a host's sessions.
+type greeter interface {
+	Says() release.Span // what the host said in the present one, or the last; zero before the first
+	Again()             // begins another one
+}
+
+// saySpeaks has the controllers told when an upgrade of this agent is decided on: until then it said that it works at no level at which
+// what it may have to make way for does not. That is said when a session begins, so another one does.
+func saySpeaks(ctx context.Context, dir string, link greeter) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		said := link.Says()
+		if said == release.Own {
+			return // nothing is more, and another trial is another process's
+		}
+		is, err := speaks(dir)
+		if err != nil && ctx.Err() == nil {
+			slog.WarnContext(ctx, "could not see whether the upgrade of this agent is decided on", "err", err)
+		}
+		if err == nil && !said.IsZero() && said != is {
+			link.Again()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (m *machine) close() error {
