@@ -235,6 +235,13 @@ if [[ $only = *2* ]]; then
 	until_ok 30 bash -c "$work/unkai-this status --data $work/p2 --json | jq -e '.Version == \"next\"'" || fail "p2 does not become the next release"
 	refused "are still: controller p2" "$work/unkai-next" upgrade finalise --data "$work/p1" # it may yet go back
 	wait $trying || { tail -n 3 "$work/upgrades" >&2; fail "p2 does not become the next release"; }
+	upgrade agent this
+	"$work/unkai-this" upgrade --data "$work/agent" --to "$work/unkai-next" >>"$work/upgrades" 2>&1 &
+	trying=$!
+	until_ok 30 bash -c "$work/unkai-this status --data $work/p1 --json | jq -e '.Hosts[0].Version == \"next\"'" || fail "the host does not become the next release"
+	refused "are still: host host-a" "$work/unkai-next" upgrade finalise --data "$work/p1" # it may yet go back
+	wait $trying || { tail -n 3 "$work/upgrades" >&2; fail "the host does not become the next release"; }
+	[ "$(qemu "$vm")" = "$guest_pid" ] || fail "the guest has another process"
 	"$work/unkai-next" upgrade finalise --data "$work/p3" >/dev/null || fail "the upgrade cannot be finalised"
 	refused "finalised at level 3" "$work/unkai-next" upgrade --data "$work/p1" --to "$work/unkai-this"
 	ok "finalised when all are of the new release, and not before"

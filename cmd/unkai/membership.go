@@ -140,6 +140,22 @@ func (o *clusterOptions) membership(ctx context.Context, dir, hosts string) (*me
 	return m, m.save()
 }
 
+// memberName is what the controller of a data directory is called among several; "" if it is alone, or none.
+func memberName(dir string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(dir, membershipFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	var m membership
+	if err := json.Unmarshal(text, &m); err != nil {
+		return "", fmt.Errorf("read %s: %w", membershipFile, err)
+	}
+	return m.Name, nil
+}
+
 func (m *membership) save() error {
 	text, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {

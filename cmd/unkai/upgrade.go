@@ -32,7 +32,7 @@ type upgradeCommand struct {
 type upgradeRun struct {
 	dataOption
 	To     string        `help:"The new binary." required:"" type:"existingfile"`
-	Within time.Duration `default:"90s" help:"How long it has until everything is as well as before."`
+	Within time.Duration `default:"90s" help:"How long it has until everything is as well as before; and then again, until the cloud knows what it is."`
 	Check  bool          `help:"Only tell what it would do, and what stands against it."`
 }
 
@@ -67,7 +67,7 @@ func awaitTrial(ctx context.Context, dir string, began time.Time) error {
 			return errors.New("another upgrade has begun")
 		case t.Outcome == "kept":
 			fmt.Printf("%s it is; %s was replaced\n", t.To.Version, t.Stable)
-			return nil
+			return awaitKnown(ctx, dir, t)
 		case t.Outcome != "":
 			return fmt.Errorf("%s goes on again: %s", t.From.Version, t.Why)
 		case time.Since(began) > 3*t.Within+time.Minute:
@@ -79,6 +79,68 @@ func awaitTrial(ctx context.Context, dir string, began time.Time) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// awaitKnown waits until the cloud's state says what this machine has become. While it was tried it counted as what it would have had to make
+// way for, and it does until it has told the controllers that it stays: who finalises, or upgrades the next one, may rely on our end.
+func awaitKnown(ctx context.Context, dir string, t *trial) error {
+	said := ""
+	for end := time.Now().Add(t.Within); ; {
+		missing := unknownYet(ctx, dir, t)
+		switch {
+		case missing == "":
+			return nil
+		case time.Now().After(end):
+			return fmt.Errorf("%s it is and stays, but after %v the cloud does not know it: %s. It tells the controllers as soon as it can; see unkai status, and finalise no earlier",
+				t.To.Version, t.Within, missing)
+		case missing != said:
+			said = missing
+			fmt.Println("waits for the cloud to know it: " + missing)
+		}
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// unknownYet is what the cloud does not know yet of the process that was replaced, in words; "" if nothing. It asks for what every release
+// answers, for the one that goes on may be the one before.
+func unknownYet(ctx context.Context, dir string, t *trial) string {
+	name, err := memberName(dir)
+	if err != nil {
+		return err.Error()
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var h health
+	if err := ask(ctx, dir, http.MethodGet, "/status", &h); err != nil {
+		return err.Error()
+	}
+	is := t.To.Speaks.OrFirst()
+	if h.Agent != nil {
+		switch {
+		case t.Before.Connected && !h.Agent.Told:
+			return "the agent has no session with a controller"
+		case !h.Agent.Told, h.Agent.Says.IsZero(), h.Agent.Says == is: // it was cut off before; or of a release that says nothing else than what it is
+			return ""
+		}
+		return fmt.Sprintf("the agent has told the controllers that it works at levels %s, and not yet that it does at %s", h.Agent.Says, is)
+	}
+	if name == "" {
+		return "" // it is the cloud
+	}
+	for _, k := range h.Controllers {
+		switch {
+		case k.Name != name:
+		case k.Version == t.To.Version && k.Speaks.OrFirst() == is:
+			return ""
+		default:
+			return fmt.Sprintf("the controllers' state says that %s is %s at levels %s, and not yet that it is %s at %s", name, k.Version, k.Speaks.OrFirst(), t.To.Version, is)
+		}
+	}
+	return fmt.Sprintf("the controllers' state has no controller %s", name)
 }
 
 type upgradeBack struct {
