@@ -29,6 +29,9 @@ var alertSenders = map[string]alert.Sender{
 // lookEvery is how often the rules of alerts are looked at.
 const lookEvery = 15 * time.Second
 
+// ledEvery is how often a controller looks whether any leads.
+const ledEvery = 5 * time.Second
+
 // keepAlerts raises alerts and tells of them until ctx ends. addresses are where this controller listens.
 func (c *cloud) keepAlerts(ctx context.Context, addresses ...string) {
 	k := c.keeper(addresses[0])
@@ -68,9 +71,16 @@ type openAlert struct {
 	Trouble                       string `json:",omitempty"` // why somebody was not told of it
 }
 
-func openAlerts(tx *state.Tx) []openAlert {
+// openAlerts are those in the state, and what this controller has told by itself.
+func (c *cloud) openAlerts(tx *state.Tx) []openAlert {
 	list := []openAlert{}
-	for _, a := range alert.Opened(tx) {
+	all := alert.Opened(tx)
+	if c.cluster != nil {
+		if a := c.cluster.lookout.Opened(); a != nil {
+			all = append([]*alert.Alert{a}, all...)
+		}
+	}
+	for _, a := range all {
 		o := openAlert{Rule: a.Name, Subject: a.Subject, Text: a.Text, Severity: string(a.Severity), Since: a.CreatedAt}
 		for _, told := range a.Told {
 			if told.Trouble != "" {
@@ -93,7 +103,7 @@ func (c *cloud) alertRoutes(mux *http.ServeMux, name string) {
 	service := &alert.Service{State: c.state}
 	mux.HandleFunc("GET /alerts", func(w http.ResponseWriter, r *http.Request) {
 		tx := c.state.Latest()
-		answerControl(w, alertList{openAlerts(tx), shownTargets(tx)}, nil)
+		answerControl(w, alertList{c.openAlerts(tx), shownTargets(tx)}, nil)
 	})
 	mux.HandleFunc("POST /alert-targets", func(w http.ResponseWriter, r *http.Request) {
 		var t alert.Target

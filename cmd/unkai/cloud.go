@@ -81,7 +81,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 			return nil, err
 		}
 	case m != nil:
-		options.Member = m.engine()
+		options.Member, options.Starting = m.engine(), m.starting
 	}
 	if m == nil || m.Etcd == nil { // else it is the other controllers' that this one has
 		if c.secrets, err = openSecrets(dir); err != nil {
@@ -166,6 +166,8 @@ func (c *cloud) openShare(ctx context.Context, engine *etcd.Engine, m *membershi
 	} else if err := c.enterElsewhere(ctx, engine, m); err != nil {
 		return err
 	}
+	m.lookout.Ask(engine.Led)
+	m.lookout.Learn(c.state)
 	start("keep the state", func(ctx context.Context) error { return etcd.Serve(ctx, engine, c.state, c.lead) })
 	for !c.state.Leads() && (!host.HasAuthority(c.state.Latest()) || identity.ProjectNamed(c.state.Latest(), "admin").IsZero()) {
 		select {

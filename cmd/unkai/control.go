@@ -247,7 +247,7 @@ func (c *cloud) discard(ctx context.Context, name, text string) error {
 func (c *cloud) health() health {
 	tx := c.state.Latest()
 	h := health{Version: version, Level: state.LevelOf(tx), Speaks: release.Own, Data: c.dir, Revision: tx.Revision(), Store: c.state.Room(),
-		Ahead: time.Until(c.state.Now()).Truncate(time.Second), Servers: map[string]int{}, Counts: map[string]int{}, Alerts: openAlerts(tx)}
+		Ahead: time.Until(c.state.Now()).Truncate(time.Second), Servers: map[string]int{}, Counts: map[string]int{}, Alerts: c.openAlerts(tx)}
 	if err := c.state.Broken(); err != nil {
 		h.Broken = err.Error()
 	}

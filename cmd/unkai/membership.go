@@ -14,6 +14,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/base/state/etcd"
+	"github.com/unkai-cloud/unkai/core/alert"
 	"github.com/unkai-cloud/unkai/core/host"
 )
 
@@ -39,11 +40,39 @@ type membership struct {
 	Etcd      *externalEtcd `json:",omitempty"`
 	Candidate uint64        `json:",omitempty"`
 
-	dir    string
-	listen string
+	dir     string
+	listen  string
+	lookout *alert.Lookout // nil before openLookout
 }
 
 const membershipFile = "member.json"
+
+// lookoutFile holds whom a controller tells by itself that none leads, and what it has told.
+const lookoutFile = "no-leader.json"
+
+// keepLookout has this controller look whether any leads, and tell of it, until ctx ends: also while it waits for the others as it starts.
+func (m *membership) keepLookout(ctx context.Context) error {
+	m.lookout.Run(ctx, ledEvery)
+	return nil
+}
+
+func (m *membership) openLookout() (err error) {
+	if m.lookout, err = alert.OpenLookout(filepath.Join(m.dir, lookoutFile)); err != nil {
+		return err
+	}
+	m.lookout.Controller, m.lookout.Cloud, m.lookout.Senders = m.Name, m.Link, alertSenders
+	return nil
+}
+
+// starting has the lookout ask a share of the state that is not ready yet.
+func (m *membership) starting(leader func() uint64) {
+	m.lookout.Ask(func(context.Context) error {
+		if leader() == 0 {
+			return errors.New("no other controller leads")
+		}
+		return nil
+	})
+}
 
 func (m *membership) file(name string) string { return filepath.Join(m.dir, "peer", name) }
 

@@ -28,6 +28,7 @@ var (
 	storeQuota = metrics.From("unkai_state_store_quota_bytes", "Above this, users can make nothing new.")
 	broken     = metrics.From("unkai_state_broken", "1 when no more changes are accepted.")
 	leads      = metrics.From("unkai_state_leads", "1 when this controller is the one that writes.")
+	leaderless = metrics.From("unkai_state_leaderless_seconds", "For how long this controller, one of several, has seen none that leads; 0 while one does.")
 	ahead      = metrics.From("unkai_state_clock_ahead_seconds", "How far the cloud's clock is ahead of this machine's, which was set back.")
 	hosts      = metrics.From("unkai_hosts", "Hosts, by whether they can be heard: up or lost.", "state")
 	disabled   = metrics.From("unkai_hosts_disabled", "Hosts on which nothing new is placed.")
@@ -72,6 +73,9 @@ func (c *cloud) read(tell func(*metrics.Reading, float64, ...string)) {
 	}
 	tell(broken, one(c.state.Broken() != nil))
 	tell(leads, one(c.state.Leads()))
+	if c.cluster != nil {
+		tell(leaderless, c.cluster.lookout.Leaderless().Seconds())
+	}
 	tell(ahead, max(0, time.Until(now).Seconds()))
 	up, lost, off := 0, 0, 0
 	buried, failed, draining, drained := 0, 0, 0, 0

@@ -77,6 +77,12 @@ func (u *upCommand) Run(ctx context.Context) error {
 		})
 	}
 	boundMemory()
+	if member != nil {
+		if err := member.openLookout(); err != nil {
+			return err
+		}
+		start("look whether a controller leads", member.keepLookout)
+	}
 	c, err := openCloud(ctx, u.Data, pool, own, member, start)
 	defer func() {
 		stop(nil)

@@ -192,7 +192,11 @@ func (k *Keeper) notice(a *Alert) Notice {
 }
 
 func (k *Keeper) send(ctx context.Context, t *Target, n Notice) error {
-	sender := k.Senders[t.Kind]
+	return send(ctx, k.Senders, t, n)
+}
+
+func send(ctx context.Context, senders map[string]Sender, t *Target, n Notice) error {
+	sender := senders[t.Kind]
 	if sender == nil {
 		return fault.Errorf(fault.Invalid, "Nothing here can tell a target of kind %s.", t.Kind)
 	}

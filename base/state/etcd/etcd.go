@@ -29,6 +29,9 @@ type Options struct {
 	QuotaBytes int64
 	// Member, when set, makes the server one of several.
 	Member *Member
+	// Starting, when set, is told, before the server can answer, how to ask it which member leads; 0 while it knows none. Open
+	// takes until one does.
+	Starting func(leader func() uint64)
 
 	// Endpoints are those of a server elsewhere. It must allow large transactions:
 	// --max-txn-ops=65536 --max-request-bytes=134217728.

@@ -258,6 +258,15 @@ func (e *Engine) Leader() uint64 {
 	return uint64(e.server.etcd.Server.Leader())
 }
 
+// Led reports why nobody leads, as far as this engine can see: it knows of none that does, or cannot have read what is the newest.
+func (e *Engine) Led(ctx context.Context) error {
+	if e.Leader() == 0 {
+		return errors.New("no member is known to lead")
+	}
+	_, err := e.Head(ctx)
+	return err
+}
+
 // takesLead is how long a member has to take the lead that is handed over to it. Nothing is written meanwhile.
 const takesLead = memberElection
 

@@ -111,6 +111,9 @@ func (s *server) start(ctx context.Context, o Options) error {
 	if s.etcd, err = embed.StartEtcd(c); err != nil {
 		return fmt.Errorf("start etcd in %s: %w", o.Dir, err)
 	}
+	if o.Starting != nil {
+		o.Starting(func() uint64 { return uint64(s.etcd.Server.Leader()) })
+	}
 	if o.Member != nil {
 		var helping sync.WaitGroup
 		help, done := context.WithCancel(ctx)
