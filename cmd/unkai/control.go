@@ -75,6 +75,7 @@ type hostHealth struct {
 	Lost               time.Time `json:",omitzero"`
 	Mute               time.Time `json:",omitzero"`  // its machine answers nothing, and it is not lost yet
 	Routers            int64     `json:",omitempty"` // that go out through it
+	Away               host.Away `json:",omitzero"`  // its shared storage
 	Ahead              host.Mark `json:",omitzero"`  // of a newer state, which it insists on
 	Isolating          bool
 	Servers            int64
@@ -478,6 +479,9 @@ func (m *hostHealth) how() string {
 		if m.Routers > 0 {
 			how += fmt.Sprintf(" (%d cannot)", m.Routers)
 		}
+	}
+	if !m.Away.Since.IsZero() {
+		how += ", cannot reach its shared storage since " + m.Away.Since.Format(time.RFC3339) + ": " + m.Away.Why
 	}
 	if m.Dead {
 		how += ", known to be dead"

@@ -292,6 +292,7 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	wg.Go(func() { m.guests.Follow(ctx, m.agent) })
 	wg.Go(func() { m.guard(ctx) })
 	wg.Go(func() { m.uplinks.Run(ctx, m.agent) })
+	wg.Go(func() { (&agent.Storage{Look: m.qemu.Away, Host: id.Host}).Run(ctx, m.agent) })
 	wg.Go(func() { link.KeepCertificate(ctx) })
 	wg.Go(func() { saySpeaks(ctx, m.dir, link) })
 	wg.Go(func() { m.guests.Images.Run(ctx) })

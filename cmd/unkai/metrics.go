@@ -36,6 +36,7 @@ var (
 	upkeep     = metrics.From("unkai_hosts_maintenance", "Hosts in maintenance, by whether they are draining or drained.", "phase")
 	unfenced   = metrics.From("unkai_hosts_fencing_failed", "Lost hosts that could not be fenced.")
 	storm      = metrics.From("unkai_hosts_storm", "1 when so many hosts are lost at once that nothing is fenced, and nothing restarted elsewhere, by itself.")
+	away       = metrics.From("unkai_hosts_storage_away", "Hosts that can be heard and cannot reach the storage that they share with others.")
 	stranded   = metrics.From("unkai_servers_stranded", "Servers of dead hosts that are to be restarted elsewhere, and wait.")
 	streams    = metrics.From("unkai_host_streams", "Hosts that are connected to this controller.")
 	servers    = metrics.From("unkai_servers", "Servers, by stage.", "stage")
@@ -78,7 +79,7 @@ func (c *cloud) read(tell func(*metrics.Reading, float64, ...string)) {
 	}
 	tell(ahead, max(0, time.Until(now).Seconds()))
 	up, lost, off := 0, 0, 0
-	buried, failed, draining, drained := 0, 0, 0, 0
+	buried, failed, draining, drained, hang := 0, 0, 0, 0, 0
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
 		if h.Up() {
 			up++
@@ -87,6 +88,9 @@ func (c *cloud) read(tell func(*metrics.Reading, float64, ...string)) {
 		}
 		if h.Disabled {
 			off++
+		}
+		if !h.Away.Since.IsZero() {
+			hang++
 		}
 		if h.Dead() {
 			buried++
@@ -101,6 +105,7 @@ func (c *cloud) read(tell func(*metrics.Reading, float64, ...string)) {
 	}
 	_, _, stormy := host.Storm(tx)
 	tell(dead, float64(buried))
+	tell(away, float64(hang))
 	tell(unfenced, float64(failed))
 	tell(upkeep, float64(draining), "draining")
 	tell(upkeep, float64(drained), "drained")

@@ -155,6 +155,44 @@ func TestAHostThatStaysMuteIsTold(t *testing.T) {
 	r.want(2*time.Minute, "ops: raised host-lost node-1")
 }
 
+func TestAStorageThatHangsIsTold(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("ops"))
+	id := resource.NewID(r.clock, nil)
+	if err := host.Arrive(r.ctx, r.State, id, host.Hello{Name: "node-1", Capacity: host.Capacity{Storage: "nas"}}); err != nil {
+		t.Fatal(err)
+	}
+	away := func(why string) {
+		t.Helper()
+		if err := r.State.Update(r.ctx, func(tx *state.Tx) error { return host.KeepFromStorage(tx, id, why) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	away("it does not answer")
+	r.want(50 * time.Second) // a file server that is started anew
+	away("")
+	r.want(time.Minute)
+	away("it does not answer")
+	r.want(30 * time.Second)
+	away("stale file handle")
+	r.want(40*time.Second, "ops: raised storage-hangs node-1")
+	if open := Opened(r.State.Latest()); len(open) != 1 || open[0].Severity != Critical || !strings.Contains(open[0].Text, "stale file handle") {
+		t.Errorf("there are %+v", open)
+	}
+	r.want(time.Hour)
+	away("")
+	r.want(time.Minute, "ops: resolved storage-hangs node-1")
+	away("it does not answer")
+	if err := r.State.Update(r.ctx, func(tx *state.Tx) error {
+		h, _ := host.Find(tx, id)
+		h.Maintenance = true
+		return host.Table().Put(tx, h)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.want(time.Hour)
+}
+
 func TestAHostWhoseCertificateEndsIsTold(t *testing.T) {
 	r := newRig(t)
 	r.add(hook("ops"))

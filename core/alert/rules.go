@@ -101,6 +101,9 @@ const (
 // mutedFor is how long a host that is mute is in any case none for an operator: it counts as lost before, or is heard again.
 const mutedFor = time.Minute
 
+// awayFor is how long a host may be without its shared storage: a file server that is started anew, or whose place another takes, is back by then.
+const awayFor = time.Minute
+
 // A looker is one round of all rules. It is pure.
 type looker struct {
 	tx    *state.Tx
@@ -147,6 +150,10 @@ func (l *looker) hosts() {
 		if h.Up() && !h.Mute.IsZero() && !h.Maintenance && l.facts.Now.Sub(h.Mute) >= mutedFor {
 			l.find(Warning, "host-mute", h.Name, "The machine of host %s answers nothing since %s, though its agent can be heard: no router goes out through it. Something is wrong with its network.",
 				h.Name, h.Mute.UTC().Format(time.RFC3339))
+		}
+		if since := h.Away.Since; h.Up() && !since.IsZero() && !h.Maintenance && l.facts.Now.Sub(since) >= awayFor {
+			l.find(Critical, "storage-hangs", h.Name, "The host %s cannot reach the storage that it shares with others, since %s: %s. What its guests write waits, and their disks may fail. "+
+				"Look at the file server, and at the mount on the host.", h.Name, since.UTC().Format(time.RFC3339), h.Away.Why)
 		}
 		if h.Ahead != (host.Mark{}) {
 			l.find(Critical, "host-refuses", h.Name, "The host %s was told of a newer state, at %v, and refuses this one. After a restore, run unkai controller restored.", h.Name, h.Ahead)

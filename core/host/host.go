@@ -41,6 +41,7 @@ type Host struct {
 	// Found out by the control plane.
 	Lost   time.Time // since when it cannot be heard; zero while it can
 	Mute   time.Time `json:",omitzero" since:"2,soft"` // since when its machine answers nothing at all, in the midst of a session; never with Lost
+	Away   Away      `json:",omitzero" since:"2,soft"` // its shared storage cannot be reached; never with Lost
 	Fenced Fenced    `json:",omitzero" since:"2,soft"` // how it is known, since it is lost, that it runs nothing any more
 	// How often it came, or came back after it was lost. What a host was told before does not count after that.
 	Arrivals int `json:",omitempty" since:"2,soft"`
@@ -241,6 +242,9 @@ func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 	if !ok || !h.Up() {
 		h.Arrivals++
 	}
+	if hello.Capacity.Storage == "" || hello.Version != h.Version { // which may be a release that does not say how it is
+		h.Away = Away{}
+	}
 	h.Capacity, h.Address, h.Version, h.Speaks, h.Physical = hello.Capacity, hello.Address, hello.Version, hello.Speaks, hello.Physical
 	h.Watchdog = hello.Watchdog
 	if !hello.CertificateEnds.IsZero() {
@@ -258,7 +262,7 @@ func Lose(ctx context.Context, s *state.State, id resource.ID) error {
 		if !ok || !h.Up() {
 			return nil
 		}
-		h.Lost, h.Mute, h.Fenced = tx.Now(), time.Time{}, Fenced{}
+		h.Lost, h.Mute, h.Away, h.Fenced = tx.Now(), time.Time{}, Away{}, Fenced{}
 		h.Fencing.Trouble, h.Fencing.Failures, h.Fencing.TriedAt = "", 0, time.Time{}
 		return hosts.Put(tx, h)
 	})

@@ -80,3 +80,37 @@ func (g *gauge) read(ctx context.Context, f func() (int, error)) (int, error) {
 	}
 	return g.last, g.err
 }
+
+// hangsAfter is when storage that is shared is said to hang: a busy one takes seconds.
+const hangsAfter = 10 * time.Second
+
+// Away says why the storage that is shared cannot be reached, as far as is known now; "" if it can, or there is none. While a question hangs
+// no other is asked.
+func (d *Driver) Away(ctx context.Context) (string, error) {
+	if d.storage == nil {
+		return "", ctx.Err()
+	}
+	return d.pulse.away(ctx, d.storage.answers)
+}
+
+func (g *gauge) away(ctx context.Context, answers func() error) (string, error) {
+	_, err := g.read(ctx, func() (int, error) { return 0, answers() })
+	if err == nil || ctx.Err() != nil {
+		return "", ctx.Err()
+	}
+	return err.Error(), nil
+}
+
+// answers asks the file server, not only what the kernel remembers of it: of a whole file system nothing is remembered.
+func (s *storage) answers() error {
+	root, err := s.root()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	var disk unix.Statfs_t
+	if err := unix.Statfs(s.dir, &disk); err != nil {
+		return fmt.Errorf("ask for the storage's room: %w", err)
+	}
+	return nil
+}

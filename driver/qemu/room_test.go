@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"errors"
+	"os"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -33,5 +34,58 @@ func TestGauge(t *testing.T) {
 	})
 	if n := asked.Load(); n != 1 {
 		t.Errorf("it was asked %d times while it hung", n)
+	}
+}
+
+// A storage is asked in a way that keeps nobody waiting, by one question at a time, however often somebody wants to know.
+func TestAStorageThatHangsIsAway(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s, err := openStorage(dir, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int32
+	release := make(chan struct{})
+	hangs := func() error { asked.Add(1); <-release; return nil }
+	d := &Driver{pulse: gauge{patience: time.Minute}}
+	look := func(answers func() error) string {
+		t.Helper()
+		began := time.Now()
+		why, err := d.pulse.away(t.Context(), answers)
+		if err != nil || time.Since(began) > 10*time.Second {
+			t.Errorf("it says %v after %v", err, time.Since(began))
+		}
+		return why
+	}
+	if why, err := d.Away(t.Context()); why != "" || err != nil {
+		t.Errorf("a host that shares none is away: %s, %v", why, err)
+	}
+	if why := look(s.answers); why != "" {
+		t.Errorf("one that answers is away: %s", why)
+	}
+	d.pulse.patience = time.Millisecond
+	for range 50 {
+		if why := look(hangs); why != errHangs.Error() {
+			t.Fatalf("one that hangs is %q", why)
+		}
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("it was asked %d times while it hung", n)
+	}
+	close(release)
+	d.pulse.patience = time.Minute
+	eventually(t, "its answer", func() bool { return look(s.answers) == "" })
+	if err := os.Rename(dir, dir+".gone"); err != nil { // what is mounted there is no more
+		t.Fatal(err)
+	}
+	if why := look(s.answers); why == "" {
+		t.Error("one that is not there answers")
+	}
+	if err := os.Rename(dir+".gone", dir); err != nil {
+		t.Fatal(err)
+	}
+	if why := look(s.answers); why != "" {
+		t.Errorf("one that is back is away: %s", why)
 	}
 }
