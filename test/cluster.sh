@@ -22,7 +22,22 @@ sessions() { status "$1" | jq -c '[.Controllers[] | {(.Name): .Hosts}] | add'; }
 # counted FILE ON wants each acknowledged network to be there once, on one controller.
 counted() { accounted "$1" < <(ask "$2" GET '/network/v2.0/networks?fields=name' | jq -r '.networks[].name' | grep ^load); }
 
+# hears writes down, in a line each, which alerts it is told of: event, rule, subject.
+hears() {
+	inside out python3 -B -c 'import http.server, json, sys
+class Ear(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        told = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with open(sys.argv[2], "a") as file: print(told["event"], told["rule"], told.get("subject", ""), file=file)
+        self.send_response(204)
+        self.end_headers()
+    def log_message(self, *_): pass
+http.server.HTTPServer((sys.argv[1], 9999), Ear).serve_forever()' "$(at out)" "$work/heard" &
+	ear=$!
+}
+
 ending() {
+	kill "${ear:-}" || true
 	for m in a1 a2 c1 c2 c3; do halt $m & done
 	wait
 	for m in a1 a2; do clear_agent $m || true; done
@@ -55,6 +70,8 @@ password=$(jq -r .Admin "$work/c2/secrets.json")
 [ "$password" = "$(jq -r .Admin "$work/c1/secrets.json")" ] || fail "controllers have different first accounts"
 auth=$(login c3)
 [ -n "$auth" ] || fail "no token"
+hears
+"$unkai" alert add webhook ops "http://$(at out):9999/" --data "$work/c1" >/dev/null || fail "nobody can be told"
 admin=$(ask c2 GET '/identity/v3/projects?name=admin' | jq -r '.projects[0].id')
 ask c2 PUT "/network/v2.0/quotas/$admin" -d '{"quota":{"network":-1}}' -f >/dev/null || fail "the quota cannot be lifted"
 for i in $(seq 30); do
@@ -162,6 +179,7 @@ done
 ok "an upload whose leader dies is done, or refused in words and can be made again"
 
 # --- without a majority
+[ ! -e "$work/heard" ] || ! grep no-leader "$work/heard" >&2 || fail "that another leads is told as if none did"
 leader=$(leading)
 left=$(next "$leader")
 gone=$(next "$left")
@@ -176,11 +194,14 @@ code=$(ask "$left" POST /network/v2.0/networks -d '{"network":{"name":"alone"}}'
 grep -q 'No controller leads now' "$work/alone" || { cat "$work/alone" >&2; fail "the refusal does not say why"; }
 ("$unkai" status --data "$work/$left" 2>&1 || true) | grep -q 'DOES NOT ANSWER' || fail "the status does not say who does not answer"
 kill -0 "$guest_pid" || fail "the guest ended with the majority"
+until_ok 90 grep -qx "raised no-leader $left" "$work/heard" || fail "nobody is told that no controller leads"
 controller "$gone"
 until_ok 30 bash -c "$asking; ask $left POST /network/v2.0/networks -d '{\"network\":{\"name\":\"again\"}}' -f" || fail "with a majority nothing is written"
 controller "$leader"
 [ "$(ask "$leader" GET '/network/v2.0/networks?name=alone' | jq '.networks | length')" = 0 ] || fail "a refused write was done"
-ok "without a majority reads go on and say so, writes are refused, and both come back"
+until_ok 60 grep -qx "resolved no-leader $left" "$work/heard" || fail "nobody is told that one leads again"
+[ "$(grep -c no-leader "$work/heard")" = 2 ] || { cat "$work/heard" >&2; fail "it is told again, or by another"; }
+ok "without a majority reads go on and say so, writes are refused, operators are told, and all comes back"
 
 # --- one is lost for good, and another takes its place; the lost one's certificate opens nothing any more
 leader=$(leading)

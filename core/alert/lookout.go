@@ -198,8 +198,12 @@ func (l *Lookout) learn() bool {
 	if l.state == nil {
 		return false
 	}
+	tx := l.state.Latest()
+	if tx.Revision() == 0 {
+		return false // it has not come yet
+	}
 	var now []Target
-	for _, t := range Targets(l.state.Latest()) {
+	for _, t := range Targets(tx) {
 		now = append(now, *t)
 	}
 	if slices.EqualFunc(now, l.kept.Targets, func(a, b Target) bool { return a.ID == b.ID && a.Revision == b.Revision }) {

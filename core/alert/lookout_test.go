@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/unkai-cloud/unkai/base/state"
 )
 
 // A hill is one on which a lookout stands: what it sees, and who hears it.
@@ -99,7 +101,7 @@ func newHill(t *testing.T) *hill {
 	return h
 }
 
-var noneLeads = errors.New("no member is known to lead")
+var errNoneLeads = errors.New("no member is known to lead")
 
 const (
 	nightRaised, opsRaised     = "night raised no-leader p1", "ops raised no-leader p1"
@@ -109,7 +111,7 @@ const (
 func TestThatNobodyLeadsIsToldOnceAndSoIsItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHill(t)
-		h.sees(noneLeads)
+		h.sees(errNoneLeads)
 		h.want(50 * time.Second)
 		if h.Opened() != nil || h.Leaderless() < 40*time.Second {
 			t.Errorf("after 50 s there is %+v, for %v", h.Opened(), h.Leaderless())
@@ -121,7 +123,7 @@ func TestThatNobodyLeadsIsToldOnceAndSoIsItsEnd(t *testing.T) {
 		h.want(time.Hour)
 		h.sees(nil)
 		h.want(8 * time.Second) // it may be gone again at once
-		h.sees(noneLeads)
+		h.sees(errNoneLeads)
 		h.want(10 * time.Minute)
 		h.sees(nil)
 		h.want(time.Minute, nightResolved, opsResolved)
@@ -129,7 +131,7 @@ func TestThatNobodyLeadsIsToldOnceAndSoIsItsEnd(t *testing.T) {
 			t.Errorf("when it is over there is %+v, for %v, and kept is %+v", h.Opened(), h.Leaderless(), h.kept.Outages)
 		}
 		h.want(48 * time.Hour)
-		h.sees(noneLeads)
+		h.sees(errNoneLeads)
 		h.want(2*time.Minute, nightRaised, opsRaised)
 		h.end()
 	})
@@ -139,12 +141,12 @@ func TestWhatIsNoOutageIsNotTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHill(t)
 		for range 20 { // the lead goes from one to the next, again and again
-			h.sees(noneLeads)
+			h.sees(errNoneLeads)
 			h.want(30 * time.Second)
 			h.sees(nil)
 			h.want(6 * time.Second)
 		}
-		h.sees(noneLeads)
+		h.sees(errNoneLeads)
 		h.want(50 * time.Second)
 		h.end() // stopped in order, and upgraded: what was before says nothing
 		time.Sleep(time.Hour)
@@ -154,7 +156,7 @@ func TestWhatIsNoOutageIsNotTold(t *testing.T) {
 		h.want(time.Minute)
 
 		h.mu.Lock()
-		h.led, h.slow = noneLeads, 5*time.Minute // the machine stands still while it looks
+		h.led, h.slow = errNoneLeads, 5*time.Minute // the machine stands still while it looks
 		h.mu.Unlock()
 		h.want(6 * time.Minute)
 		h.mu.Lock()
@@ -168,17 +170,23 @@ func TestWhatIsNoOutageIsNotTold(t *testing.T) {
 func TestAnOutageOutlivesTheProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHill(t)
-		h.sees(noneLeads)
+		h.sees(errNoneLeads)
 		h.want(2*time.Minute, nightRaised, opsRaised)
 		h.end()
-		h.stand() // without a state: it waits for the others
+		h.stand() // without a state, and then with one that has still to come: it waits for the others
 		h.want(time.Hour)
+		empty, err := state.Open(t.Context(), state.NewMemory(0), state.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Learn(empty)
+		h.want(time.Minute)
 		h.sees(nil)
 		h.want(time.Minute, nightResolved, opsResolved)
 		h.end()
 
 		h.stand() // it alone comes back after a power failure
-		h.sees(noneLeads)
+		h.sees(errNoneLeads)
 		h.want(2*time.Minute, nightRaised, opsRaised)
 		h.end()
 		if info, err := os.Stat(h.file); err != nil || info.Mode() != 0o600 {
@@ -197,7 +205,7 @@ func TestWhoDoesNotAnswerIsToldOfAnOutageLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHill(t)
 		h.fail(errors.New("the network is down"))
-		h.sees(noneLeads)
+		h.sees(errNoneLeads)
 		h.want(10 * time.Minute)
 		if a := h.Opened(); a == nil || len(a.Told) != 2 || a.Told[0].Trouble != "the network is down" {
 			t.Errorf("there is %+v", a)
@@ -207,7 +215,7 @@ func TestWhoDoesNotAnswerIsToldOfAnOutageLater(t *testing.T) {
 		h.fail(errors.New("the network is down"))
 		h.sees(nil)
 		h.want(time.Minute)
-		h.sees(noneLeads) // another outage, before they heard of the end of the first
+		h.sees(errNoneLeads) // another outage, before they heard of the end of the first
 		h.want(5 * time.Minute)
 		h.fail(nil)
 		h.want(time.Hour, nightRaised, nightResolved, opsRaised, opsResolved)
@@ -216,7 +224,7 @@ func TestWhoDoesNotAnswerIsToldOfAnOutageLater(t *testing.T) {
 		h.sees(nil)
 		h.want(time.Minute, nightResolved, opsResolved)
 		h.fail(errors.New("the network is down"))
-		h.sees(noneLeads)
+		h.sees(errNoneLeads)
 		h.want(5 * time.Minute)
 		h.sees(nil)
 		h.want(time.Minute)

@@ -283,6 +283,11 @@ func TestControllers(t *testing.T) {
 	}
 
 	// Without a majority nothing is written, reads go on, and say that they may be old.
+	for n, one := range c.live {
+		if err := one.engine.Led(t.Context()); err != nil {
+			t.Errorf("with all of them controller %d sees none that leads: %v", n, err)
+		}
+	}
 	var left *controller
 	for n := range addresses {
 		if left == nil {
@@ -310,6 +315,9 @@ func TestControllers(t *testing.T) {
 	began := time.Now()
 	if err := left.state.Confirm(t.Context()); err == nil || time.Since(began) > time.Second {
 		t.Errorf("a read without a majority is confirmed, %v, after %v", err, time.Since(began))
+	}
+	if err := left.engine.Led(t.Context()); err == nil {
+		t.Error("without a majority it sees one that leads")
 	}
 	if got := notes.Len(left.state.Latest()); got != written+1 {
 		t.Errorf("without a majority %d notes are read", got)
