@@ -51,7 +51,47 @@ func (w *world) checkNoneTwice() error {
 			running[id] = n.name
 		}
 	}
-	return w.checkOneWriter()
+	return errors.Join(w.checkOneWriter(), w.checkTogether(w.control.state.Latest()))
+}
+
+// checkTogether is that servers that are to be on one host are parted only where somebody wants them elsewhere more than beside each other: on
+// their way, which they go one after the other, off a host that is emptied or lost. Those that have stayed behind may be so for long.
+func (w *world) checkTogether(tx *state.Tx) error {
+	for _, p := range w.client.projects {
+		for _, id := range p.groups {
+			if g, ok := compute.Groups().PeekOne(tx, id); !ok || g.Policy != compute.Together {
+				continue
+			}
+			var first, other *compute.Server
+			excused := false
+			for _, id := range compute.MembersOf(tx, id) {
+				s, ok := compute.Servers().PeekOne(tx, id)
+				if !ok || s.HostID.IsZero() {
+					continue
+				}
+				if first == nil {
+					first = s
+				} else if s.HostID != first.HostID {
+					other = s
+				}
+				h, ok := host.Table().PeekOne(tx, s.HostID)
+				m, moved := compute.Migrations().PeekOne(tx, s.MigrationID)
+				excused = excused || !ok || !h.Up() || h.Maintenance || s.Move != nil || moved && m.Task == compute.Evacuating
+			}
+			switch {
+			case other == nil:
+				delete(w.parted, id)
+			case excused:
+				if !w.parted[id] {
+					w.result.Reached["a group parted"]++
+				}
+				w.parted[id] = true
+			case !w.parted[id]:
+				return fmt.Errorf("group %s keeps its servers on one host: %s is on %s, and %s on %s", id, first.ID, w.node(first.HostID).name, other.ID, w.node(other.HostID).name)
+			}
+		}
+	}
+	return nil
 }
 
 // restless says what is not settled; "" when everything is.

@@ -40,8 +40,9 @@ type Result struct {
 	Asked   int    // requests of clients
 	Refused int    // of these, with a fault
 	Faults  map[string]int
-	Settled time.Duration // simulated time from the last fault to rest
-	For     string        // what was waited for last
+	Reached map[string]int // what is rare, and to be seen by some seeds
+	Settled time.Duration  // simulated time from the last fault to rest
+	For     string         // what was waited for last
 }
 
 // world is one cloud and everything around it.
@@ -62,6 +63,7 @@ type world struct {
 	storage   *sim.Storage // that machines share; nil for none
 	marks     map[resource.ID]mark
 	client    *client
+	parted    map[resource.ID]bool // groups of servers that are to be together, and are not
 	trail     trail
 	result    Result
 	calm      bool // no more faults
@@ -79,8 +81,8 @@ func newWorld(ctx context.Context, o Options) (*world, error) {
 		o.Steps = 2000
 	}
 	w := &world{Options: o, ctx: ctx, rng: rand.New(rand.NewPCG(o.Seed, 0x756e6b6169)), clock: begin,
-		engine: state.NewMemory(100_000), print: sha256.New(), blobs: new(imagetest.Memory), result: Result{Seed: o.Seed, Faults: map[string]int{}},
-		marks: map[resource.ID]mark{}}
+		engine: state.NewMemory(100_000), print: sha256.New(), blobs: new(imagetest.Memory), result: Result{Seed: o.Seed, Faults: map[string]int{}, Reached: map[string]int{}},
+		marks: map[resource.ID]mark{}, parted: map[resource.ID]bool{}}
 	w.engine.Fault = w.commitFault
 	w.calm = true
 	if o.Seed%3 > 0 {

@@ -27,6 +27,7 @@ type leaving struct {
 	Way       string      `json:"way"` // "live", "cold", "stop", "offload", "wait" or "stay"
 	To        string      `json:"to"`
 	Why       string      `json:"why"`      // it does not leave
+	Note      string      `json:"note"`     // what else is to be known of its leaving
 	Forecast  *forecast   `json:"forecast"` // of its way, if it leaves
 }
 
@@ -133,7 +134,7 @@ func (s *Server) planRetirement(w http.ResponseWriter, r *http.Request) error {
 	}
 	out := leavings{Servers: []leaving{}}
 	for _, l := range all {
-		out.Servers = append(out.Servers, leaving{l.ServerID, l.Project, l.Name, string(l.Way), l.To, l.Why, forecastFrom(l.Forecast)})
+		out.Servers = append(out.Servers, leaving{l.ServerID, l.Project, l.Name, string(l.Way), l.To, l.Why, l.Note, forecastFrom(l.Forecast)})
 	}
 	s.write(w, r, http.StatusOK, out)
 	return nil

@@ -316,7 +316,7 @@ func (m *hostMaintenance) plan(ctx context.Context, asked compute.Retirement) er
 		return err
 	}
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "SERVER\tNAME\tWAY\tTO\tTAKES\tPAUSE\tENDS BY ITSELF\tWHY NOT")
+	fmt.Fprintln(t, "SERVER\tNAME\tWAY\tTO\tTAKES\tPAUSE\tENDS BY ITSELF\tWHY NOT, OR HOW")
 	alone := 0.0 // seconds, as far as an end is expected
 	for _, l := range all {
 		takes, pause, outcome := "", "", ""
@@ -327,7 +327,7 @@ func (m *hostMaintenance) plan(ctx context.Context, asked compute.Retirement) er
 				pause = spanText(f.PauseMs, 1000, "s")
 			}
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.ServerID, l.Name, l.Way, l.To, takes, pause, outcome, l.Why)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.ServerID, l.Name, l.Way, l.To, takes, pause, outcome, l.Why+l.Note)
 	}
 	if err := t.Flush(); err != nil || alone == 0 {
 		return err

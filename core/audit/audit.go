@@ -345,7 +345,7 @@ func (a *auditor) emptied(h *host.Host) {
 		case s.Task != "":
 		case stays == nil && s.Seen.Power == compute.On:
 			a.find("host", h.ID, "was emptied, and server %s runs there, of which nobody said that it stays", s.ID)
-		case stays != nil && stays.As == string(compute.Stopped) && s.Power == compute.On:
+		case stays != nil && strings.HasPrefix(stays.As+" ", string(compute.Stopped)+" ") && s.Power == compute.On:
 			a.find("host", h.ID, "was emptied, and server %s, which was off then, is to run there", s.ID)
 		}
 	}

@@ -1,7 +1,9 @@
 package compute
 
 import (
+	"fmt"
 	"iter"
+	"maps"
 	"slices"
 
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -20,6 +22,8 @@ type company struct {
 	only  map[resource.ID]bool // of Together: the hosts that bind; nil for any
 	rest  state.Amounts        // what those take that have to leave the same host, and will want to follow
 	left  bool                 // there are such
+	whole bool                 // of Together: all of them have to find room where the server goes, or none leaves
+	held  string               // of Together: why it may go nowhere, in words for its owner; "" if it may
 }
 
 // fewHosts is how many hosts are looked at for their own sake, in a cloud of which not every one is.
@@ -74,7 +78,126 @@ func companyOf(tx *state.Tx, g *Group, d *demand) *company {
 	if leaves {
 		c.follow(tx, d.leaves)
 	}
+	if g.Policy == Together {
+		c.bind(tx, d.leaves, leaves)
+	}
 	return c
+}
+
+// bind sees to it that no decision parts those that are to be together. While one of them is on its way, nobody knows where it will be: it
+// may be there, or stay. And a host that is emptied is left by all of them or by none; once one has left, the others follow as they can. From
+// a host that is lost each goes for itself: who orders that, or has ordered it before, wants it back before he wants it beside others.
+func (c *company) bind(tx *state.Tx, from resource.ID, leaves bool) {
+	if !leaves {
+		for srv := range servers.Peek(tx, "group", state.Range{Prefix: state.KeyOf(c.group)}) {
+			if srv.Move != nil && (c.self == nil || srv.ID != c.self.ID) {
+				c.held = "Its group keeps its servers on one host, and one of them is on its way to another. Try again when that is over."
+				return
+			}
+		}
+		return
+	}
+	h, ok := host.Table().PeekOne(tx, from)
+	if !ok || !h.Up() || len(c.with) > 0 {
+		return
+	}
+	c.whole = c.left
+	for srv := range servers.Peek(tx, "company", state.Range{Prefix: state.KeyOf(c.group, from)}) {
+		if c.self != nil && srv.ID == c.self.ID {
+			continue
+		}
+		if why := srv.staysBehind(tx, h); why != "" {
+			c.held = "Its group keeps its servers on one host, and another one of them cannot leave. " + why
+			return
+		}
+	}
+}
+
+// staysBehind tells why a server could not follow those of its group that leave a host in maintenance; "" if it can, or what is under way
+// with it goes before.
+func (s *Server) staysBehind(tx *state.Tx, h *host.Host) string {
+	if s.Task != "" {
+		return ""
+	}
+	switch stage := s.Stage(); stage {
+	case Shelved:
+		return ""
+	case Running, Frozen, Stopped:
+		if h.Drain != nil {
+			return cameBack(tx, s, h)
+		}
+		return ""
+	case Asleep:
+		return onHostAsleep
+	case Unsettled:
+		return notConfirmed
+	default:
+		return "It is " + string(stage) + "."
+	}
+}
+
+// together counts the others of its group that are to be where the server is, and are there, by how they stand.
+func (s *Server) together(tx *state.Tx) (others int, as map[Stage]int) {
+	if g, ok := groups.PeekOne(tx, s.GroupID); !ok || g.Policy != Together {
+		return 0, nil
+	}
+	as = map[Stage]int{}
+	for srv := range servers.Peek(tx, "group", state.Range{Prefix: state.KeyOf(s.GroupID)}) {
+		if srv.ID != s.ID && srv.HostID == s.HostID && !srv.Doomed() {
+			others++
+			as[srv.Stage()]++
+		}
+	}
+	return others, as
+}
+
+// standsAs says how a server stands as far as it hangs on that whether it can leave a host in maintenance: its stage, and after a space those of
+// the others that leave with it or not at all.
+func (s *Server) standsAs(tx *state.Tx) string {
+	text := string(s.Stage())
+	_, as := s.together(tx)
+	for _, stage := range slices.Sorted(maps.Keys(as)) {
+		text += fmt.Sprintf(" %d %s", as[stage], stage)
+	}
+	return text
+}
+
+// follows reports whether all that have to leave a host with the server would find room on another one, too.
+func (p *placing) follows(h *host.Host) bool {
+	for i := range units {
+		if i == diskAmount && p.on(h) {
+			continue // they lie there already
+		}
+		p.room(h, i) // so that it is known
+		if lack := p.used[i] + p.load[i] + p.company.rest[i] - p.total[i]; lack > 0 {
+			p.short = shortage{lack, units[i]}
+			return false
+		}
+	}
+	return true
+}
+
+// partsGroup tells why the host that a server of a group that is to be together is about to be given to is the wrong one by now; "" if it is not.
+// The host that it leaves may be emptied no more, and those of the group that have not left stay there then.
+func (s *Server) partsGroup(tx *state.Tx) string {
+	g, ok := groups.PeekOne(tx, s.GroupID)
+	if !ok || g.Policy != Together || mustLeave(tx, s.HostID) {
+		return ""
+	}
+	stay := false
+	for srv := range servers.Peek(tx, "group", state.Range{Prefix: state.KeyOf(g.ID)}) {
+		switch {
+		case srv.ID == s.ID:
+		case srv.HostID == s.Move.To:
+			return "" // it is apart from some in either case
+		case srv.bound() == s.HostID:
+			stay = true
+		}
+	}
+	if !stay {
+		return ""
+	}
+	return "The server's group keeps its servers on one host, and others of it stay on the one that it was to leave."
 }
 
 // mustLeave reports whether what is on a host is to go elsewhere: it is lost, or in maintenance.

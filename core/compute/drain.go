@@ -2,6 +2,7 @@ package compute
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -88,6 +89,7 @@ type Leaving struct {
 	Way      Way
 	To       string // the host's name
 	Why      string // it does not leave
+	Note     string // what else is to be known of its leaving; "" for nothing
 	Forecast *Forecast
 }
 
@@ -120,6 +122,12 @@ func (s *Service) PlanRetirement(ctx context.Context, id resource.ID, r Retireme
 	})
 }
 
+// Why servers stay on a host in maintenance.
+const (
+	onHostAsleep = "It is suspended: its memory lies on the host."
+	notConfirmed = "Its owner has not yet confirmed its new shape or host."
+)
+
 // leave begins what gets a server off a host in maintenance, and tells what. It puts the server.
 func (s *Service) leave(ctx context.Context, tx *state.Tx, srv *Server, d *host.Drain) (Leaving, error) {
 	l := Leaving{ServerID: srv.ID, Project: srv.ProjectID, Name: srv.Name, Way: Stays}
@@ -134,7 +142,7 @@ func (s *Service) leave(ctx context.Context, tx *state.Tx, srv *Server, d *host.
 	case Stopped:
 		l.Way, task = GoesCold, Migrating
 	case Asleep:
-		l.Why = "It is suspended: its memory lies on the host."
+		l.Why = onHostAsleep
 	case Shelved:
 		if l.Why = "It is shelved, and not yet off, or about to leave the shelf."; srv.rests(tx) && !srv.isNewerThanShelf(tx) {
 			l.Way, l.Why = IsOffloaded, ""
@@ -144,9 +152,14 @@ func (s *Service) leave(ctx context.Context, tx *state.Tx, srv *Server, d *host.
 			return l, servers.Put(tx, srv)
 		}
 	case Unsettled:
-		l.Why = "Its owner has not yet confirmed its new shape or host."
+		l.Why = notConfirmed
 	default:
 		l.Why = "It is " + string(srv.Stage()) + "."
+	}
+	if g, ok := groups.PeekOne(tx, srv.GroupID); ok && g.Policy == Together && l.Way != Stays {
+		if c := companyOf(tx, g, &demand{self: srv.ID, leaves: srv.HostID}); c.held != "" {
+			l.Way, l.Why = Stays, c.held
+		}
 	}
 	if l.Way == Stays {
 		return s.stopOrStay(ctx, tx, srv, d, l)
@@ -160,6 +173,9 @@ func (s *Service) leave(ctx context.Context, tx *state.Tx, srv *Server, d *host.
 	if err == nil {
 		if to, ok := host.Table().PeekOne(tx, srv.Move.To); ok {
 			l.To = to.Name
+		}
+		if n, _ := srv.together(tx); n > 0 {
+			l.Note = fmt.Sprintf("Its group keeps its servers on one host: they leave for the same one, and are apart until %d more have come.", n)
 		}
 		return l, nil
 	}

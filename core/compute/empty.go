@@ -106,7 +106,7 @@ func (s *Service) empty(ctx context.Context, tx *state.Tx, h *host.Host) (togo, 
 			busy++
 		case srv.Task != "" && (l == nil || l.As == ""):
 			taken = append(taken, srv)
-		case srv.Task == "" && (l == nil || l.As != string(srv.Stage())):
+		case srv.Task == "" && (l == nil || l.As != srv.standsAs(tx)):
 			idle = append(idle, srv)
 		}
 	}
@@ -122,7 +122,7 @@ func (s *Service) empty(ctx context.Context, tx *state.Tx, h *host.Host) (togo, 
 			continue
 		}
 		tries++
-		as := string(srv.Stage())
+		as := srv.standsAs(tx)
 		if srv.inMemory() && srv.Stage() == Stopped || srv.Stage() == Shelved {
 			as = "" // but not for long
 		}

@@ -268,3 +268,161 @@ func TestGroupMembersQuota(t *testing.T) {
 		t.Errorf("11 are made: %v", err)
 	}
 }
+
+// While one of those that are together is on its way nobody knows where it will be: neither host takes another one in.
+func TestTogetherWhileOneIsOnItsWay(t *testing.T) {
+	for name, end := range map[string]struct {
+		transit compute.Transit
+		to      int
+	}{"which arrives": {compute.Transit{Where: "x", Done: true}, 1}, "which fails": {compute.Transit{Trouble: "no room"}, 0}} {
+		t.Run(name, func(t *testing.T) {
+			c := cloudtest.New(t, 3)
+			g := newGroup(c, compute.Together)
+			a := launchOn(c, compute.Launch{GroupID: g}, c.Hosts[0])
+			off := launchOn(c, compute.Launch{GroupID: g}, c.Hosts[0])
+			c.Settle()
+			c.Must(c.Compute.Shelve(c.Ctx, off, nil))
+			c.Settle()
+			c.Hosts[1].Receives = &compute.Transit{Where: "x"}
+			c.Must(c.Compute.LiveMigrate(c.Admin, a, c.Hosts[1].Name))
+			c.Settle()
+			b := c.Launch(compute.Launch{GroupID: g})[0]
+			if s := c.Server(b); s.Stage() != compute.Failed || !strings.Contains(s.Failure.Message, "on its way") {
+				t.Errorf("a new member is made where nobody knows whether the others will be: %v, %+v", s.Standing(), s.Failure)
+			}
+			if err := c.Compute.Unshelve(c.Ctx, off, compute.Place{}); !fault.Is(err, fault.Exhausted) {
+				t.Errorf("one comes back from the shelf: %v", err)
+			}
+			move := c.Server(a).Move.Number
+			c.Hosts[1].Receives = &end.transit
+			says := end.transit
+			says.Move = move
+			c.Report(c.Hosts[1], a, compute.Seen{Wish: c.Hosts[1].Guests[a].Wish, Transit: says})
+			c.Settle()
+			c.Hosts[1].Receives = nil
+			c.Must(c.Compute.Unshelve(c.Ctx, off, compute.Place{}))
+			b = c.Launch(compute.Launch{GroupID: g})[0]
+			c.Settle()
+			for _, id := range []resource.ID{a, b, off} {
+				if s := c.Server(id); s.HostID != c.Hosts[end.to].ID {
+					t.Errorf("%v is on %v", s.Standing(), s.HostID)
+				}
+			}
+		})
+	}
+}
+
+// A host in maintenance is left by all that are together, or by none, and the plan says which; later by all, once they can.
+func TestTogetherOrNotAtAll(t *testing.T) {
+	for name, way := range map[string]struct {
+		hinder, help func(k *keeper, ids []resource.ID)
+		why          string
+	}{
+		"one is suspended": {
+			func(k *keeper, ids []resource.ID) { k.Must(k.Compute.Do(k.Ctx, ids[2], compute.Suspending)) },
+			func(k *keeper, ids []resource.ID) { k.Must(k.Compute.Delete(k.Ctx, ids[2])) },
+			"another one of them cannot leave",
+		},
+		"no host has room for all": {
+			func(k *keeper, ids []resource.ID) {
+				for _, h := range k.Hosts[1:] {
+					launchOn(k.Cloud, compute.Launch{Flavor: "big"}, h)
+				}
+			},
+			func(k *keeper, ids []resource.ID) {
+				for srv := range compute.Servers().All(k.State.Latest()) {
+					if srv.Shape.Ref == "big" && srv.HostID == k.Hosts[2].ID {
+						k.Must(k.Compute.Delete(k.Ctx, srv.ID))
+					}
+				}
+				k.Settle()
+				k.Must(k.Compute.Do(k.Ctx, ids[0], compute.Stopping)) // they stand otherwise
+			},
+			"room for all of the group",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newKeeper(t, 3)
+			for name, mib := range map[string]int{"big": 20000, "part": 20000} {
+				_, err := k.Compute.CreateFlavor(k.Admin, compute.Flavor{Meta: resource.Meta{Name: name}, Ref: name, VCPUs: 1, MemoryMiB: mib, RootGiB: 1})
+				k.Must(err)
+			}
+			k.Must(k.Compute.SetQuota(k.Admin, k.Project, resource.ID{}, map[string]int{compute.QuotaMemory: -1}, true))
+			g := newGroup(k.Cloud, compute.Together)
+			var ids []resource.ID
+			for range 3 {
+				ids = append(ids, launchOn(k.Cloud, compute.Launch{Flavor: "part", GroupID: g}, k.Hosts[0]))
+			}
+			k.Settle()
+			plan, err := k.Compute.PlanRetirement(k.Admin, k.Hosts[0].ID, compute.Retirement{})
+			k.Must(err)
+			for n, l := range plan {
+				if l.Way != compute.GoesLive || l.To != plan[0].To || (l.Note != "") != (n < 3) {
+					t.Errorf("planned is %+v", l)
+				}
+			}
+			way.hinder(k, ids)
+			k.Settle()
+			plan, err = k.Compute.PlanRetirement(k.Admin, k.Hosts[0].ID, compute.Retirement{})
+			k.Must(err)
+			for _, l := range plan {
+				if l.Way != compute.Stays || !strings.Contains(l.Why, way.why) && !strings.Contains(l.Why, "suspended") {
+					t.Errorf("planned is %+v", l)
+				}
+			}
+			_, err = k.Compute.Retire(k.Admin, k.Hosts[0].ID, compute.Retirement{})
+			k.Must(err)
+			k.pass(5 * time.Minute)
+			for _, id := range ids {
+				if s := k.Server(id); s.HostID != k.Hosts[0].ID {
+					t.Errorf("%v has left, and others have not", s.Standing())
+				}
+			}
+			way.help(k, ids)
+			k.pass(5 * time.Minute)
+			for _, id := range ids {
+				if s := k.Server(id); s != nil && (s.HostID == k.Hosts[0].ID || s.HostID != k.Server(ids[0]).HostID) {
+					t.Errorf("%v is on %v", s.Standing(), s.HostID)
+				}
+			}
+		})
+	}
+}
+
+// A maintenance that is ended midway takes nobody from the others any more.
+func TestTogetherWhenMaintenanceEnds(t *testing.T) {
+	k := newKeeper(t, 3)
+	g := newGroup(k.Cloud, compute.Together)
+	var ids []resource.ID
+	for range 2 {
+		ids = append(ids, launchOn(k.Cloud, compute.Launch{GroupID: g}, k.Hosts[0]))
+	}
+	k.Settle()
+	for _, h := range k.Hosts[1:] {
+		h.Receives = &compute.Transit{Where: "x"}
+	}
+	_, err := k.Compute.Retire(k.Admin, k.Hosts[0].ID, compute.Retirement{AtOnce: 1})
+	k.Must(err)
+	k.pass(10 * time.Second)
+	at := 0
+	if k.Server(ids[1]).Move != nil {
+		at = 1
+	}
+	s := k.Server(ids[at])
+	if s.Move == nil || k.Server(ids[1-at]).Move != nil {
+		t.Fatalf("%v and %v", s.Standing(), k.Server(ids[1-at]).Standing())
+	}
+	k.Must(k.hosts.SetDisabled(k.Admin, k.Hosts[0].ID, false, ""))
+	for _, h := range k.Hosts[1:] {
+		h.Receives = nil
+		if h.ID == s.Move.To {
+			k.Report(h, s.ID, compute.Seen{Wish: h.Guests[s.ID].Wish, Transit: compute.Transit{Move: s.Move.Number, Where: "x", Done: true}})
+		}
+	}
+	k.pass(time.Minute)
+	for _, id := range ids {
+		if s := k.Server(id); s.HostID != k.Hosts[0].ID || s.Move != nil || s.Stage() != compute.Running {
+			t.Errorf("%v is on %v", s.Standing(), s.HostID)
+		}
+	}
+}

@@ -263,6 +263,9 @@ func (s *Server) travel(tx *state.Tx, by resource.ID, t Transit) error {
 	case forgot:
 		return s.stay(tx, operation.Failed, "One of its two hosts lost what it had of the move.")
 	case m.Here.Done && m.There.Done:
+		if why := s.partsGroup(tx); why != "" {
+			return s.stay(tx, operation.Failed, why)
+		}
 		return s.handOver(tx)
 	}
 	return s.noteWay(tx)

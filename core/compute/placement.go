@@ -129,6 +129,8 @@ var constraints = []constraint{
 		func(p *placing, h *host.Host) bool { return !p.apart[h.ID] }},
 	{"is beside the servers that were named", func(p *placing) bool { return p.beside != nil },
 		func(p *placing, h *host.Host) bool { return p.beside[h.ID] }},
+	{"keeps a group together of which one is on its way, or cannot leave", func(p *placing) bool { return p.company != nil && p.company.held != "" },
+		func(*placing, *host.Host) bool { return false }},
 	{"suits the group", func(p *placing) bool { return p.group != nil }, (*placing).suitsGroup},
 	{"can run so many processors in one guest", nil, func(p *placing, h *host.Host) bool {
 		return h.Capacity.MaxVCPUs == 0 || p.load[0] <= int64(h.Capacity.MaxVCPUs)
@@ -137,6 +139,7 @@ var constraints = []constraint{
 	{"has the processors", nil, func(p *placing, h *host.Host) bool { return p.room(h, 0) }},
 	{"has the memory", nil, func(p *placing, h *host.Host) bool { return p.room(h, 1) }},
 	{"has the disk", nil, func(p *placing, h *host.Host) bool { return p.room(h, 2) }},
+	{"has room for all of the group that have to leave with the server", func(p *placing) bool { return p.company != nil && p.company.whole }, (*placing).follows},
 }
 
 // arrives reports whether the server is not on the host yet.
