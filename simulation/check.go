@@ -114,6 +114,9 @@ func (w *world) restless() string {
 	if what := w.misrouted(tx); what != "" {
 		return what
 	}
+	for n := range host.Newcomers().Peek(tx, "", state.Range{}) {
+		return fmt.Sprintf("newcomer %s has joined, and did not come", n.ID)
+	}
 	for s := range compute.Servers().Peek(tx, "", state.Range{}) {
 		if s.Task != "" {
 			return fmt.Sprintf("server %s: %s goes on since %v", s.ID, s.Task, w.clock.Sub(s.UpdatedAt).Round(time.Second))

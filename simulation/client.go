@@ -152,6 +152,7 @@ func (c *client) ask() {
 		c.w.trace("asked: %s", what)
 	case fault.From(err) != nil:
 		c.w.result.Refused++
+		c.w.reach(err)
 		c.w.trace("asked: %s: refused: %v", what, err)
 	default:
 		c.w.trace("asked: %s: failed: %v", what, err)
@@ -168,6 +169,9 @@ func (c *client) request(p *project) (string, error) {
 	}
 	if w.chance(40) {
 		return c.route(p)
+	}
+	if w.chance(60) {
+		return c.enter()
 	}
 	n := w.rng.IntN(100)
 	if n < 30 || len(p.order) == 0 {

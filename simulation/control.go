@@ -24,6 +24,7 @@ type control struct {
 	images     *image.Service
 	network    *network.Service
 	operations *operation.Service
+	authority  *host.Authority
 }
 
 // startControl is a new controller process on the same engine.
@@ -52,11 +53,14 @@ func (w *world) startControl() error {
 	c.hub.Now, c.hub.After = w.now, w.after
 	reaper := &operation.Reaper{State: st, Now: w.now, Expirers: expirers}
 	fence := &host.Fence{State: st, Now: w.now, Awaited: compute.Awaited, Fencers: map[string]host.Fencer{"sim": fencer{w}}}
-	tasks := []reconcile.Task{reaper.Task(), c.hub.Liveness(w.now), fence.Task(), imageTask(c.images)}
+	tasks := append(host.Forget(st, w.now), reaper.Task(), c.hub.Liveness(w.now), fence.Task(), imageTask(c.images))
 	for _, t := range append(c.network.Tasks(), c.compute.Reconcilers()...) {
 		if !strings.HasSuffix(t.Name, "-end") { // our projects are nowhere
 			tasks = append(tasks, t)
 		}
+	}
+	if c.authority, err = host.OpenAuthority(w.ctx, st, w.clock); err != nil {
+		return fmt.Errorf("open the authority: %w", err)
 	}
 	c.reconciler = reconcile.New(st, w.clock, tasks...)
 	w.control = c

@@ -115,14 +115,14 @@ func (f *follower) arrive(n *node, hello host.Hello) *host.Session {
 				// Nobody waits for it any more, and the one that leads takes it in all the same.
 				w.fault("arrival passed on late")
 				w.after(time.Duration(w.rng.IntN(400))*time.Second, func() {
-					if err := host.Arrive(w.ctx, w.control.state, n.id, hello); err != nil {
+					if err := w.control.authority.Arrive(w.ctx, n.id, hello); err != nil {
 						w.trace("%s: a late arrival: %v", n.name, err)
 					}
 				})
 			}
 			return nil
 		}
-		if host.Arrive(w.ctx, w.control.state, n.id, hello) != nil || f.confirm() != nil {
+		if w.control.authority.Arrive(w.ctx, n.id, hello) != nil || f.confirm() != nil {
 			return nil
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/unkai-cloud/unkai/agent"
@@ -265,11 +266,29 @@ func (c *client) resist(p *project) (string, error) {
 		asked++
 		if err := w.control.compute.Do(p.ctx, id, task); fault.From(err) != nil {
 			refused++
+			w.reach(err)
 		} else if err != nil {
 			return "resist maintenance", err
 		}
 	}
 	return fmt.Sprintf("%d things of hosts in maintenance, %d of them refused", asked, refused), nil
+}
+
+// refusals are what owners are told for the sake of a host's maintenance, by what is said.
+var refusals = map[string]string{"the server is the next to leave it": "the next to leave refused", "what does not run there cannot begin to": "a start in maintenance refused",
+	"no other has room for the new flavor": "a resize in maintenance refused"}
+
+// reach counts a refusal that is rare.
+func (w *world) reach(err error) {
+	f := fault.From(err)
+	if f == nil || f.Code != "host-in-maintenance" {
+		return
+	}
+	for said, what := range refusals {
+		if strings.Contains(f.Message, said) {
+			w.result.Reached[what]++
+		}
+	}
 }
 
 // unkept says which server is not kept alive as it should be; "" for none.

@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ type node struct {
 	machine   *sim.Machine
 	store     *memoryStore
 	agent     *agent.Agent
+	cert      *x509.Certificate
 	at        *follower // the controller that is asked; nil: the one that leads
 	session   *host.Session
 	sent      []host.Delivery // on their way
@@ -47,9 +49,11 @@ type node struct {
 	offUntil time.Time // switched off
 }
 
-func (w *world) newNode(n int) *node {
+func (w *world) newNode(n int) (*node, error) {
 	node := &node{w: w, name: fmt.Sprintf("host-%02d", n), store: newMemoryStore()}
-	node.id = resource.NewID(w.clock, w)
+	if err := node.first(); err != nil {
+		return nil, fmt.Errorf("have %s join: %w", node.name, err)
+	}
 	node.machine = sim.New(compute.Capabilities{VCPUs: 4, MemoryMiB: 2048, DiskGiB: 100, MaxVCPUs: 4, Arch: "x86_64"})
 	w.net.Join(node.machine)
 	if w.Seed%3 == 1 || n%2 == 0 { // all of them, or every other
@@ -73,7 +77,7 @@ func (w *world) newNode(n int) *node {
 	}
 	node.boot()
 	node.restart()
-	return node
+	return node, nil
 }
 
 // restart is a new agent process on the same machine.
@@ -148,6 +152,10 @@ func (n *node) converse() bool {
 		}
 	}
 	if n.session == nil {
+		if !n.known() {
+			n.turn()
+			return false
+		}
 		n.agent.Begin()
 		physical, err := n.uplinks.Connected(w.clock)
 		if err != nil {
@@ -159,7 +167,7 @@ func (n *node) converse() bool {
 		}
 		if n.at != nil {
 			n.session = n.at.arrive(n, hello)
-		} else if host.Arrive(w.ctx, w.control.state, n.id, hello) == nil {
+		} else if w.control.authority.Arrive(w.ctx, n.id, hello) == nil {
 			n.session = w.control.hub.Connect(n.id)
 		}
 		if n.session == nil {
@@ -200,6 +208,24 @@ func (n *node) converse() bool {
 		n.report(reports)
 	}
 	return did
+}
+
+// known reports whether the controller that is asked takes the machine for its host. When all is calm it joins again if it is not.
+func (n *node) known() bool {
+	w, asked := n.w, n.w.control.state
+	if n.at != nil {
+		asked = n.at.state
+	}
+	_, err := (&host.Authority{State: asked}).Check(n.cert, w.clock)
+	if err == nil {
+		return true
+	}
+	if n == w.estranged() && w.calm {
+		if err := n.rejoin(); err != nil {
+			w.trace("%s: join again: %v", n.name, err)
+		}
+	}
+	return false
 }
 
 // overTheWire gives a message as the other side reads it.

@@ -24,7 +24,7 @@ func (w *world) settle() error {
 		n.cutUntil, n.failUntil, n.slowUntil, n.offUntil = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	}
 	w.heal()
-	if err := w.enableAll(); err != nil {
+	if err := errors.Join(w.leaveNobodyAtTheDoor(), w.enableAll()); err != nil {
 		return err
 	}
 	from := w.clock

@@ -64,6 +64,8 @@ type world struct {
 	marks     map[resource.ID]mark
 	client    *client
 	parted    map[resource.ID]bool // groups of servers that are to be together, and are not
+	joiners   []*joiner
+	spent     []string // tokens that were used, as far as somebody knows
 	trail     trail
 	result    Result
 	calm      bool // no more faults
@@ -95,7 +97,11 @@ func newWorld(ctx context.Context, o Options) (*world, error) {
 		return nil, err
 	}
 	for n := range o.Hosts {
-		w.nodes = append(w.nodes, w.newNode(n))
+		node, err := w.newNode(n)
+		if err != nil {
+			return nil, err
+		}
+		w.nodes = append(w.nodes, node)
 	}
 	var err error
 	if w.client, err = w.newClient(); err != nil {

@@ -260,7 +260,7 @@ func TestWhoJoinsAndDoesNotCome(t *testing.T) {
 	if err := r.Compute.DismissHost(r.Admin, p.id); !fault.Is(err, fault.NotFound) {
 		t.Errorf("once more: %v", err)
 	}
-	task := host.Forget(r.State, r.State.Now)
+	task := host.Forget(r.State, r.State.Now)[0]
 	step := func() {
 		t.Helper()
 		for _, id := range task.All(r.State.Latest()) {

@@ -198,8 +198,8 @@ func (c *cloud) fillImage(ctx context.Context, host, id resource.ID, body io.Rea
 }
 
 func (c *cloud) tasks() []reconcile.Task {
-	tasks := []reconcile.Task{c.reaper.Task(), c.hub.Liveness(time.Now), host.Forget(c.state, c.state.Now), c.image.Task(), c.identity.Task()}
-	tasks = append(tasks, c.network.Tasks()...)
+	tasks := []reconcile.Task{c.reaper.Task(), c.hub.Liveness(time.Now), c.image.Task(), c.identity.Task()}
+	tasks = append(append(tasks, host.Forget(c.state, c.state.Now)...), c.network.Tasks()...)
 	return append(tasks, c.compute.Reconcilers()...)
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -39,6 +40,7 @@ func (s *simulateCommand) Run(ctx context.Context) error {
 	began := time.Now()
 	var mu sync.Mutex
 	next, bad, asked, refused, faults := first, 0, 0, 0, 0
+	reached := map[string]int{}
 	var latest []simulation.Result // to settle
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
@@ -64,6 +66,9 @@ func (s *simulateCommand) Run(ctx context.Context) error {
 					return cmp.Or(cmp.Compare(b.Settled, a.Settled), cmp.Compare(a.Seed, b.Seed))
 				})
 				latest = latest[:min(len(latest), 3)]
+				for what, n := range result.Reached {
+					reached[what] += n
+				}
 				for _, n := range result.Faults {
 					faults += n
 				}
@@ -81,6 +86,9 @@ func (s *simulateCommand) Run(ctx context.Context) error {
 	}
 	for _, r := range latest {
 		fmt.Printf("seed %d settled %v after its last fault: %s\n", r.Seed, r.Settled.Round(time.Second), r.For)
+	}
+	for _, what := range slices.Sorted(maps.Keys(reached)) {
+		fmt.Printf("%6d times: %s\n", reached[what], what)
 	}
 	settled := latest[0].Settled
 	fmt.Printf("simulation: seeds %d-%d, %d failed; %d requests (%d refused), %d faults, settled within %v of the last; %v\n",

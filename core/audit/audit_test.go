@@ -10,6 +10,7 @@ import (
 	"github.com/unkai-cloud/unkai/core/audit"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/compute/cloudtest"
+	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/image"
 	"github.com/unkai-cloud/unkai/core/network"
 	"github.com/unkai-cloud/unkai/core/operation"
@@ -178,6 +179,12 @@ var contradictions = map[string]struct {
 		return compute.Migrations().Put(s.tx, &compute.Migration{Meta: resource.Meta{ID: s.planted}, Number: 1, ServerID: s.idle.ID,
 			Task: compute.LiveMigrating, State: compute.Sending, Passage: compute.Passage{Bytes: 1, Ms: 1}})
 	}, "migration", "tells what it came to"},
+	"a newcomer that is a host already": {func(s *scene) error {
+		return host.Newcomers().Put(s.tx, &host.Newcomer{Meta: resource.Meta{ID: s.Hosts[0].ID}})
+	}, "member", "is a host already"},
+	"a newcomer whose time is over": {func(s *scene) error {
+		return host.Newcomers().Put(s.tx, &host.Newcomer{Meta: resource.Meta{ID: s.nobody, CreatedAt: s.Clock.Add(-25 * time.Hour)}})
+	}, "member", "none of the cloud's any more"},
 	"what the network finds": {func(s *scene) error {
 		err := s.port(func(p *network.Port) { p.NetworkID = s.nobody })
 		s.planted = resource.ID{}

@@ -208,18 +208,6 @@ func (a *Authority) token(ctx context.Context, valid time.Duration, t joinToken)
 	text := strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(secret))
 	hash := sha256.Sum256([]byte(text))
 	err := a.State.Update(ctx, func(tx *state.Tx) error {
-		var old []resource.ID
-		for t := range joinTokens.Each(tx, "expires", "") {
-			if t.Expires.After(tx.Now()) {
-				break
-			}
-			old = append(old, t.ID)
-		}
-		for _, id := range old {
-			if err := joinTokens.Delete(tx, id); err != nil {
-				return err
-			}
-		}
 		t.ID, t.Hash, t.Expires = tx.NewID(), hash[:], tx.Now().Add(valid)
 		return joinTokens.Put(tx, &t)
 	})

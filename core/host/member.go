@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"crypto/x509"
+	"slices"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
@@ -30,30 +31,37 @@ func Newcomers() *state.Table[Newcomer] { return newcomers }
 // Ends is when the machine is none of the cloud's any more if it has not come.
 func (n *Newcomer) Ends() time.Time { return n.CreatedAt.Add(newcomerFor) }
 
-// Forget takes out whoever joined and did not come.
-func Forget(s *state.State, now func() time.Time) reconcile.Task {
+// Forget takes out whoever joined and did not come, and the tokens that nobody used in time.
+func Forget(s *state.State, now func() time.Time) []reconcile.Task {
+	return []reconcile.Task{
+		forget(s, now, "newcomers", newcomers, (*Newcomer).Ends),
+		forget(s, now, "join-tokens", joinTokens, func(t *joinToken) time.Time { return t.Expires }),
+	}
+}
+
+func forget[T any](s *state.State, now func() time.Time, name string, table *state.Table[T], ends func(*T) time.Time) reconcile.Task {
 	return reconcile.Task{
-		Name: "newcomers",
-		All:  func(tx *state.Tx) []resource.ID { return newcomers.IDs(tx, "", "") },
+		Name: name,
+		All:  func(tx *state.Tx) []resource.ID { return table.IDs(tx, "", "") },
 		Touched: func(e state.Event) []resource.ID {
-			if _, ok := e.After.(*Newcomer); ok {
+			if _, ok := any(e.After).(*T); ok {
 				return []resource.ID{e.ID}
 			}
 			return nil
 		},
 		Step: func(ctx context.Context, id resource.ID) (reconcile.Next, error) {
-			n, ok := newcomers.PeekOne(s.Latest(), id)
+			x, ok := table.PeekOne(s.Latest(), id)
 			if !ok {
 				return reconcile.Next{}, nil
 			}
-			if wait := n.Ends().Sub(now()); wait > 0 {
+			if wait := ends(x).Sub(now()); wait > 0 {
 				return reconcile.Next{After: wait}, nil
 			}
 			return reconcile.Next{}, s.Update(ctx, func(tx *state.Tx) error {
-				if !newcomers.Has(tx, id) {
+				if !table.Has(tx, id) {
 					return nil
 				}
-				return newcomers.Delete(tx, id)
+				return table.Delete(tx, id)
 			})
 		},
 	}
@@ -136,6 +144,14 @@ func Remove(tx *state.Tx, id resource.ID) error {
 	}
 	for _, left := range leftovers.IDs(tx, "thing", state.KeyOf(id)) {
 		if err := leftovers.Delete(tx, left); err != nil {
+			return err
+		}
+	}
+	for _, t := range slices.Collect(joinTokens.Each(tx, "expires", "")) {
+		if t.As != id {
+			continue
+		}
+		if err := joinTokens.Delete(tx, t.ID); err != nil {
 			return err
 		}
 	}
