@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
@@ -29,6 +30,8 @@ type client struct {
 	outside  resource.ID     // the network that leads there
 	seated   bool            // the cloud has seats, and hosts may offer some
 	backed   map[series]bool // backups of which one at least is whole
+	stubborn *project        // whose owner resists maintenance; nil for none
+	until    time.Time       // he does
 	broken   error           // a promise that an answer broke
 }
 
@@ -99,6 +102,11 @@ func (c *client) newest() error {
 		return fmt.Errorf("make a flavor: %w", err)
 	}
 	c.seated = true
+	if c.w.Seed%2 == 0 {
+		if _, err := (&host.Service{State: c.w.control.state}).SetKeeping(admin, func(k *host.Keeping) { k.ShelvedStay = time.Minute }); err != nil {
+			return fmt.Errorf("let shelved servers stay: %w", err)
+		}
+	}
 	return nil
 }
 
@@ -172,6 +180,11 @@ func (c *client) request(p *project) (string, error) {
 	}
 	if w.chance(60) {
 		return c.enter()
+	}
+	if w.chance(200) {
+		if what, err := c.waver(p); what != "" {
+			return what, err
+		}
 	}
 	n := w.rng.IntN(100)
 	if n < 30 || len(p.order) == 0 {

@@ -79,8 +79,15 @@ func (w *world) haunt(m *sim.Machine) {
 
 // commitFault is the engine's: now and then a commit fails before, or its answer after.
 func (w *world) commitFault(step string) error {
-	if w.calm || !w.chance(2) {
+	odds := 2
+	if w.engine.now != "" {
+		odds = 300
+	}
+	if w.calm || !w.chance(odds) {
 		return nil
+	}
+	if w.engine.now != "" {
+		w.result.Reached["the leader ended "+step+" it had written "+w.engine.now]++
 	}
 	w.fault("commit failed " + step)
 	return errors.New("simulated: the disk failed " + step + " the commit")

@@ -70,8 +70,10 @@ func (c *client) enter() (string, error) {
 	if n := w.estranged(); n != nil && w.chance(700) {
 		return "join again as " + n.name, n.rejoin()
 	}
-	if n := w.nodes[w.rng.IntN(len(w.nodes))]; w.chance(300) && !n.dead && n.offUntil.IsZero() && w.lost(n.id) {
-		return "join as " + n.name, n.rejoin()
+	for _, n := range w.nodes {
+		if !n.dead && n.offUntil.IsZero() && w.lost(n.id) && w.chance(500) {
+			return "join as " + n.name, n.rejoin()
+		}
 	}
 	if len(w.joiners) == 0 || len(w.joiners) < 3 && w.chance(300) {
 		w.joiners = append(w.joiners, new(joiner))
@@ -183,7 +185,7 @@ func (w *world) leaveNobodyAtTheDoor() error {
 	w.joiners = nil
 	admin := identity.Internal(w.ctx)
 	for _, id := range host.Newcomers().IDs(w.control.state.Latest(), "", "") {
-		if w.node(id) != nil {
+		if n := w.node(id); n != nil && !n.dead {
 			continue // it was never heard so far
 		}
 		if err := w.control.compute.DismissHost(admin, id); err != nil {

@@ -222,7 +222,8 @@ func (c *client) keep(p *project, id resource.ID) (string, error) {
 	n := w.nodes[w.rng.IntN(len(w.nodes))]
 	hosts := host.Service{State: w.control.state}
 	switch w.rng.IntN(12) {
-	case 0:
+	case 0, 3:
+		c.stubborn, c.until = c.projects[w.rng.IntN(len(c.projects))], w.clock.Add(time.Duration(w.rng.IntN(60))*time.Second)
 		_, err := w.control.compute.Retire(admin, n.id, compute.Retirement{Stop: w.chance(300), AtOnce: 1 + w.rng.IntN(3)})
 		return "maintenance of " + n.name, err
 	case 1:
@@ -240,13 +241,28 @@ func (c *client) keep(p *project, id resource.ID) (string, error) {
 		}
 		_, err := hosts.Vouch(admin, n.id)
 		return "vouch for the death of " + n.name, err
-	case 3, 5, 6:
+	case 5, 6:
 		return c.resist(p)
 	default:
 		elsewhere, priority := w.chance(700), w.rng.IntN(3)
 		_, err := w.control.compute.SetKeep(p.ctx, id, func(k *compute.Keep) { k.Elsewhere, k.Priority = elsewhere, priority })
 		return fmt.Sprintf("keep %s, elsewhere too: %v", id, elsewhere), err
 	}
+}
+
+// insist has an owner resist again and again for a while after a maintenance has begun: what is refused then is refused for a moment only, which
+// nobody meets who asks now and then.
+func (w *world) insist() {
+	c := w.client
+	if c.stubborn == nil || !w.chance(200) {
+		return
+	}
+	if w.clock.After(c.until) {
+		c.stubborn = nil
+		return
+	}
+	what, err := c.resist(c.stubborn)
+	w.trace("insisted: %s: %v", what, err)
 }
 
 // resist has an owner keep what is his busy on hosts in maintenance, or run it again there.

@@ -107,6 +107,21 @@ func (c *client) shelf(p *project, id resource.ID) (string, error) {
 	}
 }
 
+// waver has an owner bring a server back where it is, or take that back at once; "" if there is none.
+func (c *client) waver(p *project) (string, error) {
+	for _, id := range c.w.shelvedOf(p) {
+		srv, _ := compute.Servers().PeekOne(c.w.control.state.Latest(), id)
+		switch {
+		case srv.Task == compute.Unshelving && !srv.Shelf.Offloaded:
+			_, err := c.w.control.operations.Cancel(p.ctx, srv.OperationID)
+			return "cancel that this comes back where it is " + id.String(), err
+		case srv.Task == "" && srv.Stage() == compute.Shelved:
+			return "unshelve where it is " + id.String(), c.w.control.compute.Unshelve(p.ctx, id, compute.Place{})
+		}
+	}
+	return "", nil
+}
+
 // shelvedOf lists a project's servers that are shelved, or about to be.
 func (w *world) shelvedOf(p *project) (ids []resource.ID) {
 	for _, id := range p.order {

@@ -51,7 +51,7 @@ type world struct {
 	ctx    context.Context
 	rng    *rand.Rand
 	clock  time.Time
-	engine *state.Memory
+	engine *engine
 	print  hash.Hash
 	blobs  *imagetest.Memory // outlives controllers, as their disks do
 
@@ -83,7 +83,7 @@ func newWorld(ctx context.Context, o Options) (*world, error) {
 		o.Steps = 2000
 	}
 	w := &world{Options: o, ctx: ctx, rng: rand.New(rand.NewPCG(o.Seed, 0x756e6b6169)), clock: begin,
-		engine: state.NewMemory(100_000), print: sha256.New(), blobs: new(imagetest.Memory), result: Result{Seed: o.Seed, Faults: map[string]int{}, Reached: map[string]int{}},
+		engine: &engine{Memory: state.NewMemory(100_000), turned: map[turn]bool{}}, print: sha256.New(), blobs: new(imagetest.Memory), result: Result{Seed: o.Seed, Faults: map[string]int{}, Reached: map[string]int{}},
 		marks: map[resource.ID]mark{}, parted: map[resource.ID]bool{}}
 	w.engine.Fault = w.commitFault
 	w.calm = true
@@ -192,6 +192,7 @@ func (w *world) step() error {
 	default:
 		return w.harm()
 	}
+	w.insist()
 	w.bark()
 	return w.mindControl()
 }
