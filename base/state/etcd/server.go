@@ -13,9 +13,12 @@ import (
 	"syscall"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3rpc"
+	"go.etcd.io/etcd/server/v3/proxy/grpcproxy/adapter"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 )
 
@@ -41,8 +44,33 @@ const (
 
 // server is an etcd server inside this process. Nothing outside can reach it, but other members.
 type server struct {
-	etcd *embed.Etcd
-	lock *os.File
+	etcd    *embed.Etcd
+	lock    *os.File
+	watches watches
+}
+
+// watches counts those of the client in this process. The server closes its file as it stops, and a watch that still reads from it then is
+// a panic.
+type watches struct {
+	etcdserverpb.WatchServer
+	running sync.WaitGroup
+}
+
+func (w *watches) Watch(stream etcdserverpb.Watch_WatchServer) error {
+	w.running.Add(1)
+	defer w.running.Done()
+	return w.WatchServer.Watch(stream) // when it returns it reads no more
+}
+
+// plain hides a context's values from etcd, which would spell them, and read what others write.
+type plain struct{ clientv3.Watcher }
+
+type plainContext struct{ context.Context }
+
+func (plainContext) String() string { return "" }
+
+func (p plain) Watch(ctx context.Context, key string, o ...clientv3.OpOption) clientv3.WatchChan {
+	return p.Watcher.Watch(plainContext{ctx}, key, o...)
 }
 
 // Kept reports whether there is a server's data in a directory. A directory without any is a new server's, or one whose disk is missing.
@@ -185,10 +213,17 @@ func fileQuota(o Options) int64 {
 	return max(o.QuotaBytes, file.Size()) + reserve
 }
 
-func (s *server) client() *clientv3.Client { return v3client.New(s.etcd.Server) }
+func (s *server) client() *clientv3.Client {
+	c := v3client.New(s.etcd.Server)
+	s.watches.WatchServer = v3rpc.NewWatchServer(s.etcd.Server)
+	c.Watcher = plain{clientv3.NewWatchFromWatchClient(adapter.WatchServerToWatchClient(&s.watches), c)}
+	return c
+}
 
+// stop ends the server. Its client is closed before.
 func (s *server) stop() error {
 	if s.etcd != nil {
+		s.watches.running.Wait()
 		// All is stored then, and nobody comes in any more. Closing waits a second yet for connections on which nothing was ever asked.
 		s.etcd.Server.Stop()
 		for _, peers := range s.etcd.Peers {
