@@ -277,18 +277,24 @@ func (c *client) forecast(id resource.ID) error {
 	return nil
 }
 
-// evacuate has an operator make a server anew elsewhere, who first makes sure that its host is dead: here it loses
-// all that it has, and hears of the cloud again only with its agent's memory gone. Where the disks are shared he is careless, and
-// the host may run the guest still.
+// evacuate has an operator make a server anew elsewhere. Now and then he asks for that while the host is merely lost, and may run the guest
+// still: it is done only where the disks are shared. Else he makes sure that the host is dead, and says so: here it loses all that it has, and
+// hears of the cloud again only with its agent's memory gone.
 func (c *client) evacuate(id resource.ID) error {
-	w := c.w
-	srv, ok := compute.Servers().PeekOne(w.control.state.Latest(), id)
+	w, admin := c.w, identity.Internal(c.w.ctx)
+	tx := w.control.state.Latest()
+	srv, ok := compute.Servers().PeekOne(tx, id)
 	if !ok || !w.lost(srv.HostID) {
-		return w.control.compute.Evacuate(identity.Internal(w.ctx), id, "", "")
+		return w.control.compute.Evacuate(admin, id, "", "")
 	}
-	if srv.Lasts() && w.chance(800) {
+	h, known := host.Table().PeekOne(tx, srv.HostID)
+	if w.chance(800) {
 		w.fault("evacuated on a guess")
-		return w.control.compute.Evacuate(identity.Internal(w.ctx), id, "", "")
+		err := w.control.compute.Evacuate(admin, id, "", "")
+		if err == nil && known && !h.Dead() && !srv.Lasts() {
+			c.broken = fmt.Errorf("server %s was evacuated from %s, which may run it still", id, h.Name)
+		}
+		return err
 	}
 	for _, n := range w.nodes {
 		if n.id == srv.HostID && !n.dead {
@@ -296,7 +302,10 @@ func (c *client) evacuate(id resource.ID) error {
 			n.replace()
 		}
 	}
-	return w.control.compute.Evacuate(identity.Internal(w.ctx), id, "", "")
+	if _, err := (&host.Service{State: w.control.state}).Vouch(admin, srv.HostID); err != nil {
+		return err
+	}
+	return w.control.compute.Evacuate(admin, id, "", "")
 }
 
 // renounce lets a server go: whatever is answered, it may be gone from now on.

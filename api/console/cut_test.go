@@ -32,9 +32,12 @@ func (w *reach) Console(context.Context, resource.ID, resource.ID, string) (net.
 // A console does not outlive what it is of, though neither its client nor the guest's host ends it.
 func TestAConsoleIsCut(t *testing.T) {
 	for name, end := range map[string]func(c *cloudtest.Cloud, id resource.ID){
-		"when its server is to go":       func(c *cloudtest.Cloud, id resource.ID) { c.Must(c.Compute.Delete(c.Ctx, id)) },
-		"when its server is gone":        func(c *cloudtest.Cloud, id resource.ID) { c.Must(c.Compute.ForceDelete(c.Ctx, id)) },
-		"when its server goes elsewhere": func(c *cloudtest.Cloud, id resource.ID) { c.Must(c.Compute.Evacuate(c.Admin, id, "", "")) },
+		"when its server is to go": func(c *cloudtest.Cloud, id resource.ID) { c.Must(c.Compute.Delete(c.Ctx, id)) },
+		"when its server is gone":  func(c *cloudtest.Cloud, id resource.ID) { c.Must(c.Compute.ForceDelete(c.Ctx, id)) },
+		"when its server goes elsewhere": func(c *cloudtest.Cloud, id resource.ID) {
+			c.Bury(c.HostOf(id))
+			c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
+		},
 		"when its host is taken out": func(c *cloudtest.Cloud, id resource.ID) {
 			on := c.Server(id).HostID
 			c.Must(c.Compute.ForceDelete(c.Ctx, id))

@@ -100,7 +100,9 @@ func TestApartWhenBothLeave(t *testing.T) {
 func TestApartByWhicheverWay(t *testing.T) {
 	for name, way := range map[string]func(c *cloudtest.Cloud, b resource.ID) error{
 		"evacuate": func(c *cloudtest.Cloud, b resource.ID) error {
-			c.Lose(c.HostOf(b))
+			on := c.HostOf(b)
+			c.Lose(on)
+			c.Bury(on)
 			return c.Compute.Evacuate(c.Admin, b, "", "")
 		},
 		"unshelve": func(c *cloudtest.Cloud, b resource.ID) error {
@@ -144,6 +146,7 @@ func TestTogetherFromDeadHost(t *testing.T) {
 	if b := c.Launch(compute.Launch{GroupID: g})[0]; c.Server(b).Stage() != compute.Failed {
 		t.Errorf("a new member is made elsewhere, while the others may be running: %v", c.Server(b).Standing())
 	}
+	c.Bury(c.Hosts[0])
 	for _, id := range ids {
 		c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
 	}

@@ -396,7 +396,7 @@ func (s *Server) turnBack(tx *state.Tx) error {
 
 // Evacuate makes a server anew on another host when its own is lost for good. What was on its disks is lost with
 // it: the root disk is as its image; unless they are on shared storage, from where one of the hosts takes them up that reach
-// it. Whoever asks vouches that the lost host no longer runs the guest; if it comes back, it is told to take away what it has.
+// it. If the lost host comes back, it is told to take away what it has.
 func (s *Service) Evacuate(ctx context.Context, id resource.ID, toHost, adminPassword string) error {
 	_, err := s.change(ctx, "server.move", id, func(tx *state.Tx, srv *Server) error {
 		_, err := s.evacuate(ctx, tx, srv, toHost, adminPassword)
@@ -410,8 +410,10 @@ func (s *Service) evacuate(ctx context.Context, tx *state.Tx, srv *Server, toHos
 		return nil, wrongState(srv, string(Evacuating))
 	}
 	from, ok := host.Table().PeekOne(tx, srv.HostID)
-	if ok && from.Up() {
-		return nil, fault.Errorf(fault.Invalid, "Compute service of %s is still in use.", from.Name).WithCode("host-up")
+	if ok {
+		if err := srv.mayLeaveLost(from); err != nil {
+			return nil, err
+		}
 	}
 	if err := srv.turnBack(tx); err != nil {
 		return nil, err
@@ -437,6 +439,21 @@ func (s *Service) evacuate(ctx context.Context, tx *state.Tx, srv *Server, toHos
 		srv.AdminPassword = adminPassword
 	}
 	return s.startAnew(ctx, tx, srv, chosen.ID, why)
+}
+
+// mayLeaveLost refuses to have the server run elsewhere as well as on its host, which may only be cut off: then there would be two of it, and
+// what the first one wrote since would be thrown away when its host is back. Disks on shared storage cannot be had twice: the new host waits
+// until nobody has them open.
+func (s *Server) mayLeaveLost(from *host.Host) error {
+	switch {
+	case from.Up():
+		return fault.Errorf(fault.Invalid, "Compute service of %s is still in use.", from.Name).WithCode("host-up")
+	case from.Dead() || s.Lasts():
+		return nil
+	}
+	return fault.Errorf(fault.Conflict, "Host %[1]s cannot be heard since %[2]s, and may run the server still: there would be two of it, with one address. Make sure that the host is off, and say so: "+
+		"`unkai host fenced %[1]s --sure`, or `openstack compute service set --down %[1]s nova-compute`. Then it can be evacuated.",
+		from.Name, from.Lost.UTC().Format(time.RFC3339)).WithCode("host-not-dead")
 }
 
 // startAnew has another host make the server's guest.

@@ -2,6 +2,7 @@ package compute_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -424,6 +425,14 @@ func TestEvacuateALostHost(t *testing.T) {
 	if err := c.Compute.Evacuate(c.Ctx, id, "", ""); !fault.Is(err, fault.Forbidden) {
 		t.Errorf("its owner may evacuate: %v", err)
 	}
+	was := *c.Server(id)
+	if err := c.Compute.Evacuate(c.Admin, id, "", ""); !fault.Is(err, fault.Conflict) || fault.From(err).Code != "host-not-dead" || !strings.Contains(err.Error(), "unkai host fenced "+from.Name+" --sure") {
+		t.Errorf("while it may run on its host it answers %v", err)
+	}
+	if srv := c.Server(id); srv.HostID != from.ID || srv.Task != "" || srv.Moves != was.Moves {
+		t.Fatalf("what was refused made it %v on %s", srv.Standing(), srv.HostID)
+	}
+	c.Bury(from)
 	c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
 	if c.Server(id).Task != compute.Evacuating {
 		t.Fatalf("it is %v", c.Server(id).Standing())
@@ -444,6 +453,10 @@ func TestEvacuateInTheMiddleOfAMove(t *testing.T) {
 	c.Must(c.Compute.Migrate(c.Admin, id, ""))
 	c.Settle()
 	c.Lose(from)
+	if err := c.Compute.Evacuate(c.Admin, id, "", ""); !fault.Is(err, fault.Conflict) || c.Server(id).Move == nil {
+		t.Fatalf("of a host that is merely lost it answers %v, and the move is %+v", err, c.Server(id).Move)
+	}
+	c.Bury(from)
 	c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
 	c.Settle()
 	c.Return(from)
@@ -506,10 +519,7 @@ func most(c *cloudtest.Cloud) {
 func TestEvacuateIntoItsOwnRoom(t *testing.T) {
 	for name, evacuate := range map[string]func(k *keeper, id resource.ID){
 		"by an operator": func(k *keeper, id resource.ID) { k.Must(k.Compute.Evacuate(k.Admin, id, "", "")) },
-		"by itself": func(k *keeper, id resource.ID) {
-			_, err := k.hosts.Vouch(k.Admin, k.Hosts[1].ID)
-			k.Must(err)
-		},
+		"by itself":      func(*keeper, resource.ID) {},
 	} {
 		t.Run(name, func(t *testing.T) {
 			k := newKeeper(t, 2)
@@ -522,6 +532,7 @@ func TestEvacuateIntoItsOwnRoom(t *testing.T) {
 			k.Must(k.Compute.Migrate(k.Admin, id, k.Hosts[1].Name))
 			k.Settle()
 			k.Lose(k.Hosts[1])
+			k.Bury(k.Hosts[1])
 			evacuate(k, id)
 			k.pass(time.Second)
 			if srv := k.Server(id); srv.HostID != k.Hosts[0].ID || srv.Stage() != compute.Running {

@@ -100,6 +100,7 @@ func TestProviderNetworkOnTheWay(t *testing.T) {
 		"cold": func(c *cloudtest.Cloud, id resource.ID) error { return c.Compute.Migrate(c.Admin, id, "") },
 		"evacuate": func(c *cloudtest.Cloud, id resource.ID) error {
 			c.Lose(c.Hosts[0])
+			c.Bury(c.Hosts[0])
 			return c.Compute.Evacuate(c.Admin, id, "", "")
 		},
 		"unshelve": func(c *cloudtest.Cloud, id resource.ID) error {

@@ -179,6 +179,7 @@ func TestWhatFailsLeavesAServerAsItWas(t *testing.T) {
 		c.Must(c.Compute.Shelve(c.Ctx, id, nil))
 		c.Settle()
 		c.Lose(from)
+		c.Bury(from)
 		c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
 		c.Settle()
 		if srv := c.Server(id); srv.Stage() != compute.Running || srv.HostID == from.ID || srv.Snapshot != nil || imageNamed(c, "vm-shelved") != nil {

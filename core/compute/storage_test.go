@@ -340,6 +340,7 @@ func TestEvacuatedBeforeItsDisksWereMade(t *testing.T) {
 		c, id := sharing(t, "", "nas")
 		c.Hosts[1].Mute = true // it may have made them, or died before
 		c.Lose(c.Hosts[0])
+		c.Bury(c.Hosts[0])
 		c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
 		c.Settle()
 		first := c.Server(id)
@@ -350,6 +351,7 @@ func TestEvacuatedBeforeItsDisksWereMade(t *testing.T) {
 		capacity := cloudtest.Capacity
 		capacity.Storage = storage
 		c.AddHost("host-c", capacity)
+		c.Bury(c.Hosts[1])
 		c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
 		c.Settle()
 		srv, g := c.Server(id), c.Hosts[2].Guests[id]
@@ -394,7 +396,9 @@ func TestAServerThatNeverRanIsNotKept(t *testing.T) {
 		t.Fatalf("moved it is %v, kept: %v", srv.Standing(), srv.Kept)
 	}
 	c.Must(c.Compute.Confirm(c.Ctx, id))
-	c.Lose(c.HostOf(id))
+	lost := c.HostOf(id)
+	c.Lose(lost)
+	c.Bury(lost)
 	c.Must(c.Compute.Evacuate(c.Admin, id, "", ""))
 	c.Settle()
 	if srv := c.Server(id); srv.HostID != on.ID || srv.Kept || srv.Stage() != compute.Stopped {

@@ -161,7 +161,8 @@ func (s *server) answerService(w http.ResponseWriter, r *http.Request, id resour
 func (s *server) updateOldService(w http.ResponseWriter, r *http.Request) error {
 	what := r.PathValue("id")
 	disable := what == "disable" || what == "disable-log-reason"
-	if what != "enable" && !disable {
+	forced := what == "force-down" && minorOf(r) >= 11
+	if what != "enable" && !disable && !forced {
 		return fault.Errorf(fault.NotFound, "Unknown action")
 	}
 	b, err := read(r, oldServiceBody)
@@ -176,6 +177,15 @@ func (s *server) updateOldService(w http.ResponseWriter, r *http.Request) error 
 		return fault.Errorf(fault.NotFound, "Could not find binary %s on host %s.", b.text("binary"), b.text("host"))
 	}
 	hosts := host.Service{State: s.compute.State}
+	if forced {
+		if !b.has("forced_down") {
+			return fault.Errorf(fault.Invalid, "Missing forced_down field")
+		}
+		if err := forceDown(r, &hosts, h.ID, b.bool("forced_down")); err != nil {
+			return err
+		}
+		return answer(w, http.StatusOK, map[string]any{"service": map[string]any{"host": h.Name, "binary": binary, "forced_down": b.bool("forced_down")}})
+	}
 	if err := hosts.SetDisabled(r.Context(), h.ID, disable, b.text("disabled_reason")); err != nil {
 		return err
 	}

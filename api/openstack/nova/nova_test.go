@@ -264,6 +264,17 @@ func TestEvacuate(t *testing.T) {
 		c.Settle()
 		lost := c.HostOf(id)
 		c.Lose(lost)
+		if status, got := ask(t, server.URL, "admin", "POST", "/v2.1/servers/"+id.String()+"/action", minor, answers); status != 409 || !strings.Contains(string(got), "openstack compute service set --down "+lost.Name) {
+			t.Errorf("in 2.%s, while it may run on its host, it answers %d: %s", minor, status, got)
+		}
+		path, word := "/v2.1/os-services/force-down", `{"host": "`+lost.Name+`", "binary": "nova-compute", "forced_down": true}`
+		says, shows := "11", `{"service":{"binary":"nova-compute","forced_down":true,"host":"`+lost.Name+`"}}`
+		if minor != "" {
+			path, word, says, shows = "/v2.1/os-services/"+lost.ID.String(), `{"forced_down": true}`, "53", `"forced_down":true`
+		}
+		if status, got := ask(t, server.URL, "admin", "PUT", path, says, word); status != 200 || !strings.Contains(string(got), shows) {
+			t.Errorf("in 2.%s the operator's word is answered %d: %s", says, status, got)
+		}
 		status, got := ask(t, server.URL, "admin", "POST", "/v2.1/servers/"+id.String()+"/action", minor, answers)
 		if status != 200 || strings.Contains(string(got), "secret") != (minor == "") {
 			t.Errorf("in 2.%s it answers %d: %s", minor, status, got)

@@ -156,6 +156,13 @@ func (c *Cloud) Lose(h *Host) {
 	c.Must(host.Lose(c.Admin, c.State, h.ID))
 }
 
+// Bury is an operator's word that a host that is lost runs nothing any more.
+func (c *Cloud) Bury(h *Host) {
+	c.T.Helper()
+	_, err := (&host.Service{State: c.State}).Vouch(c.Admin, h.ID)
+	c.Must(err)
+}
+
 // Return connects a host again.
 func (c *Cloud) Return(h *Host) {
 	h.Silent = false
