@@ -232,6 +232,9 @@ func (c *client) request(p *project) (string, error) {
 // give it up.
 func (c *client) move(id resource.ID) (string, error) {
 	w, admin := c.w, identity.Internal(c.w.ctx)
+	if other := w.cutOff(); !other.IsZero() && w.chance(400) {
+		return "evacuate " + other.String() + ", which runs", c.evacuate(other)
+	}
 	s := w.control.compute
 	number := 0
 	if srv, ok := compute.Servers().PeekOne(w.control.state.Latest(), id); ok {
@@ -306,6 +309,22 @@ func (c *client) evacuate(id resource.ID) error {
 		return err
 	}
 	return w.control.compute.Evacuate(admin, id, "", "")
+}
+
+// cutOff is a server whose host cannot be heard, and runs it still; zero if there is none.
+func (w *world) cutOff() resource.ID {
+	tx := w.control.state.Latest()
+	for _, n := range w.nodes {
+		if n.dead || !w.lost(n.id) {
+			continue
+		}
+		for _, id := range n.machine.Running() {
+			if srv, ok := compute.Servers().PeekOne(tx, id); ok && srv.HostID == n.id {
+				return id
+			}
+		}
+	}
+	return resource.ID{}
 }
 
 // renounce lets a server go: whatever is answered, it may be gone from now on.
