@@ -52,7 +52,7 @@ func (w *world) startControl() error {
 	c.hub = host.NewHub(st, slices.Concat(c.network.Sources(), c.compute.Sources(), host.Sources())...)
 	c.hub.Now, c.hub.After = w.now, w.after
 	reaper := &operation.Reaper{State: st, Now: w.now, Expirers: expirers}
-	fence := &host.Fence{State: st, Now: w.now, Awaited: compute.Awaited, Fencers: map[string]host.Fencer{"sim": fencer{w}}}
+	fence := &host.Fence{State: st, Now: w.now, Awaited: compute.Awaited, Missed: compute.Missed, Fencers: map[string]host.Fencer{"sim": fencer{w}}}
 	tasks := append(host.Forget(st, w.now), reaper.Task(), c.hub.Liveness(w.now), fence.Task(), imageTask(c.images))
 	for _, t := range append(c.network.Tasks(), c.compute.Reconcilers()...) {
 		if !strings.HasSuffix(t.Name, "-end") { // our projects are nowhere

@@ -48,7 +48,7 @@ func (t *trial) fail() (*Cost, error) {
 	}
 	c.Affected = len(left)
 	now := func() time.Time { return t.clock }
-	fence := &host.Fence{State: t.state, Now: now, Awaited: compute.Awaited}
+	fence := &host.Fence{State: t.state, Now: now, Awaited: compute.Awaited, Missed: compute.Missed}
 	tasks := []reconcile.Task{t.hub.Liveness(now), fence.Task()}
 	for _, task := range t.compute.Reconcilers() {
 		if task.Name == "compute-rescue" {
@@ -113,7 +113,7 @@ func (t *trial) fail() (*Cost, error) {
 		t.clock = next
 	}
 	tx := t.state.Latest()
-	_, _, c.Storm = host.Storm(tx)
+	_, _, c.Storm = compute.Storm(tx)
 	for _, id := range left {
 		why := "It is not restarted by itself."
 		if srv, _ := compute.Servers().PeekOne(tx, id); srv.Stranded != nil {

@@ -205,10 +205,14 @@ func (w *world) provide(n *node) {
 	}
 }
 
-// enableAll ends all maintenance.
+// enableAll ends all maintenance, but of dead machines from which something is to be restarted elsewhere: that has to be, whatever they were in.
 func (w *world) enableAll() error {
 	s := host.Service{State: w.control.state}
-	for h := range host.Table().Each(w.control.state.Latest(), "name", "") {
+	tx := w.control.state.Latest()
+	for h := range host.Table().Each(tx, "name", "") {
+		if n := w.node(h.ID); n != nil && n.dead && compute.Awaited(tx, h.ID) && (host.KeepingOf(tx).Leases || h.Fencing.Driver != "") {
+			continue
+		}
 		if err := s.SetDisabled(identity.Internal(w.ctx), h.ID, false, ""); err != nil {
 			return fmt.Errorf("enable %s: %w", h.Name, err)
 		}

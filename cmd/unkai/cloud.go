@@ -290,7 +290,7 @@ func (c *cloud) lead(ctx context.Context) {
 	defer c.work.Store(nil)
 	wg.Go(func() { work.Run(ctx, 4) })
 	// Apart from the rest, for a machine's switch may take its time to answer.
-	fence := &host.Fence{State: c.state, Now: time.Now, Fencers: fencers(c.dir), Confirm: c.hub.Confirm, Awaited: compute.Awaited}
+	fence := &host.Fence{State: c.state, Now: time.Now, Fencers: fencers(c.dir), Confirm: c.hub.Confirm, Awaited: compute.Awaited, Missed: compute.Missed}
 	fences := reconcile.New(c.state, time.Now(), fence.Task())
 	wg.Go(func() { fences.Run(ctx, 8) })
 	wg.Go(func() { c.sweep(ctx) })

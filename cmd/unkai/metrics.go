@@ -103,7 +103,7 @@ func (c *cloud) read(tell func(*metrics.Reading, float64, ...string)) {
 			draining++
 		}
 	}
-	_, _, stormy := host.Storm(tx)
+	_, _, stormy := compute.Storm(tx)
 	tell(dead, float64(buried))
 	tell(away, float64(hang))
 	tell(unfenced, float64(failed))

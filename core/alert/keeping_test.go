@@ -70,4 +70,17 @@ func TestAlertsOfWhatKeepsGuestsAlive(t *testing.T) {
 	h2.Maintenance, h2.Disabled, h2.Drain = true, true, &host.Drain{Drained: r.clock}
 	put(h2)
 	want("ops: raised host-drained h2")
+	// Emptied, it may be off on purpose; not while something runs there, nor while it is being emptied.
+	h2.Lost = r.clock
+	put(h2)
+	want()
+	stays := &compute.Server{HostID: h2.ID, Power: compute.On, LaunchedAt: r.clock}
+	put(stays)
+	want("ops: raised host-lost h2", "ops: raised storm")
+	stays.Power = compute.Off
+	put(stays)
+	want("ops: resolved host-lost h2", "ops: resolved storm")
+	h2.Drain.Drained = time.Time{}
+	put(h2)
+	want("ops: raised host-lost h2", "ops: raised storm", "ops: resolved host-drained h2")
 }

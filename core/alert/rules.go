@@ -144,7 +144,7 @@ func (l *looker) find(s Severity, rule, subject, format string, args ...any) {
 
 func (l *looker) hosts() {
 	for h := range host.Table().Peek(l.tx, "name", state.Range{}) {
-		if !h.Up() && !h.Maintenance {
+		if !h.Up() && compute.Missed(l.tx, h) {
 			l.find(Critical, "host-lost", h.Name, "The host %s cannot be heard since %s. Its guests may run on.", h.Name, h.Lost.UTC().Format(time.RFC3339))
 		}
 		if h.Up() && !h.Mute.IsZero() && !h.Maintenance && l.facts.Now.Sub(h.Mute) >= mutedFor {
@@ -163,7 +163,7 @@ func (l *looker) hosts() {
 
 // keeping: what keeps guests from coming back, or a host from its work.
 func (l *looker) keeping() {
-	if lost, of, is := host.Storm(l.tx); is {
+	if lost, of, is := compute.Storm(l.tx); is {
 		l.find(Critical, "storm", "", "%d of %d hosts cannot be heard, so that it looks as if this controller was cut off: nothing is fenced and nothing restarted elsewhere by itself. "+
 			"Of a host that is surely off say so: unkai host fenced.", lost, of)
 	}

@@ -56,6 +56,8 @@ func (s *Service) drain(ctx context.Context, id resource.ID) error {
 		switch {
 		case !ok || h.Drain == nil:
 			return nil
+		case h.Dead():
+			return drainDead(tx, h)
 		case h.Drain.Over():
 			if !h.Up() {
 				return nil

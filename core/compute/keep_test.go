@@ -32,7 +32,7 @@ func newKeeper(t *testing.T, hosts int) *keeper {
 	t.Helper()
 	k := &keeper{Cloud: cloudtest.New(t, hosts), t: t}
 	k.hosts = &host.Service{State: k.State}
-	fence := &host.Fence{State: k.State, Now: k.now, Awaited: compute.Awaited, Fencers: map[string]host.Fencer{"exec": k}}
+	fence := &host.Fence{State: k.State, Now: k.now, Awaited: compute.Awaited, Missed: compute.Missed, Fencers: map[string]host.Fencer{"exec": k}}
 	k.work = reconcile.New(k.State, k.Clock, append(k.Compute.Reconcilers(), fence.Task())...)
 	return k
 }

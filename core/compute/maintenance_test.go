@@ -262,3 +262,74 @@ func resizedElsewhere(t *testing.T) (*keeper, resource.ID) {
 	}
 	return k, id
 }
+
+// A host that dies while it is being emptied is lost as any other: it is fenced, and what is to run elsewhere does; and its emptying ends.
+func TestAHostDiesWhileItIsEmptied(t *testing.T) {
+	k := newKeeper(t, 4)
+	k.fenced("exec")
+	h := k.Hosts[0]
+	kept := launchOn(k.Cloud, compute.Launch{Hints: map[string]string{"unkai_restart_elsewhere": "true"}}, h)
+	plain := launchOn(k.Cloud, compute.Launch{}, h)
+	k.Settle()
+	h.Sends = &compute.Transit{} // for ever
+	_, err := k.Compute.Retire(k.Admin, h.ID, compute.Retirement{})
+	k.Must(err)
+	k.pass(5 * time.Second)
+	if srv := k.Server(kept); srv.Task != compute.LiveMigrating {
+		t.Fatalf("it is not about to leave: %v", srv.Standing())
+	}
+	k.Lose(h)
+	if !compute.Missed(k.State.Latest(), k.hostOf(h)) {
+		t.Error("nobody misses it")
+	}
+	k.pass(time.Minute)
+	if len(k.off) != 1 || !k.hostOf(h).Dead() {
+		t.Fatalf("switched off are %v, and it is known as %+v", k.off, k.hostOf(h).Fenced)
+	}
+	if srv := k.Server(kept); srv.HostID == h.ID || srv.Stage() != compute.Running || srv.Task != "" {
+		t.Errorf("what was to be restarted elsewhere is %v on %s", srv.Standing(), srv.HostID)
+	}
+	op, d := k.drainOf(h), k.hostOf(h).Drain
+	if op.Outcome != operation.Failed || d == nil || !d.Over() || len(d.Left) != 1 || d.Left[0].ID != plain {
+		t.Fatalf("its emptying is %+v, and what stayed %+v", op, d)
+	}
+	h.Sends = nil
+	k.Return(h)
+	k.pass(time.Minute)
+	if srv := k.Server(plain); srv.HostID != h.ID || srv.Stage() != compute.Running { // its move has failed, and is not tried again
+		t.Errorf("what stayed is %v on %s", srv.Standing(), srv.HostID)
+	}
+	if srv := k.Server(kept); srv.HostID == h.ID || srv.Seen.Power != compute.On {
+		t.Errorf("what had gone is %v on %s", srv.Standing(), srv.HostID)
+	}
+}
+
+// What was emptied may be off on purpose: nobody switches it off once more, and it makes no storm.
+func TestAnEmptiedHostIsNotMissed(t *testing.T) {
+	k := newKeeper(t, 4)
+	k.fenced("exec")
+	stays := launchOn(k.Cloud, compute.Launch{Hints: map[string]string{"unkai_restart_elsewhere": "true"}}, k.Hosts[0])
+	k.Settle()
+	for n, h := range k.Hosts[:3] {
+		h.Sends = &compute.Transit{Trouble: "no"}
+		_, err := k.Compute.Retire(k.Admin, h.ID, compute.Retirement{Stop: n == 1})
+		k.Must(err)
+		k.pass(time.Minute)
+		if op := k.drainOf(h); op.Outcome == operation.Running {
+			t.Fatalf("emptying it is %+v", op)
+		}
+	}
+	for _, h := range k.Hosts[1:3] {
+		k.Lose(h)
+	}
+	k.pass(time.Minute)
+	if _, _, storm := compute.Storm(k.State.Latest()); storm || len(k.off) != 0 {
+		t.Fatalf("storm: %v, switched off: %v", storm, k.off)
+	}
+	// But what stayed, and runs, is.
+	k.Lose(k.Hosts[0])
+	k.pass(time.Minute)
+	if srv := k.Server(stays); srv.HostID != k.Hosts[3].ID || srv.Stage() != compute.Running || len(k.off) != 1 {
+		t.Errorf("what stayed on a host in maintenance is %v on %s; switched off: %v", srv.Standing(), srv.HostID, k.off)
+	}
+}

@@ -122,7 +122,7 @@ func (s *Service) losePatience(ctx context.Context, id resource.ID, m *missed) (
 
 // stormy reports whether a host may be silent for us alone, as many others are.
 func stormy(tx *state.Tx, h *host.Host) bool {
-	_, _, storm := host.Storm(tx)
+	_, _, storm := Storm(tx)
 	return storm && !h.Dead()
 }
 

@@ -100,7 +100,7 @@ func enoughRescued(tx *state.Tx) bool { return underWay(tx, Evacuating) >= host.
 // queue lists the servers of dead hosts that are to be started elsewhere now, in that order: those for which nobody has looked for
 // another host yet, and of one host those, in turn, for which none was found.
 func (s *Service) queue(tx *state.Tx, id resource.ID) (queue []*Server) {
-	_, _, storm := host.Storm(tx)
+	_, _, storm := Storm(tx)
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
 		if !h.Dead() || storm && h.Fenced.How != host.ByWord {
 			continue

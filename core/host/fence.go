@@ -134,6 +134,8 @@ type Fence struct {
 	Confirm func(context.Context) error
 	// Awaited reports whether something on the host is to be started elsewhere.
 	Awaited func(tx *state.Tx, host resource.ID) bool
+	// Missed reports whether a host that cannot be heard is, or may be off on purpose.
+	Missed func(tx *state.Tx, h *Host) bool
 }
 
 const (
@@ -171,7 +173,7 @@ func (f *Fence) step(ctx context.Context, id resource.ID, watches *stopwatches) 
 	if lost < fenceAfter {
 		return reconcile.Next{After: fenceAfter - lost}, nil
 	}
-	if _, _, storm := Storm(tx); storm || h.Maintenance || !f.Awaited(tx, id) {
+	if _, _, storm := Storm(tx, f.Missed); storm || !f.Missed(tx, h) || !f.Awaited(tx, id) {
 		return again, nil
 	}
 	if fencer := f.Fencers[h.Fencing.Driver]; fencer != nil && f.State.Now().Sub(h.Fencing.TriedAt) >= fenceBackoff(h.Fencing.Failures) {

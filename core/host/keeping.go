@@ -77,10 +77,10 @@ func (s *Service) SetKeeping(ctx context.Context, change func(*Keeping)) (*Keepi
 }
 
 // Storm reports whether so many hosts are lost, and nobody knows what became of them, that it looks as if we were cut off
-// ourselves. A host in maintenance is not missed, and one that is known to be dead not any more.
-func Storm(tx *state.Tx) (lost, of int, is bool) {
+// ourselves. A host that was emptied may be off on purpose, and is not missed; one that is known to be dead not any more.
+func Storm(tx *state.Tx, missed func(*state.Tx, *Host) bool) (lost, of int, is bool) {
 	for h := range hosts.Peek(tx, "", state.Range{}) {
-		if h.Maintenance {
+		if !missed(tx, h) {
 			continue
 		}
 		of++
