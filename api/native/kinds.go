@@ -72,7 +72,7 @@ func kinds(n *network.Service) []*kind {
 		show("address-groups", network.AddressGroups(), "address-group.read", collected(n.Addresses, sharing(network.SharedSet), "")),
 		show("network-shares", network.Shares(), "share.read", collected(n.Shares, nil, "")),
 		show("operations", operation.Table(), "operation.get", rule[operation.Operation]{
-			own: owned[operation.Operation]("project"), operator: fields("Steps.HostID Why.Chosen Why.Looked Why.Of Why.Nearest Why.Scores Why.Removed.Count Why.Removed.Examples"),
+			own: owned[operation.Operation]("project"), operator: fields("Steps.HostID Why.Chosen Why.Looked Why.Of Why.Ended Why.Nearest Why.Scores Why.Removed"),
 			by: places{"target_id": on("target")}}),
 		show("hosts", host.Table(), "host.get", rule[host.Host]{}),
 		show("traits", host.Traits(), "trait.get", rule[host.Trait]{}),

@@ -121,7 +121,7 @@ func (w *world) furnish() {
 		w.deciding = tx.NewID()
 		return operation.Table().Put(tx, &operation.Operation{Meta: resource.Meta{ID: w.deciding, ProjectID: w.one, Name: "create"}, Verb: "create",
 			TargetKind: "server", TargetID: w.mine, Outcome: operation.Running, Deadline: tx.Now().Add(time.Hour),
-			Why: &operation.Why{Chosen: "node-secret", Looked: 3, Removed: []operation.Removed{{Constraint: "has the memory", Count: 2,
+			Why: &operation.Why{Chosen: "node-secret", Looked: 3, Asked: []string{"can be heard", "has the memory", "has the disk"}, Ended: "has the memory", Removed: []operation.Removed{{Constraint: "has the memory", Count: 2,
 				Examples: []string{"node-other"}}}, Scores: []operation.Score{{Name: "node-secret", Score: 0.5}}},
 			Steps: []operation.Step{{Name: "place", HostID: w.host, Outcome: operation.Running}}})
 	})
@@ -370,21 +370,21 @@ func TestWhy(t *testing.T) {
 	var got struct {
 		Operation string `json:"operation_id"`
 		Chosen    bool
-		Why       struct{ Removed []object }
+		Why       object
 	}
 	a.into(t, &got)
-	if got.Operation != w.deciding.String() || !got.Chosen || len(got.Why.Removed) != 1 || got.Why.Removed[0]["constraint"] != "has the memory" {
+	if got.Operation != w.deciding.String() || !got.Chosen || fmt.Sprint(got.Why["asked"]) != "[can be heard has the memory has the disk]" || got.Why["removed"] != nil {
 		t.Errorf("%s", a.body)
 	}
 	for _, path := range []string{"/servers/" + w.mine.String() + "/why", "/operations", "/operations/" + w.deciding.String(), "/servers"} {
 		body := w.get("one", path).must(t, 200).body
-		for _, fact := range []string{"node-secret", "node-other", w.host.String(), `"looked"`, `"count":2`, `"nearest"`} {
+		for _, fact := range []string{"node-secret", "node-other", w.host.String(), `"looked"`, `"count":2`, `"nearest"`, `"removed"`, `"ended"`} {
 			if bytes.Contains(body, []byte(fact)) {
 				t.Errorf("%s tells a tenant %s: %s", path, fact, body)
 			}
 		}
 		told := w.get("admin", path+"?all_projects=true").body
-		for _, fact := range []string{"node-secret", `"looked":3`, `"count":2`} {
+		for _, fact := range []string{"node-secret", `"looked":3`, `"count":2`, `"ended":"has the memory"`, `"constraint":"has the memory"`} {
 			if !bytes.Contains(told, []byte(fact)) && strings.Contains(path, "why") {
 				t.Errorf("%s does not tell an admin %s: %s", path, fact, told)
 			}

@@ -11,23 +11,16 @@ import (
 	"github.com/unkai-cloud/unkai/core/operation"
 )
 
-// explain says in words for the owner why no host was found: what was asked, and which of it ended the search. How many hosts there are,
-// and how much of them is free, would tell what others have: it is nowhere in it.
+// explain says in words for the owner why no host was found: what was asked of one. Which of it ended the search is said only if that would have ended it
+// whatever others have; how many hosts there are, and how much of them is free, is nowhere in it.
 func explain(why *operation.Why) string {
-	if why.Ended == "" {
+	switch {
+	case why.Looked == 0:
 		return "No valid host was found. There are no hosts yet."
+	case len(why.Alone) > 0:
+		return "No valid host was found. There is none that " + strings.Join(why.Alone, ", and ") + "."
 	}
-	text := "No valid host was found. No host that " + why.Ended + " was left."
-	var others []string
-	for _, r := range why.Removed {
-		if r.Constraint != why.Ended {
-			others = append(others, r.Constraint)
-		}
-	}
-	if len(others) > 0 {
-		text += " Before, it was asked of each that it " + strings.Join(others, ", and that it ") + "."
-	}
-	return text
+	return "No valid host was found. There is none at present that " + strings.Join(why.Asked, ", ") + ", all of it."
 }
 
 // explainAll says it in words for operators, without names of hosts.

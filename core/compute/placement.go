@@ -98,6 +98,27 @@ type constraint struct {
 	keep func(p *placing, h *host.Host) bool
 }
 
+// The constraints that a host meets or not by what others have there, and by how it is just now. The rest follows from the request, from what
+// else its project has, and from how the cloud is made.
+const (
+	isHeard       = "can be heard"
+	takesNew      = "takes new servers"
+	hasCustom     = "has the custom resources of the flavor"
+	hasProcessors = "has the processors"
+	hasMemory     = "has the memory"
+	hasDisk       = "has the disk"
+	hasRoomForAll = "has room for all of the group that have to leave with the server"
+)
+
+// passing reports whether it is one of those.
+func (c *constraint) passing() bool {
+	switch c.name {
+	case isHeard, takesNew, hasCustom, hasProcessors, hasMemory, hasDisk, hasRoomForAll:
+		return true
+	}
+	return false
+}
+
 // constraints in the order they are applied: the cheap ones first, capacity last, so that what
 // came nearest is a host that was only too full.
 var constraints = []constraint{
@@ -105,8 +126,8 @@ var constraints = []constraint{
 		func(p *placing, h *host.Host) bool { return h.ID == p.host }},
 	{"is another than the present one", func(p *placing) bool { return !p.leaves.IsZero() },
 		func(p *placing, h *host.Host) bool { return h.ID != p.leaves }},
-	{"can be heard", (*placing).arrives, func(_ *placing, h *host.Host) bool { return h.Up() }},
-	{"takes new servers", (*placing).arrives, func(p *placing, h *host.Host) bool { return !h.Maintenance && !h.Disabled }},
+	{isHeard, (*placing).arrives, func(_ *placing, h *host.Host) bool { return h.Up() }},
+	{takesNew, (*placing).arrives, func(p *placing, h *host.Host) bool { return !h.Maintenance && !h.Disabled }},
 	{"can take in servers from other hosts", func(p *placing) bool { return p.moves },
 		func(_ *placing, h *host.Host) bool { return h.Capacity.Moves }},
 	{"reaches the server's disks", func(p *placing) bool { return p.reaches },
@@ -135,11 +156,11 @@ var constraints = []constraint{
 	{"can run so many processors in one guest", nil, func(p *placing, h *host.Host) bool {
 		return h.Capacity.MaxVCPUs == 0 || p.load[0] <= int64(h.Capacity.MaxVCPUs)
 	}},
-	{"has the custom resources of the flavor", func(p *placing) bool { return p.claims != nil }, (*placing).offers},
-	{"has the processors", nil, func(p *placing, h *host.Host) bool { return p.room(h, 0) }},
-	{"has the memory", nil, func(p *placing, h *host.Host) bool { return p.room(h, 1) }},
-	{"has the disk", nil, func(p *placing, h *host.Host) bool { return p.room(h, 2) }},
-	{"has room for all of the group that have to leave with the server", func(p *placing) bool { return p.company != nil && p.company.whole }, (*placing).follows},
+	{hasCustom, func(p *placing) bool { return p.claims != nil }, (*placing).offers},
+	{hasProcessors, nil, func(p *placing, h *host.Host) bool { return p.room(h, 0) }},
+	{hasMemory, nil, func(p *placing, h *host.Host) bool { return p.room(h, 1) }},
+	{hasDisk, nil, func(p *placing, h *host.Host) bool { return p.room(h, 2) }},
+	{hasRoomForAll, func(p *placing) bool { return p.company != nil && p.company.whole }, (*placing).follows},
 }
 
 // arrives reports whether the server is not on the host yet.
@@ -305,7 +326,7 @@ func (p *placing) special(all int) (hosts []*host.Host) {
 // among chooses one of some hosts.
 func (p *placing) among(hosts iter.Seq[*host.Host]) (*host.Host, *operation.Why) {
 	removed := make([]operation.Removed, len(p.asked))
-	why := &operation.Why{}
+	why := &operation.Why{Asked: p.questions()}
 	var chosen *host.Host
 	var top []operation.Score
 	ties, furthest := 0, -1
@@ -346,8 +367,38 @@ func (p *placing) among(hosts iter.Seq[*host.Host]) (*host.Host, *operation.Why)
 		why.Chosen, why.Ended, why.Nearest = chosen.Name, "", ""
 	} else if why.Looked == 0 {
 		why.Nearest = "There are no hosts yet."
+	} else {
+		why.Alone = p.alone()
 	}
 	return chosen, why
+}
+
+// questions names what is asked of each host.
+func (p *placing) questions() []string {
+	names := make([]string, len(p.asked))
+	for n := range p.asked {
+		names[n] = p.asked[n].name
+	}
+	return names
+}
+
+// alone names the constraints that leave no host, whatever others have and whichever hosts are lost; none if some host meets all that do not
+// depend on it.
+func (p *placing) alone() (names []string) {
+	removed := make([]bool, len(p.asked))
+	for h := range host.Table().Peek(p.tx, "", state.Range{}) {
+		n := slices.IndexFunc(p.asked, func(c constraint) bool { return !c.passing() && !c.keep(p, h) })
+		if n < 0 {
+			return nil
+		}
+		removed[n] = true
+	}
+	for n := range p.asked {
+		if removed[n] {
+			names = append(names, p.asked[n].name)
+		}
+	}
+	return names
 }
 
 func nearest(constraint, short string) string {

@@ -122,7 +122,7 @@ func TestNearestFit(t *testing.T) {
 		if want := "No valid host was found. The host that came nearest lacks 808 MiB of memory. Of the hosts, 3 of 3 were left out because none of them has the memory."; explainAll(why) != want {
 			t.Errorf("explained to operators by %q", explainAll(why))
 		}
-		if want := "No valid host was found. No host that has the memory was left."; explain(why) != want {
+		if want := "No valid host was found. There is none at present that can be heard, takes new servers, can run so many processors in one guest, has the processors, has the memory, has the disk, all of it."; explain(why) != want {
 			t.Errorf("explained to the owner by %q", explain(why))
 		}
 		return nil

@@ -59,9 +59,13 @@ type Step struct {
 
 // A Why explains a decision: what was looked at, and what removed it.
 type Why struct {
-	Chosen  string
-	Looked  int       // how many candidates were looked at
-	Of      int       `json:",omitempty" since:"2,soft"` // how many there were, when only some were looked at because one of these fitted
+	Chosen string
+	Looked int // how many candidates were looked at
+	Of     int `json:",omitempty" since:"2,soft"` // how many there were, when only some were looked at because one of these fitted
+	// What was asked of each candidate, whatever it took away, in the order in which it was: that follows from the request alone.
+	Asked []string `json:",omitempty" since:"2,soft"`
+	// Of that, when nothing was chosen, what leaves no candidate whatever others have and however candidates are just now.
+	Alone   []string  `json:",omitempty" since:"2,soft"`
 	Removed []Removed // by which rule, in the order they were applied
 	Ended   string    `json:",omitempty" since:"2,soft"` // the rule that took the last away, when nothing was chosen
 	Nearest string    // what came nearest to fitting, when nothing was chosen
