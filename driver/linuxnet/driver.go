@@ -71,6 +71,8 @@ type Driver struct {
 	physicalApplied map[string]string               // the rules in force; guarded by physicalMu
 	physicalUsers   map[string]map[resource.ID]bool // guarded by physicalMu
 
+	unreached sync.Map // the addresses of hosts that were told of, for no tunnel leads there
+
 	tunnelMu      sync.Mutex
 	tunnelHosts   map[resource.ID][]netip.Addr // by segment; guarded by tunnelMu
 	tunnelApplied string                       // the rules in force; guarded by tunnelMu
@@ -104,6 +106,7 @@ func New(options Options) (*Driver, error) {
 	if options.Lease == 0 {
 		options.Lease = 24 * time.Hour
 	}
+	options.TunnelAddress = options.TunnelAddress.Unmap()
 	if options.Log == nil {
 		options.Log = slog.Default()
 	}

@@ -65,7 +65,7 @@ func (s *segment) forward(ns *namespace, links map[string]netlink.Link) error {
 	if tunnel != nil {
 		for _, neighbour := range s.want.Neighbors {
 			mac := strings.ToLower(neighbour.MAC)
-			if !neighbour.Host.IsValid() || neighbour.Host == s.driver.options.TunnelAddress || local[mac] {
+			if !neighbour.Host.IsValid() || neighbour.Host == s.driver.options.TunnelAddress || local[mac] || !s.driver.reaches(neighbour.Host) {
 				continue
 			}
 			entries[entry{tunnel.Attrs().Index, mac}] = true
@@ -74,6 +74,20 @@ func (s *segment) forward(ns *namespace, links map[string]netlink.Link) error {
 		}
 	}
 	return s.program(ns, tunnel, entries, remotes)
+}
+
+// reaches reports whether a tunnel of this host's leads to another: only to an address of the same family, and the kernel refuses
+// an entry for any other. Controllers let no host in that has one; where there is one all the same it is told of once, and
+// everything else is done as ever.
+func (d *Driver) reaches(host netip.Addr) bool {
+	own := d.options.TunnelAddress
+	if host.Is4() == own.Is4() {
+		return true
+	}
+	if _, told := d.unreached.LoadOrStore(host, true); !told {
+		d.log.Error("another host is not reached: its address for tunnels is of another family than this host's", "own", own, "its", host)
+	}
+	return false
 }
 
 // users counts the ports that may send from a hardware address.

@@ -188,6 +188,13 @@ func (s *segment) makeBridge(ns *namespace, links map[string]netlink.Link) (netl
 // it is made by a socket of the host's namespace, its packets travel there.
 func (s *segment) makeTunnel(ctx context.Context, ns *namespace, links map[string]netlink.Link) error {
 	tunnel := s.driver.options.TunnelAddress
+	// The kernel keeps the address that a tunnel was made with, and an operator may have given the host another since.
+	if old, ok := links[vxlanName].(*netlink.Vxlan); ok && addrOf(old.SrcAddr) != tunnel {
+		if err := ns.LinkDel(old); err != nil {
+			return fmt.Errorf("remove tunnel of network %s, which is from %s: %w", s.id, old.SrcAddr, err)
+		}
+		delete(links, vxlanName)
+	}
 	if !tunnel.IsValid() || s.want.Physical != "" {
 		return nil
 	}

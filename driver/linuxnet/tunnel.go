@@ -18,7 +18,7 @@ func (d *Driver) tunnelTable() string {
 	return fmt.Sprintf("%s_tunnel_%d", d.prefix, d.options.TunnelPort)
 }
 
-// tunnelHosts are the other hosts that a segment is on; nil if it has no tunnel.
+// tunnelHosts are the other hosts that a segment is on, as far as this one reaches them; nil if it has no tunnel.
 func (s *segment) tunnelHosts() []netip.Addr {
 	own := s.driver.options.TunnelAddress
 	if s.want == nil || s.want.Physical != "" || !own.IsValid() {
@@ -26,7 +26,7 @@ func (s *segment) tunnelHosts() []netip.Addr {
 	}
 	hosts := []netip.Addr{}
 	for _, neighbour := range s.want.Neighbors {
-		if neighbour.Host.IsValid() && neighbour.Host != own {
+		if neighbour.Host.IsValid() && neighbour.Host != own && s.driver.reaches(neighbour.Host) {
 			hosts = append(hosts, neighbour.Host)
 		}
 	}

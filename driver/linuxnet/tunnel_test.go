@@ -3,6 +3,7 @@ package linuxnet
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -120,5 +121,60 @@ func TestTwoHosts(t *testing.T) {
 	}
 	if asks(a.namespace, "10.5.0.12:80") != "" {
 		t.Error("reached a neighbour that is no more")
+	}
+}
+
+// TestANeighbourOfAnotherFamily: a host that has an IPv6 address among those that have IPv4 ones is not reached, and hinders nothing.
+func TestANeighbourOfAnotherFamily(t *testing.T) {
+	var said bytes.Buffer
+	m := newMachine(t, func(o *Options) {
+		o.TunnelAddress = netip.MustParseAddr("192.0.2.1")
+		o.Log = slog.New(slog.NewTextHandler(&said, nil))
+	})
+	n := newTenant(4250)
+	strange, away := n.port(), n.port()
+	segment := n.segment
+	for port, at := range map[*network.Attachment]string{&strange: "2001:db8::9", &away: "192.0.2.2"} {
+		neighbour := network.Neighbor{MAC: port.MAC, Host: netip.MustParseAddr(at)}
+		for _, fixed := range port.Addresses {
+			neighbour.Addresses = append(neighbour.Addresses, fixed.Address)
+		}
+		segment.Neighbors = append(segment.Neighbors, neighbour)
+	}
+	look := func() (entries, neighbours string) {
+		t.Helper()
+		ns := must(openNamespace(netnsDir + "/" + m.options.Prefix + "-s-" + n.segment.ID.String()))(t)
+		defer ns.close()
+		return must(runIn(ns, "bridge", "fdb", "show", "dev", vxlanName))(t), must(runIn(ns, "ip", "neigh", "show", "nud", "permanent"))(t)
+	}
+	for range 2 {
+		ok(t, m.EnsureSegment(t.Context(), segment))
+		entries, neighbours := look()
+		if !strings.Contains(entries, "dst 192.0.2.2") || strings.Contains(entries, "2001:db8::9") {
+			t.Errorf("tunnel entries:\n%s", entries)
+		}
+		if !strings.Contains(neighbours, away.Addresses[0].Address.String()) {
+			t.Errorf("neighbours:\n%s", neighbours)
+		}
+	}
+	if n := strings.Count(said.String(), "2001:db8::9"); n != 1 {
+		t.Errorf("it was told of %d times:\n%s", n, said.String())
+	}
+
+	// Given an IPv6 address, the host reaches the one and not the other.
+	m.options.TunnelAddress = netip.MustParseAddr("2001:db8::1")
+	m.restart()
+	ok(t, m.EnsureSegment(t.Context(), segment))
+	if entries, _ := look(); strings.Contains(entries, "192.0.2.2") || !strings.Contains(entries, "dst 2001:db8::9") {
+		t.Errorf("tunnel entries with another address:\n%s", entries)
+	}
+	// Without one networks end here.
+	m.options.TunnelAddress = netip.Addr{}
+	m.restart()
+	ok(t, m.EnsureSegment(t.Context(), segment))
+	ns := must(openNamespace(netnsDir + "/" + m.options.Prefix + "-s-" + n.segment.ID.String()))(t)
+	defer ns.close()
+	if _, err := ns.LinkByName(vxlanName); err == nil {
+		t.Error("the tunnel is there though the host has no address")
 	}
 }
