@@ -25,6 +25,7 @@ type neighbourhood struct {
 	store   *FileStore
 	here    *Peers
 	heard   chan resource.ID
+	joined  byte
 }
 
 func neighbours(t *testing.T) *neighbourhood {
@@ -68,7 +69,8 @@ func (n *neighbourhood) boot() {
 // join makes a machine one of the cloud's hosts.
 func (n *neighbourhood) join(p *Peers) {
 	n.Helper()
-	hello := host.Hello{Name: n.id(p).Hex(), Address: netip.MustParseAddr("127.0.0.1")}
+	n.joined++
+	hello := host.Hello{Name: n.id(p).Hex(), Address: netip.AddrFrom4([4]byte{192, 0, 2, n.joined})}
 	if err := host.Arrive(context.Background(), n.st, n.id(p), hello); err != nil {
 		n.Fatal(err)
 	}

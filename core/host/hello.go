@@ -18,6 +18,7 @@ type Hello struct {
 	Zone     string
 	Capacity Capacity
 	Address  netip.Addr
+	MTU      int `json:",omitempty"` // of the link that has the address; 0: not known
 	Version  string
 	Speaks   release.Span `json:",omitzero"`
 	Physical []string
@@ -59,6 +60,7 @@ const (
 	mostMiB      = 1 << 32 // 4 PiB
 	mostGiB      = 1 << 32 // 4 EiB
 	mostMbps     = 1 << 24 // 16 Tbit/s
+	mostMTU      = 1 << 17 // twice what a loopback has
 	mostPhysical = 256
 	longestWord  = 256
 )
@@ -72,6 +74,7 @@ func (h *Hello) check() error {
 	}{
 		{"processors", c.VCPUs, mostCPUs}, {"processors of one guest", c.MaxVCPUs, mostCPUs}, {"MiB of memory", c.MemoryMiB, mostMiB},
 		{"GiB of disk", c.DiskGiB, mostGiB}, {"megabits a second", c.WireMbps, mostMbps},
+		{"bytes in a packet", h.MTU, mostMTU},
 	} {
 		if field.n < 0 || field.n > field.most {
 			return fault.Errorf(fault.Invalid, "The host says that it has %d %s: from 0 to %d are taken.", field.n, field.what, field.most)

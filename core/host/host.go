@@ -33,6 +33,7 @@ type Host struct {
 	// Reported by the host when it connects.
 	Capacity Capacity
 	Address  netip.Addr   // for other hosts: tunnels, moves
+	MTU      int          `json:",omitempty" since:"2,soft"` // of the link that has the address; 0: it did not say
 	Version  string       // of Unkai on it
 	Speaks   release.Span `since:"2,soft"`
 	Physical []string     `since:"2,soft"`                   // the physical networks that it is connected with, by name
@@ -82,6 +83,7 @@ const DefaultZone = "nova"
 
 var hosts = state.NewTable[Host]("host",
 	state.Unique("name", func(h *Host) state.Key { return state.KeyOf(h.Name) }),
+	state.Index("address", addressKey),
 	state.Index("zone", func(h *Host) state.Key { return state.KeyOf(h.Zone) }),
 	state.Index("storage", func(h *Host) state.Key {
 		if h.Capacity.Storage == "" {
@@ -181,6 +183,7 @@ func arrive(ctx context.Context, s *state.State, id resource.ID, hello Hello, al
 	if err := hello.check(); err != nil {
 		return err
 	}
+	hello.Address = hello.Address.Unmap()
 	refused := false
 	err := s.Update(ctx, func(tx *state.Tx) (err error) {
 		if err := allowed(tx); err != nil {
@@ -192,6 +195,9 @@ func arrive(ctx context.Context, s *state.State, id resource.ID, hello Hello, al
 	if err == nil && refused {
 		return ahead(hello.Mark)
 	}
+	if err == nil {
+		warn(ctx, s.Latest(), id)
+	}
 	return err
 }
 
@@ -202,12 +208,13 @@ func ahead(m Mark) error {
 // Expected reports whether all that a host says of itself is known already: then it may be sent what it is to make real without
 // asking the controller that leads.
 func Expected(tx *state.Tx, id resource.ID, hello Hello) bool {
+	hello.Address = hello.Address.Unmap()
 	h, ok := hosts.PeekOne(tx, id)
 	return ok && !MarkOf(tx).Before(hello.Mark) && !news(h, hello)
 }
 
 func news(h *Host, hello Hello) bool {
-	return !h.Up() || h.Capacity != hello.Capacity || h.Address != hello.Address || h.Version != hello.Version || h.Speaks != hello.Speaks ||
+	return !h.Up() || h.Capacity != hello.Capacity || h.Address != hello.Address || h.MTU != hello.MTU || h.Version != hello.Version || h.Speaks != hello.Speaks ||
 		!slices.Equal(h.Physical, hello.Physical) || h.Watchdog != hello.Watchdog || h.Ahead != (Mark{}) || !h.Mute.IsZero() ||
 		!hello.CertificateEnds.IsZero() && !hello.CertificateEnds.Equal(h.CertificateEnds)
 }
@@ -246,12 +253,16 @@ func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 		h.Away = Away{}
 	}
 	h.Capacity, h.Address, h.Version, h.Speaks, h.Physical = hello.Capacity, hello.Address, hello.Version, hello.Speaks, hello.Physical
-	h.Watchdog = hello.Watchdog
+	h.Watchdog, h.MTU = hello.Watchdog, hello.MTU
 	if !hello.CertificateEnds.IsZero() {
 		h.CertificateEnds = hello.CertificateEnds.UTC()
 	}
 	h.Lost, h.Mute, h.Fenced, h.Ahead = time.Time{}, time.Time{}, Fenced{}, Mark{}
-	return false, hosts.Put(tx, h)
+	first := h.Address.IsValid() && !UnderlayOf(tx).Known
+	if err := hosts.Put(tx, h); err != nil {
+		return false, err
+	}
+	return false, h.wire(tx, !ok, first)
 }
 
 // Lose records that a host cannot be heard any more. What runs on it is unknown from then

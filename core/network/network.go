@@ -21,7 +21,7 @@ type Network struct {
 	Description string
 	Tags        []string
 	AdminUp     bool
-	MTU         int  // 0 at creation: the largest that fits
+	MTU         int  // 0 at creation: the largest that fits, but no larger than what guests are used to
 	Secured     bool // whether new ports get port security unless they say otherwise
 	ZoneHints   []string
 	DNSDomain   string
@@ -44,16 +44,14 @@ const (
 	VLAN    = "vlan"
 )
 
-// Bounds of MTUs and identifiers. An overlay's packets carry 50 bytes of VXLAN headers, over IPv6 70.
+// Bounds of MTUs and identifiers.
 const (
-	physicalMTU  = 1500
-	overlayMTU   = physicalMTU - 50
-	overlayMTUv6 = physicalMTU - 70
-	minMTU       = 68
-	minMTUv6     = 1280
-	firstVNI     = 1
-	lastVNI      = 1<<24 - 1
-	lastVLAN     = 4094
+	physicalMTU = 1500
+	minMTU      = 68
+	minMTUv6    = 1280
+	firstVNI    = 1
+	lastVNI     = 1<<24 - 1
+	lastVLAN    = 4094
 )
 
 var networkFields = common(fields[Network]{
@@ -78,6 +76,12 @@ var networkFields = common(fields[Network]{
 var networks = state.NewTable[Network]("network",
 	facets(networkFields),
 	state.Index("tail", func(n *Network) state.Key { return state.KeyOf(n.ID.Tail()) }),
+	state.Index("overlay-mtu", func(n *Network) state.Key {
+		if n.Kind != Overlay {
+			return ""
+		}
+		return state.KeyOf(n.MTU)
+	}),
 	state.Index("vni", func(n *Network) state.Key {
 		if n.Kind != Overlay {
 			return ""
@@ -131,7 +135,7 @@ func addNetwork(ctx context.Context, tx *state.Tx, n *Network) error {
 		return err
 	}
 	if n.MTU == 0 {
-		n.MTU = largestMTU(tx, n)
+		n.MTU = min(largestMTU(tx, n), physicalMTU)
 	}
 	if err := checkMTU(tx, n); err != nil {
 		return err
@@ -316,19 +320,6 @@ func putSegment(tx *state.Tx, n *Network) error {
 			WithCode("segment-in-use")
 	}
 	return err
-}
-
-// largestMTU is what fits a network's packets: for an overlay through the tunnel to any host.
-func largestMTU(tx *state.Tx, n *Network) int {
-	if n.Kind != Overlay {
-		return physicalMTU
-	}
-	for h := range host.Table().Peek(tx, "", state.Range{}) {
-		if h.Address.Is6() {
-			return overlayMTUv6
-		}
-	}
-	return overlayMTU
 }
 
 func checkMTU(tx *state.Tx, n *Network) error {

@@ -18,9 +18,9 @@ func (s *Service) Tasks() []reconcile.Task {
 	return []reconcile.Task{s.homes(), s.ends()}
 }
 
-// homes finds a home for each router that has none, or whose home is gone, cannot be heard, has fallen mute, is being emptied or is not
-// connected with the router's network outside, if there is a better one. What went out by that home begins anew: the next one takes over
-// the address, and knows nothing of the connections.
+// homes finds a home for each router that has none, or whose home is gone, cannot be heard, has fallen mute, is not reached by other hosts, is
+// being emptied or is not connected with the router's network outside, if there is a better one. What went out by that home begins anew: the
+// next one takes over the address, and knows nothing of the connections.
 func (s *Service) homes() reconcile.Task {
 	return reconcile.Task{
 		Name: "router-home",
@@ -32,8 +32,8 @@ func (s *Service) homes() reconcile.Task {
 			if e.Kind != "host" {
 				return nil
 			}
-			if was, now := sides[host.Host](e); was == nil || now == nil || goodHome(was) != goodHome(now) || !slices.Equal(was.Physical, now.Physical) {
-				return []resource.ID{e.ID} // a host came or went, or its uplink did: the step for it sees to all routers
+			if was, now := sides[host.Host](e); was == nil || now == nil || goodHome(was) != goodHome(now) || !slices.Equal(was.Physical, now.Physical) || was.Address != now.Address {
+				return []resource.ID{e.ID} // a host came or went, or its uplink or its address did: the step for it sees to all routers
 			}
 			return nil
 		},
@@ -61,15 +61,16 @@ func (s *Service) homes() reconcile.Task {
 // they are settled. Only routers are looked at whose home lacks something.
 func strays(tx *state.Tx) []resource.ID {
 	ids := routers.IDs(tx, "homeless", "")
+	under := host.UnderlayOf(tx)
 	best := map[string]int{} // by uplink, how the host does that does best with it; "" for none
 	silent := nowhere        // likewise, of the hosts that say nothing of uplinks
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
-		best[""] = max(best[""], suits(h, "", false))
+		best[""] = max(best[""], suits(under, h, "", false))
 		if !h.SaysUplinks() {
-			silent = max(silent, suits(h, "", false))
+			silent = max(silent, suits(under, h, "", false))
 		}
 		for _, uplink := range h.Physical {
-			best[uplink] = max(best[uplink], suits(h, uplink, false))
+			best[uplink] = max(best[uplink], suits(under, h, uplink, false))
 		}
 	}
 	spare := unheard // the best that one without the uplink does
@@ -78,13 +79,15 @@ func strays(tx *state.Tx) []resource.ID {
 		spare = inland
 	case leaving:
 		spare = inlandOff
+	case cutOff:
+		spare = cutOff
 	}
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
-		if goodHome(h) && leadsEverywhere(h, best) {
+		if goodHome(h) && under.Reaches(h) && leadsEverywhere(h, best) {
 			continue
 		}
 		for r := range routers.Peek(tx, "host", state.Range{Prefix: state.KeyOf(h.ID)}) {
-			if uplink := uplinkOf(tx, r); suits(h, uplink, true) < max(best[uplink], silent, spare) {
+			if uplink := uplinkOf(tx, r); suits(under, h, uplink, true) < max(best[uplink], silent, spare) {
 				ids = append(ids, r.ID)
 			}
 		}

@@ -13,15 +13,16 @@ import (
 // zones that is home to the fewest. That a host is disabled keeps guests off it, not routers.
 func settle(tx *state.Tx, r *Router) {
 	best, least := resource.ID{}, int64(0)
+	under := host.UnderlayOf(tx)
 	uplink, most := uplinkOf(tx, r), nowhere
 	if h, ok := host.Table().PeekOne(tx, r.HostID); ok {
-		most = suits(h, uplink, true)
+		most = suits(under, h, uplink, true)
 	}
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
 		if h.ID == r.HostID || len(r.ZoneHints) > 0 && !slices.Contains(r.ZoneHints, h.Zone) {
 			continue
 		}
-		how := suits(h, uplink, false)
+		how := suits(under, h, uplink, false)
 		if how < most || how == most && best.IsZero() {
 			continue
 		}
@@ -38,6 +39,7 @@ func settle(tx *state.Tx, r *Router) {
 const (
 	nowhere   = iota // it is not there
 	unheard          // it is lost or mute
+	cutOff           // the other hosts do not reach it, and what their guests send out would not either
 	inlandOff        // in maintenance, and without the router's uplink
 	inland           // without it
 	awaited          // it is home, and has the uplink, but is lost or mute
@@ -47,13 +49,15 @@ const (
 
 // suits says how well a host would do as the home of a router with an uplink, or does as what it is. A home with the uplink is
 // not left for a host that has none: nothing would go out there either, and home may be back any moment.
-func suits(h *host.Host, uplink string, home bool) int {
-	heard, leads := h.Up() && h.Mute.IsZero(), uplink == "" || h.Leads(uplink)
+func suits(under host.Underlay, h *host.Host, uplink string, home bool) int {
+	heard, leads, reached := h.Up() && h.Mute.IsZero(), uplink == "" || h.Leads(uplink), under.Reaches(h)
 	switch {
-	case !heard && leads && home:
+	case !heard && leads && home && reached:
 		return awaited
 	case !heard:
 		return unheard
+	case !reached:
+		return cutOff
 	case leads && h.Maintenance:
 		return leaving
 	case leads:

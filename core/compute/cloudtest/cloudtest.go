@@ -71,7 +71,7 @@ type Host struct {
 }
 
 // Capacity of each host.
-var Capacity = host.Capacity{Driver: "fake", Release: "1.0", VCPUs: 16, MemoryMiB: 65536, DiskGiB: 1000, Moves: true, Snapshots: "raw", Arch: "x86_64", CPUModel: "test"}
+var Capacity = host.Capacity{Driver: host.Simulated, Release: "1.0", VCPUs: 16, MemoryMiB: 65536, DiskGiB: 1000, Moves: true, Snapshots: "raw", Arch: "x86_64", CPUModel: "test"}
 
 // New makes a cloud with so many hosts.
 func New(t testing.TB, hosts int) *Cloud {
