@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -191,6 +192,32 @@ func TestAStorageThatHangsIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.want(time.Hour)
+}
+
+func TestAHostThatOthersDoNotReachIsTold(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("ops"))
+	ids := map[string]resource.ID{}
+	says := func(name, address string, mtu int) {
+		t.Helper()
+		if ids[name].IsZero() {
+			r.clock = r.clock.Add(time.Second)
+			ids[name] = resource.NewID(r.clock, nil)
+		}
+		hello := host.Hello{Name: name, Address: netip.MustParseAddr(address), MTU: mtu}
+		if err := host.Arrive(r.ctx, r.State, ids[name], hello); err != nil {
+			t.Fatal(err)
+		}
+	}
+	says("node-1", "192.0.2.1", 0)
+	says("node-2", "192.0.2.2", 0)
+	r.want(time.Minute)
+	says("node-2", "192.0.2.1", 0)
+	r.want(time.Minute, "ops: raised host-apart node-1", "ops: raised host-apart node-2")
+	says("node-2", "192.0.2.2", 1300)
+	r.want(time.Minute, "ops: resolved host-apart node-1", "ops: resolved host-apart node-2", "ops: raised host-wire node-2")
+	says("node-2", "192.0.2.2", 1500)
+	r.want(time.Minute, "ops: resolved host-wire node-2")
 }
 
 func TestAHostWhoseCertificateEndsIsTold(t *testing.T) {

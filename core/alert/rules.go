@@ -155,6 +155,12 @@ func (l *looker) hosts() {
 			l.find(Critical, "storage-hangs", h.Name, "The host %s cannot reach the storage that it shares with others, since %s: %s. What its guests write waits, and their disks may fail. "+
 				"Look at the file server, and at the mount on the host.", h.Name, since.UTC().Format(time.RFC3339), h.Away.Why)
 		}
+		if why := h.Apart(l.tx); why != "" {
+			l.find(Critical, "host-apart", h.Name, "%s Until then guests there and elsewhere do not reach each other.", why)
+		}
+		if why := h.Narrow(l.tx); why != "" {
+			l.find(Warning, "host-wire", h.Name, "%s", why)
+		}
 		if h.Ahead != (host.Mark{}) {
 			l.find(Critical, "host-refuses", h.Name, "The host %s was told of a newer state, at %v, and refuses this one. After a restore, run unkai controller restored.", h.Name, h.Ahead)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -471,6 +472,140 @@ func TestANetworksPacketsFitItsTunnels(t *testing.T) {
 		t.Error(err)
 	}
 	a.refuses(fault.Invalid, "mtu", name(1440))
+}
+
+// TestNetworksFitTheWires: no network is made that a host's wire does not carry, and no host joins whose wire does not carry those that there are.
+func TestNetworksFitTheWires(t *testing.T) {
+	says := func(n, mtu int) host.Hello {
+		return host.Hello{Speaks: release.Own, Name: fmt.Sprint("h", n), Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(n + 1)}), Physical: []string{"public"}, MTU: mtu}
+	}
+	a := openAcross(t, 2, 2)
+	join := func(n, mtu int) error {
+		return host.Arrive(context.Background(), a.st, resource.NewID(time.Now(), nil), says(n, mtu))
+	}
+	wish := func(mtu int) error {
+		_, err := a.Networks.Create(a.ours, &network.Network{Meta: owned(a.our, ""), AdminUp: true, MTU: mtu})
+		return err
+	}
+	makes := func(mtu, want int) {
+		t.Helper()
+		if n := a.network(a.ours, a.our); n.MTU != want {
+			t.Errorf("an MTU of %d instead of %d", n.MTU, want)
+		}
+		if err := wish(want); err != nil {
+			t.Error(err)
+		}
+	}
+	a.arrive(1, says(1, 9000))
+	makes(0, 1450) // the other says nothing
+	a.arrive(0, says(0, 9000))
+	makes(0, 1500) // what guests are used to, unless they ask
+	if err := wish(8951); !fault.Is(err, fault.Invalid) {
+		t.Errorf("a network of 8951 bytes over 9000: %v", err)
+	}
+	for _, mtu := range []int{0, 1500, 1549} {
+		if err := join(2, mtu); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "1550") {
+			t.Errorf("a host with a wire of %d beside networks of 1500: %v", mtu, err)
+		}
+	}
+	if err := join(2, 1550); err != nil {
+		t.Error(err)
+	}
+	// One that is in stays so. It is told of, and what is made next fits.
+	a.arrive(1, says(1, 1400))
+	if h, _ := host.Find(a.st.Latest(), a.hosts[1]); !strings.Contains(h.Narrow(a.st.Latest()), "1550") {
+		t.Errorf("of a host whose wire is too small it is said: %q", h.Narrow(a.st.Latest()))
+	}
+	makes(0, 1350)
+	if err := join(3, 1300); !fault.Is(err, fault.Conflict) {
+		t.Errorf("a wire that no IPv6 fits: %v", err)
+	}
+}
+
+// TestTheFirstWireDecides: what a cloud begins with is made before any host can tell what wires carry.
+func TestTheFirstWireDecides(t *testing.T) {
+	for name, c := range map[string]struct {
+		address string
+		mtu     int
+		want    int
+	}{
+		"a smaller wire": {"192.0.2.1", 1400, 1350}, "a larger one": {"192.0.2.1", 9000, 1450}, "over IPv6": {"2001:db8::1", 1500, 1430}, "a small one over IPv6": {"2001:db8::1", 1400, 1330},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := open(t)
+			idle, used := b.network(b.ours, b.our), b.network(b.ours, b.our)
+			b.subnet(b.ours, used, "10.0.0.0/24")
+			hello := host.Hello{Speaks: release.Own, Name: "h", Address: netip.MustParseAddr(c.address), MTU: c.mtu}
+			try := func() error {
+				return host.Arrive(context.Background(), b.st, resource.NewID(time.Now(), nil), hello)
+			}
+			// Where a guest is that was told otherwise, the network stays as it is, and the host outside.
+			port, err := state.Do(b.ours, b.st, func(tx *state.Tx) (*network.Port, error) {
+				return network.AddPort(b.ours, tx, network.PortWanted{ProjectID: b.our, NetworkID: used.ID, DeviceID: tx.NewID(), Owner: network.OwnerServer})
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := try(); fault.Is(err, fault.Conflict) != (c.want < 1450) {
+				t.Errorf("beside a guest: %v", err)
+			}
+			if c.want < 1450 {
+				if err := b.st.Update(b.ours, func(tx *state.Tx) error { return network.ReleasePort(b.ours, tx, port.ID) }); err != nil {
+					t.Fatal(err)
+				}
+				if err := try(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, n := range []*network.Network{idle, used} {
+				if now, _ := network.Networks().Find(b.st.Latest(), n.ID); now.MTU != c.want {
+					t.Errorf("an MTU of %d instead of %d", now.MTU, c.want)
+				}
+			}
+		})
+	}
+}
+
+// TestARouterHasNoHomeThatNobodyReaches: what its guests elsewhere send out would not arrive there.
+func TestARouterHasNoHomeThatNobodyReaches(t *testing.T) {
+	a := openAcross(t, 3, 2)
+	hello := func(n int, address string) host.Hello {
+		h := host.Hello{Speaks: release.Own, Name: fmt.Sprint("h", n), Physical: []string{"public"}, Capacity: host.Capacity{Driver: "qemu"}}
+		if address != "" {
+			h.Address = netip.MustParseAddr(address)
+		}
+		return h
+	}
+	if a.home() != 0 {
+		t.Fatalf("home is host %d", a.home())
+	}
+	a.arrive(0, hello(0, ""))
+	a.settle()
+	if a.home() != 1 {
+		t.Errorf("with no address at home, home is %d", a.home())
+	}
+	a.arrive(1, hello(1, "2001:db8::2")) // the family is that of the first which has one
+	a.settle()
+	if a.home() != 1 {
+		t.Errorf("home is %d", a.home())
+	}
+	a.arrive(0, hello(0, "192.0.2.1"))
+	a.settle()
+	if a.home() != 0 {
+		t.Errorf("when home has an address of another family, home is %d", a.home())
+	}
+	// One without a way out, that is reached, is better than one that is not: guests' packets at least come that far.
+	a.arrive(1, hello(1, ""))
+	a.arrive(0, hello(0, ""))
+	a.settle()
+	if a.home() != 2 {
+		t.Errorf("where only the inland host has an address, home is %d", a.home())
+	}
+	a.arrive(0, hello(0, "192.0.2.1"))
+	a.settle()
+	if a.home() != 0 {
+		t.Errorf("when one with a way out has an address again, home is %d", a.home())
+	}
 }
 
 // TestAnExpectedPortThatIsGone: the host that a port was on its way to is told that its network is none of its any more.
