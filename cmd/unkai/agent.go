@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -41,6 +42,9 @@ func (a *agentCommand) Run(ctx context.Context) error {
 		if a.Address, err = addressTowards(ctx, join); err != nil {
 			return err
 		}
+	}
+	if a.Address == "" {
+		slog.WarnContext(ctx, "this host has no address at which others reach it, for its controller is on this machine: it is to be the only one, or to be given --address")
 	}
 	var kept sockets
 	kept.inherit()

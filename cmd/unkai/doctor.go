@@ -12,10 +12,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/network"
 	"github.com/unkai-cloud/unkai/driver/qemu"
 )
 
-type doctorCommand struct{}
+type doctorCommand struct {
+	Address string `help:"The address at which other hosts are to reach this one; the link on the way to anywhere else is looked at when empty."`
+}
 
 // A finding is one thing that the doctor looked at.
 type finding struct {
@@ -26,9 +30,9 @@ type finding struct {
 }
 
 // Run prints what was found; it fails when a host could not work here.
-func (doctorCommand) Run() error {
+func (d doctorCommand) Run() error {
 	missing := 0
-	for _, f := range examine() {
+	for _, f := range append(examine(), d.wire()) {
 		mark := "ok     "
 		if !f.well {
 			mark = "absent "
@@ -78,6 +82,39 @@ func hypervisor() []finding {
 		moves = "guests stay on this host: QEMU 5.2 or newer is needed to move them, and this is " + cmp.Or(found.Version, "none that runs")
 	}
 	return []finding{{"confinement", !found.Loose, true, say}, {"moves", found.Moves, false, moves}}
+}
+
+// wire tells what the link to other hosts carries.
+func (d doctorCommand) wire() finding {
+	name, mtu, err := outwards()
+	v6 := false
+	if d.Address != "" {
+		address, bad := machineOptions{Address: d.Address}.address()
+		if bad == nil {
+			bad = host.CheckAddress(address)
+		}
+		if bad == nil {
+			name, mtu, bad = wireOf(address)
+		}
+		err, v6 = bad, address.Is6()
+	}
+	if err != nil {
+		return finding{"wire", false, false, "the link to other hosts is not known (" + err.Error() + "); a cloud of one host needs none"}
+	}
+	return judgeWire(name, mtu, v6)
+}
+
+// judgeWire says what networks a link carries.
+func judgeWire(name string, mtu int, v6 bool) finding {
+	most, plain := network.OverlayMTU(mtu, v6), network.OverlayMTU(host.PlainMTU, v6)
+	say := fmt.Sprintf("packets of up to %d bytes on %s: networks between hosts have at most %d", mtu, name, most)
+	if full := 2*host.PlainMTU - plain; mtu < full {
+		say += fmt.Sprintf("; an MTU of %d, of the switches too, makes it %d", full, host.PlainMTU)
+	}
+	if most < plain {
+		say += fmt.Sprintf(". Networks that were made for hosts of %d do not work here, and where there are any this one is refused", host.PlainMTU)
+	}
+	return finding{"wire", most >= plain, false, say}
 }
 
 func kvm() finding {

@@ -37,7 +37,7 @@ type machineOptions struct {
 	SharedDisks     string `help:"A folder that other hosts reach too (NFS, CephFS, GFS2, ...), with locks: guests' disks are kept there. They then change hosts without being copied, and outlive this one. See docs/decisions/shared-storage.md." type:"path"`
 	Moves           int    `default:"8704" help:"The TCP port at --address on which guests come in from other hosts (mutual TLS); 0 for none."`
 	Wire            int    `placeholder:"MBIT" help:"How many megabits a second this machine sends to other hosts, as long as no move has told: for forecasts."`
-	Address         string `help:"This machine's address for the tunnels between hosts. An agent takes the one on its way to the controller; a cloud on one machine needs none."`
+	Address         string `help:"This machine's address for the tunnels between hosts, at which they all reach it. An agent takes the one on its way to the controller; a cloud of one host needs none."`
 }
 
 // pool is the external network's prefix and the machine's own address in it.
@@ -90,7 +90,7 @@ func (o machineOptions) address() (netip.Addr, error) {
 	if err != nil {
 		return a, fmt.Errorf("--address %s: want an IP address", o.Address)
 	}
-	return a, nil
+	return a.Unmap(), nil
 }
 
 func openNetwork(o machineOptions, md func(resource.ID) http.Handler) (*linuxnet.Driver, error) {
@@ -128,6 +128,13 @@ func (o machineOptions) join(ctx context.Context, url, token, dir string) (*agen
 	name, err := o.name()
 	if err == nil {
 		err = host.CheckNew(name, o.Zone) // before the token is used up
+	}
+	var address netip.Addr
+	if err == nil {
+		address, err = o.address()
+	}
+	if err == nil {
+		err = host.CheckAddress(address)
 	}
 	if err != nil {
 		return nil, err
@@ -241,9 +248,15 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 		slog.WarnContext(ctx, "could not see whether an upgrade of this agent is decided on", "err", err)
 		is = release.Span{Oldest: release.Own.Oldest, Newest: release.Own.Oldest}
 	}
+	wire := 0
+	if address.IsValid() {
+		if _, wire, err = wireOf(address); err != nil {
+			slog.WarnContext(ctx, "what the wire to other hosts carries is not known, and counts as 1500 bytes a packet", "err", err)
+		}
+	}
 	capacity := capacityOf(c)
 	capacity.WireMbps = max(0, m.options.Wire)
-	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Speaks: is, Address: address, Physical: physical, Capacity: capacity, Mark: m.agent.Mark(),
+	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Speaks: is, Address: address, MTU: wire, Physical: physical, Capacity: capacity, Mark: m.agent.Mark(),
 		Renews: true, Watchdog: m.lease.Watchdog != nil}, nil
 }
 

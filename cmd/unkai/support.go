@@ -52,7 +52,7 @@ func (s *supportCommand) Run(ctx context.Context) (err error) {
 		return fmt.Errorf("read what the controller says: %w", err)
 	}
 	var doctor bytes.Buffer
-	for _, f := range examine() {
+	for _, f := range append(examine(), doctorCommand{}.wire()) {
 		fmt.Fprintf(&doctor, "well %v, needed %v: %s: %s\n", f.well, f.need, f.what, f.say)
 	}
 	parts = append(parts, supportPart{"doctor.txt", doctor.Bytes()})
