@@ -517,6 +517,8 @@ func TestNetworksFitTheWires(t *testing.T) {
 		t.Errorf("of a host whose wire is too small it is said: %q", h.Narrow(a.st.Latest()))
 	}
 	makes(0, 1350)
+	a.arrive(1, says(1, 68))
+	makes(0, 1280)
 	if err := join(3, 1300); !fault.Is(err, fault.Conflict) {
 		t.Errorf("a wire that no IPv6 fits: %v", err)
 	}

@@ -45,7 +45,8 @@ func largestMTU(tx *state.Tx, n *Network) int {
 	if wire == 0 {
 		wire = host.PlainMTU
 	}
-	return wire - overhead(host.UnderlayOf(tx))
+	// A host that says less is in trouble, and told of; it is not to keep everybody from making networks.
+	return max(wire-overhead(host.UnderlayOf(tx)), minMTUv6)
 }
 
 // fitFirst makes the networks fit that were made before any host had an address, such as those that a cloud begins with: the first that
