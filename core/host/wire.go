@@ -91,7 +91,7 @@ func (h *Host) Apart(tx *state.Tx) string {
 	}
 	if !h.Address.IsValid() {
 		if other := h.another(tx, ""); other != nil {
-			return fmt.Sprintf("Host %s has no address at which others, such as %s, reach it: its agent is to be started with --address. If it is no more, take it out (unkai controller remove %s).", h.Name, other.Name, h.Name)
+			return fmt.Sprintf("Host %s has no address at which others, such as %s, reach it: its agent is to be started with --address.", h.Name, other.Name)
 		}
 		return ""
 	}
@@ -162,7 +162,7 @@ func (h *Host) wire(tx *state.Tx, isNew, first bool) error {
 	}
 	for other := range hosts.Peek(tx, "address", state.Range{Prefix: state.KeyOf(false)}) {
 		if other.ID != h.ID && h.tunnels() {
-			return fault.Errorf(fault.Conflict, "%s Host %s can join after that.", other.Apart(tx), h.Name)
+			return fault.Errorf(fault.Conflict, "%s Host %s can join after that, or when %s was taken out (unkai controller remove %s).", other.Apart(tx), h.Name, other.Name, other.Name)
 		}
 	}
 	if why := h.Narrow(tx); why != "" {

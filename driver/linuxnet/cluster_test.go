@@ -36,7 +36,6 @@ type cluster struct {
 	hosts       []*clusterHost
 	wire, world *namespace
 	sent        map[resource.ID]map[network.Thing]string // what each host was told last
-	change      func(thing any)                          // of what hosts are told, if set
 }
 
 type clusterHost struct {
@@ -96,7 +95,7 @@ func newCluster(t testing.TB, shape clusterShape) *cluster {
 		}
 	}
 	for n, h := range c.hosts {
-		hello := host.Hello{Name: fmt.Sprint("host-", n), Address: h.address, Physical: slices.Sorted(maps.Keys(must(h.Uplinks())(t)))}
+		hello := host.Hello{Name: fmt.Sprint("host-", n), Address: h.address, MTU: shape.mtu, Physical: slices.Sorted(maps.Keys(must(h.Uplinks())(t)))}
 		if connected := n < shape.hosts-shape.inland; connected != (len(hello.Physical) == 1) {
 			t.Errorf("host %d says that it is connected with %v", n, hello.Physical)
 		}
@@ -223,9 +222,6 @@ func (c *cluster) tell(h *clusterHost, thing network.Thing, body []byte) {
 func decode[T any](c *cluster, body []byte) (v T) {
 	c.t.Helper()
 	ok(c.t, json.Unmarshal(body, &v))
-	if c.change != nil {
-		c.change(&v)
-	}
 	return v
 }
 
