@@ -205,12 +205,20 @@ func (w *world) provide(n *node) {
 	}
 }
 
-// enableAll ends all maintenance, but of dead machines from which something is to be restarted elsewhere: that has to be, whatever they were in.
-func (w *world) enableAll() error {
+// patience is how long an operator leaves a host in maintenance that has died, and from which something is to be restarted elsewhere.
+const patience = prompt - 20*time.Second
+
+// enableAll ends all maintenance, but for a while that of dead machines from which something is to be restarted elsewhere: that has to be, whatever
+// they were in. An operator does not wait for what will not be: in a storm, or when nothing is awaited any more.
+func (w *world) enableAll(calm time.Time) error {
 	s := host.Service{State: w.control.state}
 	tx := w.control.state.Latest()
+	_, _, storm := compute.Storm(tx)
 	for h := range host.Table().Each(tx, "name", "") {
-		if n := w.node(h.ID); n != nil && n.dead && compute.Awaited(tx, h.ID) && (host.KeepingOf(tx).Leases || h.Fencing.Driver != "") {
+		if !h.Disabled && !h.Maintenance {
+			continue
+		}
+		if n := w.node(h.ID); n != nil && n.dead && !storm && w.clock.Sub(calm) < patience && compute.Awaited(tx, h.ID) && (host.KeepingOf(tx).Leases || h.Fencing.Driver != "") {
 			continue
 		}
 		if err := s.SetDisabled(identity.Internal(w.ctx), h.ID, false, ""); err != nil {

@@ -24,11 +24,14 @@ func (w *world) settle() error {
 		n.cutUntil, n.failUntil, n.slowUntil, n.offUntil = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	}
 	w.heal()
-	if err := errors.Join(w.leaveNobodyAtTheDoor(), w.enableAll()); err != nil {
+	if err := w.leaveNobodyAtTheDoor(); err != nil {
 		return err
 	}
 	from := w.clock
 	for w.clock.Sub(from) < bound {
+		if err := w.enableAll(from); err != nil {
+			return err
+		}
 		busy := true
 		for busy {
 			busy = w.work()
