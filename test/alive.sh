@@ -123,7 +123,7 @@ until_ok 40 gone || fail "the host that is back keeps what is not its own any mo
 ok "back again it starts its own, and takes away what was given to another"
 
 # --- maintenance
-"$unkai" host maintenance host-b --plan --data "$cdata" | grep -q "$vm.*stay\|$vm.*live" || fail "the plan does not name the server"
+"$unkai" host maintenance host-b --plan --data "$cdata" >"$work/plan" 2>&1 && grep -q "$vm.*stay\|$vm.*live" "$work/plan" || { cat "$work/plan" >&2; fail "the plan does not name the server"; }
 "$unkai" host maintenance host-b --stop --wait --reason fans --data "$cdata" >"$work/drained" || { cat "$work/drained" >&2; fail "the host is not drained"; }
 ! runs b "$vm" || fail "a guest runs on a drained host"
 on b Disabled true || fail "a drained host takes new servers"
