@@ -72,6 +72,7 @@ type hostHealth struct {
 	Speaks             release.Span
 	Up, Disabled       bool
 	Maintenance, Dead  bool      `json:",omitempty"`
+	Off                bool      `json:",omitempty"` // it was emptied for its maintenance, and is not missed
 	Lost               time.Time `json:",omitzero"`
 	Mute               time.Time `json:",omitzero"`  // its machine answers nothing, and it is not lost yet
 	Routers            int64     `json:",omitempty"` // that go out through it
@@ -335,9 +336,11 @@ func (h *health) print(w io.Writer) error {
 	if h.Agent != nil {
 		return h.Agent.print(w, h.Version)
 	}
-	up, down, mute := 0, 0, 0
+	up, down, mute, off := 0, 0, 0, 0
 	for _, m := range h.Hosts {
 		switch {
+		case m.Off:
+			off++
 		case !m.Up:
 			down++
 		case !m.Mute.IsZero():
@@ -390,7 +393,11 @@ func (h *health) print(w io.Writer) error {
 	if mute > 0 {
 		fmt.Fprintf(w, " (%d mute)", mute)
 	}
-	fmt.Fprintf(w, ", %d lost\nservers", down)
+	fmt.Fprintf(w, ", %d lost", down)
+	if off > 0 {
+		fmt.Fprintf(w, ", %d off for maintenance", off)
+	}
+	fmt.Fprint(w, "\nservers")
 	total := 0
 	for stage, n := range h.Servers {
 		fmt.Fprintf(w, " %d %s", n, stage)
@@ -471,7 +478,9 @@ func (h *health) led() bool {
 // how a host is, in words.
 func (m *hostHealth) how() string {
 	how := "up"
-	if !m.Up {
+	if m.Off {
+		how = "off, or not heard, since " + m.Lost.Format(time.RFC3339)
+	} else if !m.Up {
 		how = "lost since " + m.Lost.Format(time.RFC3339)
 	}
 	if !m.Mute.IsZero() {

@@ -40,6 +40,7 @@ func TestStatusFailsWhenSomethingNeedsSomebody(t *testing.T) {
 		"all answer and none leads": {health{Controllers: three(false, true)}, "no controller leads"},
 		"one does not answer":       {health{Controllers: three(true, false)}, "c3"},
 		"a host is lost":            {health{Hosts: []hostHealth{{Name: "a"}}}, "1 hosts"},
+		"one is off on purpose":     {health{Hosts: []hostHealth{{Name: "a", Off: true, Maintenance: true}}}, ""},
 		"nothing can be stored":     {health{Broken: "the disk is gone"}, "the disk is gone"},
 	} {
 		err := c.is.print(io.Discard)

@@ -262,6 +262,25 @@ func TestATargetThatFailsIsToldLater(t *testing.T) {
 	}
 	r.fails = nil
 	r.want(lastRetry+time.Second, "ops: resolved clock-ahead")
+
+	// What was over before it could be told is told all the same, both of it; not after a day.
+	r.fails = errors.New("again")
+	r.machine().Ahead = time.Hour
+	r.want(time.Minute)
+	r.machine().Ahead = 0
+	r.want(time.Minute)
+	r.fails = nil
+	r.want(lastRetry, "ops: raised clock-ahead")
+	r.want(time.Minute, "ops: resolved clock-ahead")
+	r.want(time.Minute)
+	r.fails = errors.New("again")
+	r.machine().Ahead = time.Hour
+	r.want(time.Minute)
+	r.machine().Ahead = 0
+	r.want(time.Minute)
+	r.want(newsFor)
+	r.fails = nil
+	r.want(lastRetry)
 }
 
 func TestWhoIsTold(t *testing.T) {
@@ -482,12 +501,21 @@ func TestOperationsThatFailOrNeverEnd(t *testing.T) {
 	r.want(time.Second)
 	begin("create", operation.Failed)
 	r.want(time.Second, "t: raised operations-failing create server")
+	begin("live-migration", operation.Failed)
+	begin("live-migration", operation.Failed)
+	begin("live-migration", operation.Cancelled)
+	r.want(time.Second)
+	for range 20 {
+		begin("live-migration", operation.Succeeded)
+	}
+	begin("live-migration", operation.Failed)
+	r.want(time.Second, "t: raised operations-failing live-migration server")
 	for range 100 {
 		begin("reboot", operation.Succeeded)
 		begin("reboot", operation.Failed)
 	}
 	r.want(time.Second, "t: raised operations-failing reboot server")
-	r.want(failingSpan, "t: resolved operations-failing create server", "t: resolved operations-failing reboot server")
+	r.want(failingSpan, "t: resolved operations-failing create server", "t: resolved operations-failing live-migration server", "t: resolved operations-failing reboot server")
 	begin("resize", operation.Running)
 	r.want(2 * time.Minute)
 	r.want(2*time.Minute, "t: raised operations-overdue")

@@ -165,10 +165,10 @@ func (k *Keeper) due(tx *state.Tx, now time.Time) []due {
 	for a := range alerts.All(tx) {
 		for _, t := range to {
 			told := a.told(t.ID)
-			if now.Before(told.Next) || told.Resolved || a.Open() && told.Raised || !a.Open() && !told.Raised {
-				continue // an alert that was over before the target heard of it is no news
+			if now.Before(told.Next) || told.Resolved || a.Open() && told.Raised || !told.Raised && !a.isNewsTo(t, now) {
+				continue
 			}
-			all = append(all, due{a, t, k.notice(a)})
+			all = append(all, due{a, t, k.notice(a, told.Raised)})
 		}
 	}
 	return all
@@ -183,9 +183,19 @@ func (a *Alert) told(target resource.ID) Told {
 	return Told{TargetID: target}
 }
 
-func (k *Keeper) notice(a *Alert) Notice {
+// newsFor is how long an alert that is over is told to a target that did not take it while it held.
+const newsFor = 24 * time.Hour
+
+// isNewsTo reports whether a target that has not heard of an alert is to be: while it holds, and also when it is over, if the target was there
+// to be told and could not be. First that it was raised, then that it was resolved.
+func (a *Alert) isNewsTo(t *Target, now time.Time) bool {
+	return a.Open() || !t.CreatedAt.After(a.CreatedAt) && now.Sub(a.Resolved) < newsFor
+}
+
+// notice is what a target is to be told next of an alert.
+func (k *Keeper) notice(a *Alert, raised bool) Notice {
 	n := Notice{ID: a.ID, Event: "raised", Rule: a.Name, Subject: a.Subject, Text: a.Text, Severity: a.Severity, Raised: a.CreatedAt, Cloud: k.Cloud}
-	if !a.Open() {
+	if raised && !a.Open() {
 		n.Event, n.Resolved = "resolved", a.Resolved
 	}
 	return n

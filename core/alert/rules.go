@@ -91,6 +91,7 @@ const (
 	failingSpan                = 15 * time.Minute
 	failingMany                = 10 // operations in that time…
 	failingPart                = 4  // …and one in so many
+	failingMoves               = 3  // of moves, whatever their part: few are asked for, and each was to spare a guest something
 	failingLooked              = 5000
 	slowPart                   = 2 // operations are slow that take longer than one part in so many of their time limit
 	silentFor                  = time.Minute
@@ -301,8 +302,21 @@ func (l *looker) operations() {
 			l.find(Warning, "operations-slow", subject, "Of %d operations %s that ended within %v, %d took more than half of the time that they had. What each waited for is at GET /v1/operations.",
 				ended[w], subject, failingSpan, slow[w])
 		}
-		if failed[w] >= bound("operations-failing") && failed[w]*failingPart >= ended[w] {
+		many, part := bound("operations-failing"), failingPart
+		if movesServers(w.verb) {
+			many, part = min(many, failingMoves), ended[w]
+		}
+		if failed[w] >= many && failed[w]*part >= ended[w] {
 			l.find(Warning, "operations-failing", subject, "Of %d operations %s that ended within %v, %d failed. GET /v1/operations says why.", ended[w], subject, failingSpan, failed[w])
 		}
 	}
+}
+
+// movesServers reports whether operations of a verb take servers to other hosts.
+func movesServers(verb string) bool {
+	switch compute.Task(verb) {
+	case compute.Migrating, compute.LiveMigrating, compute.Evacuating:
+		return true
+	}
+	return false
 }
