@@ -90,7 +90,7 @@ func TestAnUpgradeEndsWhenTheCloudKnowsOfIt(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			kept := &trial{To: introduction{Version: "next", Speaks: wide}, Within: time.Minute, Before: standing{Connected: true}}
+			kept := &trial{To: introduction{Version: "next", Speaks: wide, Sockets: true}, Within: time.Minute, Before: standing{Connected: true}}
 			s := tells(t, c.member, kept)
 			ended := make(chan error, 1)
 			for n, h := range c.before {
@@ -124,6 +124,14 @@ func TestAnUpgradeEndsWhenTheCloudKnowsOfIt(t *testing.T) {
 				t.Error("it does not end")
 			}
 		})
+	}
+}
+
+// The first release's agents have no control socket.
+func TestAnUpgradeToTheFirstReleaseEnds(t *testing.T) {
+	t.Parallel()
+	if missing := unknownYet(t.Context(), t.TempDir(), &trial{To: introduction{Version: "first", Speaks: release.First}, Within: time.Minute}); missing != "" {
+		t.Errorf("it waits for %s", missing)
 	}
 }
 
