@@ -320,7 +320,11 @@ func TestFloatingAddressFollowsItsPort(t *testing.T) {
 	c.expect("over IPv6 by the router's home", b.namespace, at(outsideGatewayV6, 80), of(pb, true))
 	// Inside, floating addresses are reached as from outside.
 	c.expect("from host to host by floating addresses", a.namespace, at(floats[pb], 80), floats[pa])
-	c.expect("to a neighbour's by one that has none", e.namespace, at(floats[pb], 80), floats[pb])
+	seen := floats[pb]
+	if home.HostID == c.hosts[1].id { // where the router has an address of its own for that
+		seen = own
+	}
+	c.expect("to a neighbour's by one that has none", e.namespace, at(floats[pb], 80), seen)
 	c.expect("to another host's by one that has none", e.namespace, at(floats[pa], 80), own)
 	c.expect("to itself", b.namespace, at(floats[pb], 80), floats[pb])
 
