@@ -5,7 +5,7 @@ export PATH := /usr/local/go/bin:$(PATH)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
 DATA    ?= /var/lib/unkai
 GUEST   ?= /var/cache/unkai/guest
-SEEDS   ?= 1-300
+SEEDS   ?= 1-100
 export CGO_ENABLED := 0
 GO      := go
 
