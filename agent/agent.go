@@ -38,6 +38,8 @@ type Handler struct {
 type Agent struct {
 	// Lease is renewed as long as a session lasts; nil: nothing here needs one.
 	Lease *Lease
+	// Word is given with the first full delivery; nil: nothing here waits for it.
+	Word *Word
 
 	handlers []Handler
 	store    Store // nil: nothing is kept over a restart

@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"time"
@@ -33,6 +34,11 @@ func (a *Agent) Deliver(d host.Delivery, now time.Time) error {
 	if a.store != nil && (len(c.Items) > 0 || len(c.Held) > 0 || c.Mark != (host.Mark{})) {
 		if err := a.store.Save(c); err != nil {
 			return fmt.Errorf("keep what is wanted: %w", err)
+		}
+	}
+	if d.Full && a.Word != nil {
+		if err := a.Word.Give(); err != nil { // an agent that starts anew without a controller waits as after a boot
+			slog.Warn("kept in memory alone", "err", err)
 		}
 	}
 	a.mu.Lock()

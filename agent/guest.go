@@ -26,6 +26,7 @@ type Guests struct {
 	Images *Images // nil: the driver needs no image files
 	Taps   *Taps   // nil: the driver needs no taps
 	Lease  *Lease  // nil: guests need none
+	Word   *Word   // nil: guests wait for none
 	// Uploads bring copies of guests' disks to a controller; nil: none are made.
 	Uploads Uploader
 	// Seed builds a config drive and answers its path; nil: guests get none.
@@ -62,6 +63,9 @@ func (g *Guests) ensure(ctx context.Context, _ resource.ID, body json.RawMessage
 	}
 	if want.Arrive == nil { // else it does not run here
 		if mine, report, again, err := g.underLease(ctx, want); !mine {
+			return report, again, err
+		}
+		if mine, report, again, err := g.unasked(ctx, want); !mine {
 			return report, again, err
 		}
 	}

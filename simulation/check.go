@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
-	"github.com/unkai-cloud/unkai/core/audit"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/operation"
@@ -16,7 +14,7 @@ import (
 // checkSafety is what must hold at every moment.
 func (w *world) checkSafety() error {
 	tx := w.control.state.Latest()
-	if found := audit.State(tx); len(found) > 0 {
+	if found := w.audit.State(tx); len(found) > 0 {
 		return fmt.Errorf("the auditor found %d contradictions, the first: %s", len(found), found[0])
 	}
 	for _, p := range w.client.projects {
@@ -42,16 +40,24 @@ func (w *world) checkSafety() error {
 
 // checkNoneTwice is that no guest runs on two machines, or has its disk open on two. It is cheap enough for every step.
 func (w *world) checkNoneTwice() error {
-	running := map[resource.ID]string{}
+	clear(w.running)
 	for _, n := range w.nodes {
 		for _, id := range n.machine.Running() {
-			if other := running[id]; other != "" {
+			if other := w.running[id]; other != "" {
 				return fmt.Errorf("guest %s runs twice, on %s and %s", id, other, n.name)
 			}
-			running[id] = n.name
+			w.running[id] = n.name
 		}
 	}
-	return errors.Join(w.checkOneWriter(), w.checkTogether(w.control.state.Latest()))
+	if err := w.checkOneWriter(); err != nil {
+		return err
+	}
+	tx := w.control.state.Latest()
+	if tx.Revision() == w.together {
+		return nil // as it was
+	}
+	w.together = tx.Revision()
+	return w.checkTogether(tx)
 }
 
 // checkTogether is that servers that are to be on one host are parted only where somebody wants them elsewhere more than beside each other: on

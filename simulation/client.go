@@ -291,8 +291,8 @@ func (c *client) evacuate(id resource.ID) error {
 		return w.control.compute.Evacuate(admin, id, "", "")
 	}
 	h, known := host.Table().PeekOne(tx, srv.HostID)
-	// Of a host that is known to be dead he sees to it that it stays so: one that is switched on again, and is not heard, starts what it had.
-	if (!known || !h.Dead() || srv.Lasts()) && w.chance(800) {
+	// Of a host that is known to be dead he sees to it that it stays so, where it may be switched on again and start what it had unasked.
+	if (!known || !h.Dead() || srv.Lasts() || w.alone() < 0) && w.chance(800) {
 		w.fault("evacuated on a guess")
 		err := w.control.compute.Evacuate(admin, id, "", "")
 		if err == nil && known && !h.Dead() && !srv.Lasts() {

@@ -67,7 +67,17 @@ func (w *world) pass(d time.Duration) error {
 func (n *node) boot() {
 	n.dog = &dog{w: n.w}
 	n.lease = &agent.Lease{Watchdog: n.dog, Clock: n.w.now}
+	n.word = &agent.Word{After: n.w.alone(), Clock: n.w.now}
 	n.guardAt, n.renewAt = time.Time{}, time.Time{}
+}
+
+// alone is for how long guests wait for a controller's word after a boot: where it is not for ever, an operator sees to it that a machine which he
+// evacuates servers from stays off.
+func (w *world) alone() time.Duration {
+	if w.Seed%2 == 0 {
+		return -1
+	}
+	return 2 * time.Minute
 }
 
 // reboot is a machine that lost power for a moment.

@@ -40,6 +40,7 @@ type node struct {
 
 	guests   *agent.Guests
 	lease    *agent.Lease // outlives the agent, and not the machine's boot
+	word     *agent.Word  // the same
 	dog      *dog
 	guardAt  time.Time
 	renewAt  time.Time
@@ -85,7 +86,7 @@ func (n *node) restart() {
 	n.drop()
 	n.asks, n.grants = nil, nil
 	taps := new(agent.Taps)
-	guests := &agent.Guests{Driver: n.machine.Guests(), Taps: taps, Lease: n.lease, Uploads: uploads{n}}
+	guests := &agent.Guests{Driver: n.machine.Guests(), Taps: taps, Lease: n.lease, Word: n.word, Uploads: uploads{n}}
 	networks := &agent.Networks{Driver: n.machine.Networks(), Taps: taps, Wired: func(server resource.ID) {
 		n.agent.Touch(host.Key{Kind: "guest", ID: server}, n.w.clock)
 	}}
@@ -93,7 +94,7 @@ func (n *node) restart() {
 	if err != nil {
 		panic(err) // a store in memory does not fail
 	}
-	a.Lease = n.lease
+	a.Lease, a.Word = n.lease, n.word
 	n.agent, n.guests = a, guests
 	n.uplinks = &agent.Uplinks{Host: n.id, Look: n.plugged}
 }

@@ -13,13 +13,13 @@ import (
 
 // checkOneWriter is that no disk is open for writing on two machines, by what the machines do and not by what the storage says of it.
 func (w *world) checkOneWriter() error {
-	writes := map[resource.ID]string{}
+	clear(w.writing)
 	for _, n := range w.nodes {
 		for _, id := range n.machine.Writing() {
-			if other := writes[id]; other != "" {
+			if other := w.writing[id]; other != "" {
 				return fmt.Errorf("the disk of guest %s is open for writing on %s and %s", id, other, n.name)
 			}
-			writes[id] = n.name
+			w.writing[id] = n.name
 		}
 	}
 	return nil

@@ -19,6 +19,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/audit"
 	"github.com/unkai-cloud/unkai/core/image/imagetest"
 	"github.com/unkai-cloud/unkai/driver/sim"
 )
@@ -66,6 +67,10 @@ type world struct {
 	parted    map[resource.ID]bool // groups of servers that are to be together, and are not
 	joiners   []*joiner
 	spent     []string // tokens that were used, as far as somebody knows
+	audit     audit.Series
+	running   map[resource.ID]string // scratch of checkNoneTwice
+	writing   map[resource.ID]string // and of checkOneWriter
+	together  int64                  // the revision that checkTogether saw last
 	trail     trail
 	result    Result
 	calm      bool // no more faults
@@ -84,7 +89,7 @@ func newWorld(ctx context.Context, o Options) (*world, error) {
 	}
 	w := &world{Options: o, ctx: ctx, rng: rand.New(rand.NewPCG(o.Seed, 0x756e6b6169)), clock: begin,
 		engine: &engine{Memory: state.NewMemory(100_000), turned: map[turn]bool{}}, print: sha256.New(), blobs: new(imagetest.Memory), result: Result{Seed: o.Seed, Faults: map[string]int{}, Reached: map[string]int{}},
-		marks: map[resource.ID]mark{}, parted: map[resource.ID]bool{}}
+		running: map[resource.ID]string{}, writing: map[resource.ID]string{}, marks: map[resource.ID]mark{}, parted: map[resource.ID]bool{}}
 	w.engine.Fault = w.commitFault
 	w.calm = true
 	if o.Seed%3 > 0 {

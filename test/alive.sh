@@ -111,16 +111,42 @@ runs b "$vm" || fail "there is no QEMU elsewhere"
 ok "its link cut, a host is lost after $lost s, fenced, and its guest runs elsewhere after $((SECONDS - cut)) s"
 api "$url/compute/v2.1/servers/$plain" | jq -e '."server"."OS-EXT-SRV-ATTR:host" == "host-a"' >/dev/null || fail "a server left whose owner did not ask for it"
 
-# --- and comes back
+# --- is on again, and still cut off
+booted() { # as if the machine had booted since: what was kept on it is of another boot
+	local other=00000000-0000-4000-8000-000000000000 r
+	echo $other >"$work/a/told-in-boot"
+	for r in "$work"/a/qemu/guests/*/record.json; do jq -c 'if .Launch then .Launch.Boot = "'$other'" else . end' "$r" >"$work/record" && cat "$work/record" >"$r"; done
+}
 wait "${apid[a]}" 2>/dev/null || true
-ip -n "$net" link set to-a up
+booted
 agent a
+said() { grep -q 'the machine has booted: guests wait' "$work/log"; }
+until_ok 20 said || fail "the host that has booted does not say that its guests wait"
+sleep 5
+! runs a "$vm" && ! runs a "$plain" || fail "a host that has booted starts guests, and does not know whether they are its own"
+ok "a host that has booted starts nothing before a controller has told it what is its own"
+
+# --- and comes back
+ip -n "$net" link set to-a up
 until_ok 40 on a Up true || fail "the host does not come back"
-until_ok 60 active "$plain" a || fail "what stayed its own does not run again"
+until_ok 60 runs a "$plain" && until_ok 60 active "$plain" a || fail "what stayed its own does not run again"
 gone() { ! ls "$work/a/qemu/guests" | grep -q "$vm"; }
 until_ok 40 gone || fail "the host that is back keeps what is not its own any more"
 ! runs a "$vm" || fail "the guest runs twice"
 ok "back again it starts its own, and takes away what was given to another"
+
+# --- a boot while no controller can be heard
+ip -n "$net" link set to-a down
+until_ok 30 on a Up false || fail "the host that is cut off does not count as lost"
+kill -9 "${apid[a]}" "$(pids a "$plain")"
+wait "${apid[a]}" 2>/dev/null || true
+booted
+agent a --alone 4s
+until_ok 30 runs a "$plain" || fail "a host that has booted does not work without a controller"
+ip -n "$net" link set to-a up
+until_ok 40 on a Up true || fail "the host does not come back"
+until_ok 60 active "$plain" a || fail "what ran while its host was cut off does not"
+ok "where that is wanted, a host that has booted starts its guests without a controller after a while"
 
 # --- maintenance
 "$unkai" host maintenance host-b --plan --data "$cdata" >"$work/plan" 2>&1 && grep -q "$vm.*stay\|$vm.*live" "$work/plan" || { cat "$work/plan" >&2; fail "the plan does not name the server"; }

@@ -3,6 +3,8 @@ package state
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sort"
 	"sync"
 )
 
@@ -119,12 +121,8 @@ func (m *Memory) Watch(ctx context.Context, since int64, each func(Batch) error)
 			m.mu.Unlock()
 			return ErrCompacted
 		}
-		var next []Batch
-		for _, b := range m.log {
-			if b.Head().Revision > since {
-				next = append(next, b)
-			}
-		}
+		newer := sort.Search(len(m.log), func(i int) bool { return m.log[i].Head().Revision > since })
+		next := slices.Clone(m.log[newer:])
 		changed := m.changed
 		m.mu.Unlock()
 		for _, b := range next {

@@ -34,10 +34,28 @@ type machineOptions struct {
 	AllowLooseJails bool   `help:"Run guests even where they can have no file system or no user of their own (see unkai doctor). Whoever breaks out of one then reads the host's files."`
 	Zone            string `help:"The availability zone that a new host is in."`
 	Watchdog        string `help:"A watchdog of the kernel's, such as /dev/watchdog. With one this machine stops guests that are restarted elsewhere when it cannot reach a controller for a minute, and is reset if it fails to: see docs/decisions/fencing.md." type:"path"`
+	Alone           alone  `default:"5m" placeholder:"TIME" help:"After a boot of this machine, guests on its own disks wait for this long until a controller has told which of them are still this host's: what was lost with it may have been made anew elsewhere. Then they are started without. never: they wait."`
 	SharedDisks     string `help:"A folder that other hosts reach too (NFS, CephFS, GFS2, ...), with locks: guests' disks are kept there. They then change hosts without being copied, and outlive this one. See docs/decisions/shared-storage.md." type:"path"`
 	Moves           int    `default:"8704" help:"The TCP port at --address on which guests come in from other hosts (mutual TLS); 0 for none."`
 	Wire            int    `placeholder:"MBIT" help:"How many megabits a second this machine sends to other hosts, as long as no move has told: for forecasts."`
 	Address         string `help:"This machine's address for the tunnels between hosts, at which they all reach it. An agent takes the one on its way to the controller; a cloud of one host needs none."`
+}
+
+// alone is for how long guests wait for a controller's word; negative: for ever. See agent.Word.
+type alone time.Duration
+
+// UnmarshalText reads a duration, or "never".
+func (a *alone) UnmarshalText(text []byte) error {
+	if string(text) == "never" {
+		*a = -1
+		return nil
+	}
+	d, err := time.ParseDuration(string(text))
+	if err != nil || d < 0 {
+		return fmt.Errorf("%q: want a time such as 5m, or never", text)
+	}
+	*a = alone(d)
+	return nil
 }
 
 // pool is the external network's prefix and the machine's own address in it.
@@ -159,6 +177,10 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 	if m.lease, err = openLease(o.Watchdog, dir); err != nil {
 		return nil, err
 	}
+	word, err := agent.OpenWord(filepath.Join(dir, "told-in-boot"), time.Duration(o.Alone))
+	if err != nil {
+		return nil, err
+	}
 	answers := metadata.New(func(port resource.ID) (compute.Guest, bool) { return m.agent.GuestOf(port) })
 	answers.Tell = m.tellPassword
 	if m.network, err = openNetwork(o, answers.For); err != nil {
@@ -180,7 +202,7 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 	m.uploads = &agent.Uploads{Ended: func(guest resource.ID) {
 		m.agent.Touch(host.Key{Kind: "guest", ID: guest}, time.Now())
 	}}
-	m.guests = &agent.Guests{Driver: m.qemu, Uploads: m.uploads, Taps: taps, Lease: m.lease, Seed: drives.build, Unseed: drives.remove, Images: images}
+	m.guests = &agent.Guests{Driver: m.qemu, Uploads: m.uploads, Taps: taps, Lease: m.lease, Word: word, Seed: drives.build, Unseed: drives.remove, Images: images}
 	networks := &agent.Networks{Driver: m.network, Taps: taps, Wired: func(server resource.ID) {
 		m.agent.Touch(host.Key{Kind: "guest", ID: server}, time.Now())
 	}}
@@ -192,7 +214,7 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 	if m.agent, err = agent.New(m.store, time.Now(), slices.Concat([]agent.Handler{roster}, networks.Handlers(), m.guests.Handlers())...); err != nil {
 		return nil, err
 	}
-	m.agent.Lease = m.lease
+	m.agent.Lease, m.agent.Word = m.lease, word
 	return m, nil
 }
 

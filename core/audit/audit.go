@@ -38,9 +38,17 @@ func (a *auditor) find(kind string, id resource.ID, format string, args ...any) 
 }
 
 // State audits everything at the moment that tx shows.
-func State(tx *state.Tx) []Finding {
+func State(tx *state.Tx) []Finding { return new(Series).State(tx) }
+
+// A Series audits one state again and again: see state.Verifier.
+type Series struct {
+	verifier state.Verifier
+}
+
+// State audits everything at the moment that tx shows.
+func (s *Series) State(tx *state.Tx) []Finding {
 	a := &auditor{tx: tx}
-	for kind, wrong := range map[string][]string{"index": state.Verify(tx), "level": state.Beyond(tx), "identity": identity.Audit(tx), "network": network.Audit(tx), "member": host.Audit(tx)} {
+	for kind, wrong := range map[string][]string{"index": s.verifier.Verify(tx), "level": state.Beyond(tx), "identity": identity.Audit(tx), "network": network.Audit(tx), "member": host.Audit(tx)} {
 		for _, what := range wrong {
 			a.findings = append(a.findings, Finding{Kind: kind, What: what})
 		}

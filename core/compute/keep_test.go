@@ -158,6 +158,42 @@ func TestALeaseThatIsOverCountsWhereAWatchdogEnforcesIt(t *testing.T) {
 	}
 }
 
+func TestALeaseSaysNothingOfWhatIsNotRunUnderIt(t *testing.T) {
+	k := newKeeper(t, 2)
+	kept := k.kept(1)[0]
+	from := k.HostOf(kept)
+	made, err := k.Compute.Create(operatorOf(k.Cloud), k.Plain(compute.Launch{Host: from.Name}))
+	k.Must(err)
+	plain := made.Servers[0]
+	k.Settle()
+	_, err = k.hosts.SetKeeping(k.Admin, func(keep *host.Keeping) { keep.Leases = true })
+	k.Must(err)
+	k.watched(from)
+	k.Lose(from)
+	k.pass(5 * time.Minute)
+	if k.hostOf(from).Fenced.How != host.ByLease || k.Server(kept).HostID == from.ID {
+		t.Fatalf("the host is known as %+v, and the server %+v", k.hostOf(from).Fenced, k.Server(kept))
+	}
+	before := k.State.Latest().Revision()
+	err = k.Compute.Evacuate(k.Admin, plain, "", "")
+	if f := fault.From(err); f == nil || f.Kind != fault.Conflict || f.Code != "host-not-dead" || !strings.Contains(f.Message, "unkai host fenced "+from.Name+" --sure") {
+		t.Fatalf("it may run there still, and the answer is %v", err)
+	}
+	if k.State.Latest().Revision() != before {
+		t.Error("what was refused changed something")
+	}
+	h, err := k.hosts.Vouch(k.Admin, from.ID)
+	k.Must(err)
+	if h.Fenced.How != host.ByWord {
+		t.Fatalf("an operator has said that it is off, and it is known as %+v", h.Fenced)
+	}
+	k.Must(k.Compute.Evacuate(k.Admin, plain, "", ""))
+	k.pass(time.Second)
+	if s := k.Server(plain); s.HostID == from.ID || s.Seen.Power != compute.On {
+		t.Errorf("it is %+v", s)
+	}
+}
+
 func TestALeaseIsWaitedForInFull(t *testing.T) {
 	k := newKeeper(t, 2)
 	id := k.kept(1)[0]

@@ -448,8 +448,11 @@ func (s *Server) mayLeaveLost(from *host.Host) error {
 	switch {
 	case from.Up():
 		return fault.Errorf(fault.Invalid, "Compute service of %s is still in use.", from.Name).WithCode("host-up")
-	case from.Dead() || s.Lasts():
+	case s.endedOn(from) || s.Lasts():
 		return nil
+	case from.Dead():
+		return fault.Errorf(fault.Conflict, "Host %[1]s is known to be dead by its lease alone, and this server is not run under that: it may run there still, and there would be two of it, with one address. "+
+			"Make sure that the host is off, and say so: `unkai host fenced %[1]s --sure`, or `openstack compute service set --down %[1]s nova-compute`. Then it can be evacuated.", from.Name).WithCode("host-not-dead")
 	}
 	return fault.Errorf(fault.Conflict, "Host %[1]s cannot be heard since %[2]s, and may run the server still: there would be two of it, with one address. Make sure that the host is off, and say so: "+
 		"`unkai host fenced %[1]s --sure`, or `openstack compute service set --down %[1]s nova-compute`. Then it can be evacuated.",

@@ -42,6 +42,11 @@ func (s *Server) awaits() bool {
 // sworn reports whether the host is known not to run the guest when its lease is over, nor when it boots anew.
 func (s *Server) sworn() bool { return s.Seen.Wish >= s.Sworn }
 
+// endedOn reports whether the server is known not to run on its host any more. Of one that is dead by its lease only what is run under that is.
+func (s *Server) endedOn(h *host.Host) bool {
+	return h.Dead() && (h.Fenced.How != host.ByLease || s.Keep.Elsewhere && s.sworn())
+}
+
 // rescueTask gives servers of hosts that are dead to others. Its steps are for hosts.
 func (s *Service) rescueTask() reconcile.Task {
 	return reconcile.Task{

@@ -80,7 +80,7 @@ func (s *Server) offload(tx *state.Tx) error {
 
 // rests reports whether the server is known to be off on its host, and to stay so.
 func (s *Server) rests(tx *state.Tx) bool {
-	if h, ok := host.Table().PeekOne(tx, s.HostID); !ok || h.Dead() {
+	if h, ok := host.Table().PeekOne(tx, s.HostID); !ok || s.endedOn(h) {
 		return true
 	}
 	return (s.Seen.Power == Off || s.Seen.Power == Crashed) && !s.Seen.Busy && s.Seen.Wish >= s.Wish
@@ -114,7 +114,7 @@ func (s *Server) isNewerThanShelf(tx *state.Tx) bool {
 		return false
 	}
 	h, ok := host.Table().PeekOne(tx, s.HostID)
-	return s.Storage != "" || ok && !h.Dead()
+	return s.Storage != "" || ok && !s.endedOn(h)
 }
 
 // A Place says where a server is to come back from the shelf to. Only one that is on no host can be told.

@@ -103,7 +103,8 @@ func hostFor(ctx context.Context, tx *state.Tx, id resource.ID) (*Host, error) {
 	return h, identity.Allow(ctx, "host.update", h.Meta)
 }
 
-// Vouch is an operator's word that a lost host runs nothing any more. Nobody checks it: if it is wrong, guests run twice.
+// Vouch is an operator's word that a lost host runs nothing any more, not even what its lease says nothing of. Nobody checks it: if it is wrong,
+// guests run twice.
 func (s *Service) Vouch(ctx context.Context, id resource.ID) (*Host, error) {
 	return state.Do(ctx, s.State, func(tx *state.Tx) (*Host, error) {
 		h, err := hostFor(ctx, tx, id)
@@ -112,7 +113,7 @@ func (s *Service) Vouch(ctx context.Context, id resource.ID) (*Host, error) {
 			return nil, err
 		case h.Up():
 			return nil, fault.Errorf(fault.Conflict, "Host %s can be heard: it is not dead.", h.Name).WithCode("host-up")
-		case h.Dead():
+		case h.Dead() && h.Fenced.How != ByLease:
 			return h, nil
 		}
 		return h, h.bury(tx, ByWord, identity.ActorOf(ctx).UserID)

@@ -75,7 +75,8 @@ type Capacity struct {
 // Up reports whether the host can be heard.
 func (h *Host) Up() bool { return h.Lost.IsZero() }
 
-// Dead reports whether the host is lost and known to run nothing: what was on it may be started elsewhere.
+// Dead reports whether the host is lost and known to run nothing: what was on it may be started elsewhere. One that is dead by its lease may run
+// what is not run under that.
 func (h *Host) Dead() bool { return !h.Up() && !h.Fenced.At.IsZero() }
 
 // DefaultZone is the zone of hosts that name none.
