@@ -24,7 +24,6 @@ const (
 	leaderlessFor = time.Minute      // far longer than any change of who leads takes
 	ledFor        = 10 * time.Second // before it is over
 	blinkAtMost   = 30 * time.Second // a longer time without a look says nothing about what was meanwhile
-	keepTelling   = 24 * time.Hour   // that it is over
 )
 
 // A Lookout is one controller that looks whether any leads, and tells the targets when for too long none has: by itself, for a Keeper
@@ -181,7 +180,11 @@ func (l *Lookout) look(ctx context.Context) error {
 		}
 		if o == nil && now.Sub(l.since) >= leaderlessFor {
 			news = true
-			l.kept.Outages = append(l.kept.Outages, outage{ID: resource.NewID(now, nil), Since: l.since.UTC(), Raised: now.UTC(),
+			var told []Told // nothing yet
+			for _, t := range l.kept.Targets {
+				told = append(told, Told{TargetID: t.ID})
+			}
+			l.kept.Outages = append(l.kept.Outages, outage{ID: resource.NewID(now, nil), Since: l.since.UTC(), Raised: now.UTC(), Told: told,
 				Text: fmt.Sprintf("The controller %s has seen no controller that leads since %s: nothing can be changed, and what it shows may be old. Guests run on. "+
 					"Most of the controllers have to run and reach each other: see unkai status on each of them.", l.Controller, l.since.UTC().Format(time.RFC3339))})
 			slog.ErrorContext(ctx, "no controller leads", "since", l.since, "err", why)
@@ -234,28 +237,32 @@ func (l *Lookout) due(now time.Time) (all []telling, err error) {
 	defer l.mu.Unlock()
 	before := len(l.kept.Outages)
 	l.kept.Outages = slices.DeleteFunc(l.kept.Outages, func(o outage) bool {
-		return !o.Resolved.IsZero() && (now.Sub(o.Resolved) > keepTelling || !slices.ContainsFunc(l.kept.Targets, func(t Target) bool {
-			told := o.told(t.ID)
-			return told.Raised && !told.Resolved // one that was over before the target heard of it is no news
-		}))
+		return !slices.ContainsFunc(l.kept.Targets, func(t Target) bool { return o.isNewsTo(&t, now) })
 	})
 	if len(l.kept.Outages) != before {
 		err = l.save()
 	}
 	for _, o := range l.kept.Outages {
-		n := Notice{ID: o.ID, Event: "raised", Rule: NoLeader, Subject: l.Controller, Text: o.Text, Severity: Critical, Raised: o.Raised, Cloud: l.Cloud}
-		if !o.Resolved.IsZero() {
-			n.Event, n.Resolved = "resolved", o.Resolved
-		}
 		for _, t := range l.kept.Targets {
 			told := o.told(t.ID)
-			if now.Before(told.Next) || told.Raised != !o.Resolved.IsZero() || told.Resolved {
+			if now.Before(told.Next) || !o.isNewsTo(&t, now) || told.Raised && o.Resolved.IsZero() {
 				continue
+			}
+			n := Notice{ID: o.ID, Event: "raised", Rule: NoLeader, Subject: l.Controller, Text: o.Text, Severity: Critical, Raised: o.Raised, Cloud: l.Cloud}
+			if told.Raised {
+				n.Event, n.Resolved = "resolved", o.Resolved
 			}
 			all = append(all, telling{t, n})
 		}
 	}
 	return all, err
+}
+
+// isNewsTo reports whether a target waits for something of an outage, as of an Alert's: while it goes on, and for a day after, that it began and then that
+// it is over, if the target was known when it began, or has heard of that.
+func (o *outage) isNewsTo(t *Target, now time.Time) bool {
+	known := slices.IndexFunc(o.Told, func(told Told) bool { return told.TargetID == t.ID })
+	return o.Resolved.IsZero() || known >= 0 && !o.Told[known].Resolved && now.Sub(o.Resolved) < newsFor
 }
 
 func (o *outage) told(target resource.ID) Told { return (&Alert{Told: o.Told}).told(target) }

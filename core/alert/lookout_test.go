@@ -220,16 +220,24 @@ func TestWhoDoesNotAnswerIsToldOfAnOutageLater(t *testing.T) {
 		h.fail(nil)
 		h.want(time.Hour, nightRaised, nightResolved, opsRaised, opsResolved)
 
-		// What was over before anybody heard of it is no news.
+		// What was over before anybody could hear of it is told, as long as it is news.
 		h.sees(nil)
 		h.want(time.Minute, nightResolved, opsResolved)
-		h.fail(errors.New("the network is down"))
-		h.sees(errNoneLeads)
-		h.want(5 * time.Minute)
-		h.sees(nil)
-		h.want(time.Minute)
-		h.fail(nil)
-		h.want(24 * time.Hour)
+		for _, c := range []struct {
+			silent time.Duration
+			heard  []string
+		}{
+			{time.Minute, []string{nightRaised, nightResolved, opsRaised, opsResolved}},
+			{25 * time.Hour, nil},
+		} {
+			h.fail(errors.New("the network is down"))
+			h.sees(errNoneLeads)
+			h.want(5 * time.Minute)
+			h.sees(nil)
+			h.want(c.silent)
+			h.fail(nil)
+			h.want(24*time.Hour, c.heard...)
+		}
 		if len(h.kept.Outages) != 0 {
 			t.Errorf("kept is %+v", h.kept.Outages)
 		}
