@@ -13,9 +13,8 @@ import (
 	"github.com/unkai-cloud/unkai/core/compute"
 )
 
-// A Word is a controller's about what is this host's. Guests on disks of the host's own are started after the machine's boot only when it was given: the
-// machine may have been off for long, and what was lost with it made anew elsewhere. Guests on shared storage are claimed there, and those
-// under the lease wait for that.
+// A Word is a controller's about what is this host's. After the machine's boot guests are started only when it was given: the machine may have been off for
+// long, and what was lost with it made anew elsewhere.
 type Word struct {
 	// After is for how long they wait for it. Then they are started without, for a host is to work without a controller. Negative: for ever.
 	After time.Duration
@@ -89,9 +88,9 @@ func (w *Word) awaited(ctx context.Context) bool {
 	return false
 }
 
-// unasked decides about a guest that is to run here on disks of the host's own. mine: it may.
+// unasked decides about a guest that is to run here. mine: it may.
 func (g *Guests) unasked(ctx context.Context, want *compute.Guest) (mine bool, report any, again time.Duration, err error) {
-	if g.Word == nil || want.Storage != "" || want.Power != compute.On && want.Power != compute.Paused || !g.Word.awaited(ctx) {
+	if g.Word == nil || want.Power != compute.On && want.Power != compute.Paused || !g.Word.awaited(ctx) {
 		return true, nil, 0, nil
 	}
 	if runs, err := g.runs(ctx, want.ID); err != nil || runs {

@@ -111,7 +111,7 @@ func marked(s *compute.Server) mark {
 	return m
 }
 
-// scribble has guests write that run and whose disks are shared.
+// scribble has guests write that run and whose disks are shared. What is written while the cloud has never heard that it runs is nobody's loss: see Server.Lasts.
 func (w *world) scribble() {
 	if w.storage == nil {
 		return
@@ -120,7 +120,7 @@ func (w *world) scribble() {
 	for _, n := range w.nodes {
 		for _, id := range n.machine.Writing() {
 			s, ok := compute.Servers().PeekOne(tx, id)
-			if !ok || s.HostID != n.id || s.Storage == "" || s.Task != "" || s.Seen.Rebuilds != s.Rebuilds {
+			if !ok || s.HostID != n.id || !s.Lasts() || s.Task != "" || s.Seen.Rebuilds != s.Rebuilds {
 				continue
 			}
 			n.machine.Write(id)

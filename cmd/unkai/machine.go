@@ -34,7 +34,7 @@ type machineOptions struct {
 	AllowLooseJails bool   `help:"Run guests even where they can have no file system or no user of their own (see unkai doctor). Whoever breaks out of one then reads the host's files."`
 	Zone            string `help:"The availability zone that a new host is in."`
 	Watchdog        string `help:"A watchdog of the kernel's, such as /dev/watchdog. With one this machine stops guests that are restarted elsewhere when it cannot reach a controller for a minute, and is reset if it fails to: see docs/decisions/fencing.md." type:"path"`
-	Alone           alone  `default:"5m" placeholder:"TIME" help:"After a boot of this machine, guests on its own disks wait for this long until a controller has told which of them are still this host's: what was lost with it may have been made anew elsewhere. Then they are started without. never: they wait."`
+	Alone           alone  `default:"5m" placeholder:"TIME" help:"After a boot of this machine guests wait for this long until a controller has told which of them are still this host's: what was lost with it may have been made anew elsewhere. Then they are started without. never: they wait."`
 	SharedDisks     string `help:"A folder that other hosts reach too (NFS, CephFS, GFS2, ...), with locks: guests' disks are kept there. They then change hosts without being copied, and outlive this one. See docs/decisions/shared-storage.md." type:"path"`
 	Moves           int    `default:"8704" help:"The TCP port at --address on which guests come in from other hosts (mutual TLS); 0 for none."`
 	Wire            int    `placeholder:"MBIT" help:"How many megabits a second this machine sends to other hosts, as long as no move has told: for forecasts."`
