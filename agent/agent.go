@@ -38,7 +38,7 @@ type Handler struct {
 type Agent struct {
 	// Lease is renewed as long as a session lasts; nil: nothing here needs one.
 	Lease *Lease
-	// Word is given with the first full delivery; nil: nothing here waits for it.
+	// Word is given with the first full delivery, and until then guests are not started; nil: nothing here waits for it.
 	Word *Word
 
 	handlers []Handler

@@ -36,11 +36,18 @@ func (a *Agent) Deliver(d host.Delivery, now time.Time) error {
 			return fmt.Errorf("keep what is wanted: %w", err)
 		}
 	}
+	a.install(d, c, now)
+	a.poke()
 	if d.Full && a.Word != nil {
-		if err := a.Word.Give(); err != nil { // an agent that starts anew without a controller waits as after a boot
-			slog.Warn("kept in memory alone", "err", err)
+		if err := a.Word.keep(); err != nil {
+			slog.Warn("guests wait again for a controller's word if this agent starts anew", "err", err)
 		}
 	}
+	return nil
+}
+
+// install has a delivery heeded.
+func (a *Agent) install(d host.Delivery, c Change, now time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, item := range d.Items {
@@ -80,9 +87,10 @@ func (a *Agent) Deliver(d host.Delivery, now time.Time) error {
 			a.queue.Add(key, now)
 		}
 		a.all(now)
+		if a.Word != nil {
+			a.Word.give() // with what it is about, in one
+		}
 	}
-	a.poke()
-	return nil
 }
 
 // changeOf is what a delivery changes of what is kept. The caller holds mu.

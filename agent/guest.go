@@ -26,13 +26,14 @@ type Guests struct {
 	Images *Images // nil: the driver needs no image files
 	Taps   *Taps   // nil: the driver needs no taps
 	Lease  *Lease  // nil: guests need none
-	Word   *Word   // nil: guests wait for none
 	// Uploads bring copies of guests' disks to a controller; nil: none are made.
 	Uploads Uploader
 	// Seed builds a config drive and answers its path; nil: guests get none.
 	Seed func(compute.Guest) (string, error)
 	// Unseed takes the config drive away.
 	Unseed func(resource.ID) error
+
+	waiting sync.Once // it is said once
 }
 
 // How soon to look again at a guest that is busy, or that waits for something.

@@ -31,9 +31,13 @@ func (a *Agent) Step(ctx context.Context, now func() time.Time) bool {
 	request := a.requests[key]
 	delete(a.requests, key)
 	next, more := a.queue.Next()
+	early := a.Word != nil && a.Word.awaited() // here: what was taken up before the word does not count because it is given meanwhile
 	a.mu.Unlock()
 	if !ok {
 		return false
+	}
+	if early {
+		ctx = context.WithValue(ctx, unheard{}, true)
 	}
 	if more && !next.After(now()) {
 		a.poke() // another worker, before this step: it may take long

@@ -86,7 +86,7 @@ func (n *node) restart() {
 	n.drop()
 	n.asks, n.grants = nil, nil
 	taps := new(agent.Taps)
-	guests := &agent.Guests{Driver: n.machine.Guests(), Taps: taps, Lease: n.lease, Word: n.word, Uploads: uploads{n}}
+	guests := &agent.Guests{Driver: n.machine.Guests(), Taps: taps, Lease: n.lease, Uploads: uploads{n}}
 	networks := &agent.Networks{Driver: n.machine.Networks(), Taps: taps, Wired: func(server resource.ID) {
 		n.agent.Touch(host.Key{Kind: "guest", ID: server}, n.w.clock)
 	}}

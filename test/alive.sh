@@ -114,7 +114,7 @@ api "$url/compute/v2.1/servers/$plain" | jq -e '."server"."OS-EXT-SRV-ATTR:host"
 # --- is on again, and still cut off
 booted() { # as if the machine had booted since: what was kept on it is of another boot
 	local other=00000000-0000-4000-8000-000000000000 r
-	echo $other >"$work/a/told-in-boot"
+	echo '{"Boot":"'$other'","Given":true}' >"$work/a/told-in-boot"
 	for r in "$work"/a/qemu/guests/*/record.json; do jq -c 'if .Launch then .Launch.Boot = "'$other'" else . end' "$r" >"$work/record" && cat "$work/record" >"$r"; done
 }
 wait "${apid[a]}" 2>/dev/null || true

@@ -202,7 +202,7 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 	m.uploads = &agent.Uploads{Ended: func(guest resource.ID) {
 		m.agent.Touch(host.Key{Kind: "guest", ID: guest}, time.Now())
 	}}
-	m.guests = &agent.Guests{Driver: m.qemu, Uploads: m.uploads, Taps: taps, Lease: m.lease, Word: word, Seed: drives.build, Unseed: drives.remove, Images: images}
+	m.guests = &agent.Guests{Driver: m.qemu, Uploads: m.uploads, Taps: taps, Lease: m.lease, Seed: drives.build, Unseed: drives.remove, Images: images}
 	networks := &agent.Networks{Driver: m.network, Taps: taps, Wired: func(server resource.ID) {
 		m.agent.Touch(host.Key{Kind: "guest", ID: server}, time.Now())
 	}}

@@ -171,6 +171,9 @@ func (l *Lookout) look(ctx context.Context) error {
 		}
 		if o != nil && now.Sub(l.back) >= ledFor {
 			o.Resolved, news = now.UTC(), true
+			for i := range o.Told {
+				o.Told[i].Next, o.Told[i].Failures = time.Time{}, 0 // what kept the controllers from each other may have kept us from the targets
+			}
 			slog.InfoContext(ctx, "a controller leads again", "since", o.Since)
 		}
 	default:
@@ -237,7 +240,7 @@ func (l *Lookout) due(now time.Time) (all []telling, err error) {
 	defer l.mu.Unlock()
 	before := len(l.kept.Outages)
 	l.kept.Outages = slices.DeleteFunc(l.kept.Outages, func(o outage) bool {
-		return !slices.ContainsFunc(l.kept.Targets, func(t Target) bool { return o.isNewsTo(&t, now) })
+		return !o.Resolved.IsZero() && !slices.ContainsFunc(l.kept.Targets, func(t Target) bool { return o.isNewsTo(&t, now) })
 	})
 	if len(l.kept.Outages) != before {
 		err = l.save()

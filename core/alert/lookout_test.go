@@ -201,6 +201,29 @@ func TestAnOutageOutlivesTheProcess(t *testing.T) {
 	})
 }
 
+func TestAnOutageIsShownWhereNobodyIsToBeTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hill{t: t, file: filepath.Join(t.TempDir(), "no-leader.json")}
+		h.stand()
+		h.Learn(newRig(t).State)
+		h.sees(errNoneLeads)
+		h.want(2 * time.Minute)
+		first := h.Opened()
+		for range 60 {
+			h.want(time.Minute)
+			if a := h.Opened(); first == nil || a == nil || a.ID != first.ID {
+				t.Fatalf("first is shown %+v, then %+v", first, a)
+			}
+		}
+		h.sees(nil)
+		h.want(time.Minute)
+		if a := h.Opened(); a != nil || len(h.kept.Outages) != 0 {
+			t.Errorf("a controller leads again, and shown is %+v, kept %+v", a, h.kept.Outages)
+		}
+		h.end()
+	})
+}
+
 func TestWhoDoesNotAnswerIsToldOfAnOutageLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHill(t)
@@ -232,11 +255,12 @@ func TestWhoDoesNotAnswerIsToldOfAnOutageLater(t *testing.T) {
 		} {
 			h.fail(errors.New("the network is down"))
 			h.sees(errNoneLeads)
-			h.want(5 * time.Minute)
+			h.want(5 * time.Hour)
 			h.sees(nil)
 			h.want(c.silent)
 			h.fail(nil)
-			h.want(24*time.Hour, c.heard...)
+			h.want(2*time.Minute, c.heard...) // and not as late as is tried again while the outage lasts
+			h.want(24 * time.Hour)
 		}
 		if len(h.kept.Outages) != 0 {
 			t.Errorf("kept is %+v", h.kept.Outages)

@@ -194,6 +194,36 @@ func TestALeaseSaysNothingOfWhatIsNotRunUnderIt(t *testing.T) {
 	}
 }
 
+func TestASwitchIsAskedOfWhatTheLeaseSaysNothingOf(t *testing.T) {
+	k := newKeeper(t, 2)
+	k.fenced("exec")
+	k.fails = errors.New("the switch does not answer")
+	kept := k.kept(1)[0]
+	from := k.HostOf(kept)
+	from.Silent = true // it does not learn what is asked next
+	_, err := k.Compute.SetKeep(k.Ctx, kept, func(keep *compute.Keep) { keep.Elsewhere = false })
+	k.Must(err)
+	_, err = k.Compute.SetKeep(k.Ctx, kept, func(keep *compute.Keep) { keep.Elsewhere = true })
+	k.Must(err)
+	_, err = k.hosts.SetKeeping(k.Admin, func(keep *host.Keeping) { keep.Leases = true })
+	k.Must(err)
+	k.watched(from)
+	k.Lose(from)
+	k.pass(5 * time.Minute)
+	if h := k.hostOf(from); h.Fenced.How != host.ByLease || h.Fencing.Trouble == "" {
+		t.Fatalf("it is known as %+v, and the switch %+v", h.Fenced, h.Fencing)
+	}
+	if err := k.Compute.Evacuate(k.Admin, kept, "", ""); !fault.Is(err, fault.Conflict) {
+		t.Fatalf("its host did not know that it runs it under its lease, and evacuating it answers %v", err)
+	}
+	k.fails = nil
+	k.pass(10 * time.Minute)
+	if h := k.hostOf(from); h.Fenced.How != "exec" || h.Fencing.Trouble != "" || len(k.off) != 1 {
+		t.Fatalf("it is known as %+v, and switched off were %v", h.Fenced, k.off)
+	}
+	k.Must(k.Compute.Evacuate(k.Admin, kept, "", ""))
+}
+
 func TestALeaseIsWaitedForInFull(t *testing.T) {
 	k := newKeeper(t, 2)
 	id := k.kept(1)[0]

@@ -122,7 +122,9 @@ func (s *Service) Vouch(ctx context.Context, id resource.ID) (*Host, error) {
 
 func (h *Host) bury(tx *state.Tx, how string, by resource.ID) error {
 	h.Fenced = Fenced{At: tx.Now(), How: how, UserID: by}
-	h.Fencing.Trouble, h.Fencing.Failures = "", 0
+	if how != ByLease { // else the switch is asked still
+		h.Fencing.Trouble, h.Fencing.Failures = "", 0
+	}
 	return hosts.Put(tx, h)
 }
 
@@ -165,7 +167,7 @@ func (f *Fence) Task() reconcile.Task {
 func (f *Fence) step(ctx context.Context, id resource.ID, watches *stopwatches) (reconcile.Next, error) {
 	tx := f.State.Latest()
 	h, ok := hosts.Find(tx, id)
-	if !ok || h.Up() || h.Dead() {
+	if !ok || h.Up() || h.Dead() && !f.mayKnowMore(h) {
 		watches.forget(id)
 		return reconcile.Next{}, nil
 	}
@@ -190,10 +192,16 @@ func (f *Fence) step(ctx context.Context, id resource.ID, watches *stopwatches) 
 		err := off(ctx, fencer, h)
 		return again, f.tried(ctx, h, err)
 	}
-	if KeepingOf(tx).Leases && h.Watchdog && lost >= LeaseTime+LeaseMargin {
+	if !h.Dead() && KeepingOf(tx).Leases && h.Watchdog && lost >= LeaseTime+LeaseMargin {
 		return again, f.stillLost(ctx, h, func(tx *state.Tx, h *Host) error { return h.bury(tx, ByLease, resource.ID{}) })
 	}
 	return again, nil
+}
+
+// mayKnowMore reports whether a dead host's switch is to be asked all the same: its lease says nothing of what is not run under that, for which
+// servers may wait.
+func (f *Fence) mayKnowMore(h *Host) bool {
+	return h.Fenced.How == ByLease && f.Fencers[h.Fencing.Driver] != nil
 }
 
 func fenceBackoff(failures int) time.Duration {
@@ -232,7 +240,7 @@ func (f *Fence) tried(ctx context.Context, h *Host, failed error) error {
 func (f *Fence) stillLost(ctx context.Context, was *Host, change func(*state.Tx, *Host) error) error {
 	err := f.State.Update(ctx, func(tx *state.Tx) error {
 		h, ok := hosts.Find(tx, was.ID)
-		if !ok || h.Dead() || !h.Lost.Equal(was.Lost) || h.Fencing.Driver != was.Fencing.Driver {
+		if !ok || h.Fenced != was.Fenced || !h.Lost.Equal(was.Lost) || h.Fencing.Driver != was.Fencing.Driver {
 			return errOtherwise
 		}
 		return change(tx, h)
