@@ -13,7 +13,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"sync"
 
 	"github.com/unkai-cloud/unkai/agent"
 	"github.com/unkai-cloud/unkai/base/metrics"
@@ -79,14 +78,8 @@ func (a *agentCommand) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	seat := &seat{dir: a.Data, sockets: &kept, leave: stop, mayBe: m.mayBe, standing: m.standing}
-	var wg sync.WaitGroup
-	start := func(what string, run func(context.Context) error) {
-		wg.Go(func() {
-			if err := run(ctx); err != nil && ctx.Err() == nil {
-				stop(fmt.Errorf("%s: %w", what, err))
-			}
-		})
-	}
+	var parts parts
+	start := func(what string, run func(context.Context) error) { parts.start(ctx, stop, what, run) }
 	start("this host", func(ctx context.Context) error { return m.run(ctx, a.Join, id) })
 	start("serve the control socket", func(ctx context.Context) error { return serve(ctx, control, m.control(seat)) })
 	start("serve metrics", func(ctx context.Context) error {
@@ -94,7 +87,9 @@ func (a *agentCommand) Run(ctx context.Context) error {
 	})
 	fmt.Println("ready " + id.Host.String())
 	<-ctx.Done()
-	wg.Wait()
+	parts.wait()
+	took, slow := parts.took()
+	slog.InfoContext(ctx, "the work has ended", "took", took, "waited for", slow)
 	if err = context.Cause(ctx); errors.Is(err, context.Canceled) {
 		err = nil
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -112,6 +113,9 @@ func serveTLS(ctx context.Context, l net.Listener, config *tls.Config, h http.Ha
 // idleAtMost is how long a connection is kept on which nothing is asked.
 const idleAtMost = 2 * time.Minute
 
+// graceful is how long a server that stops waits for requests under way.
+const graceful = 3 * time.Second
+
 // serve answers on a listener until ctx ends, then lets requests under way finish for a moment; those that end with wire.Leaving do at once.
 // Whoever was connected before that is answered: the connections that come after it are the next process's, or refused.
 func serve(ctx context.Context, l net.Listener, h http.Handler) error {
@@ -130,7 +134,7 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 		return err
 	case <-ctx.Done():
 	}
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), graceful)
 	defer cancel()
 	// A server that shuts down drops what it reads from then on, unanswered, so it does once nobody is about to ask.
 	if err := l.Close(); err != nil {
@@ -140,7 +144,9 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	s.SetKeepAlivesEnabled(false)
 	silent.end()
 	if err := s.Shutdown(grace); err != nil {
-		s.Close() // streams do not end by themselves: cut them off
+		// What it was has its reason, or is a stream that does not heed wire.Leaving: whoever comes to the next process waited for it.
+		slog.WarnContext(ctx, "requests are cut off as this process ends", "at", l.Addr(), "after", graceful, "requests", silent.asking())
+		s.Close()
 	}
 	return nil
 }
@@ -153,6 +159,13 @@ const askWithin = time.Second
 type silent struct {
 	mu  sync.Mutex
 	all map[net.Conn]time.Time // guarded by mu
+	at  map[net.Conn]request   // what the others are at; guarded by mu
+}
+
+// A request is one under way.
+type request struct {
+	method, path string
+	began        time.Time
 }
 
 type silentKey struct{}
@@ -174,6 +187,7 @@ func (s *silent) note(c net.Conn, is http.ConnState) {
 		s.all[c] = time.Now()
 	case http.StateIdle, http.StateHijacked, http.StateClosed:
 		delete(s.all, c)
+		delete(s.at, c)
 	}
 }
 
@@ -183,10 +197,26 @@ func (s *silent) listen(h http.Handler) http.Handler {
 		if c, ok := r.Context().Value(silentKey{}).(net.Conn); ok {
 			s.mu.Lock()
 			delete(s.all, c)
+			if s.at == nil {
+				s.at = map[net.Conn]request{}
+			}
+			s.at[c] = request{r.Method, r.URL.Path, time.Now()}
 			s.mu.Unlock()
 		}
 		h.ServeHTTP(w, r)
 	})
+}
+
+// asking tells what is under way, in words.
+func (s *silent) asking() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []string
+	for _, r := range s.at {
+		all = append(all, fmt.Sprintf("%s %s since %v", r.method, r.path, time.Since(r.began).Round(time.Millisecond)))
+	}
+	slices.Sort(all)
+	return all
 }
 
 // end returns when all have asked, and closes those that do not.

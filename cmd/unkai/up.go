@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -68,14 +67,8 @@ func (u *upCommand) Run(ctx context.Context) error {
 		}
 		stop(context.Cause(told))
 	})()
-	var wg sync.WaitGroup
-	start := func(what string, run func(context.Context) error) {
-		wg.Go(func() {
-			if err := run(ctx); err != nil && ctx.Err() == nil {
-				stop(fmt.Errorf("%s: %w", what, err))
-			}
-		})
-	}
+	var parts parts
+	start := func(what string, run func(context.Context) error) { parts.start(ctx, stop, what, run) }
 	boundMemory()
 	if member != nil {
 		if err := member.openLookout(); err != nil {
@@ -86,13 +79,16 @@ func (u *upCommand) Run(ctx context.Context) error {
 	c, err := openCloud(ctx, u.Data, pool, own, member, start)
 	defer func() {
 		stop(nil)
-		wg.Wait()
+		parts.wait()
 		if c == nil {
 			return
 		}
+		closing := time.Now()
 		if err := c.state.Close(); err != nil {
 			slog.Error("could not close the state", "err", err)
 		}
+		took, slow := parts.took()
+		slog.Info("the work has ended", "took", took, "waited for", slow, "closing the state", time.Since(closing).Round(time.Millisecond))
 	}()
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
@@ -138,6 +134,7 @@ func (u *upCommand) Run(ctx context.Context) error {
 		return c.serveControl(ctx, control, clientsAt{URL: url, HostsURL: hosts}, seat)
 	})
 	u.sockets.settled()
+	slog.InfoContext(ctx, "ready", "after", time.Since(began).Round(time.Millisecond))
 	fmt.Println("ready " + url)
 	fmt.Fprintf(os.Stderr, "credentials are in %s: clouds.yaml, openrc, aws.env\n", u.Data)
 	if u.Demo {
