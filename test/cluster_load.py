@@ -2,7 +2,9 @@
 with an idempotency key, and goes on to the next controller when one does not answer. Networks stay; ports, key pairs and servers are taken
 away again. What was acknowledged is printed, one JSON object, at the end.
 
-    [LOAD_KINDS=networks,keypairs,…] cluster_load.py TOKEN NAME SECONDS CLIENTS URL…
+    [LOAD_KINDS=networks,keypairs,…] [LOAD_READS=1] cluster_load.py TOKEN NAME SECONDS CLIENTS URL…
+
+With LOAD_READS each thing is read at the next controller as soon as it is acknowledged, and has to be there; answers that may be old are counted.
 """
 
 import http.client
@@ -17,12 +19,13 @@ token, run, seconds, clients, urls = sys.argv[1], sys.argv[2], float(sys.argv[3]
 kinds = os.environ.get("LOAD_KINDS", "networks").split(",")
 network, image = os.environ.get("LOAD_NETWORK"), os.environ.get("LOAD_IMAGE")
 end = time.monotonic() + seconds
-acknowledged, counts, refused, times, slowest, gave_up = [], {}, {}, [], (0.0, ""), []
+reads = os.environ.get("LOAD_READS")
+acknowledged, counts, refused, times, slowest, gave_up, stale = [], {}, {}, [], (0.0, ""), [], []
 lock = threading.Lock()
 
 # Of each kind: where it is made, what is asked, the answer that acknowledges it, and what names it in a path.
 made = {
-    "networks": ("/network/v2.0/networks", lambda name: {"network": {"name": name}}, None),
+    "networks": ("/network/v2.0/networks", lambda name: {"network": {"name": name}}, lambda a: a["network"]["id"]),
     "ports": ("/network/v2.0/ports", lambda name: {"port": {"name": name, "network_id": network}}, lambda a: a["port"]["id"]),
     "keypairs": ("/compute/v2.1/os-keypairs", lambda name: {"keypair": {"name": name}}, lambda a: a["keypair"]["name"]),
     "servers": ("/compute/v2.1/servers", lambda name: {"server": {"name": name, "imageRef": image, "flavorRef": "42", "networks": "none"}},
@@ -40,6 +43,9 @@ def once(url, method, path, body, key):
             headers["Idempotency-Key"] = key
         connection.request(method, path, json.dumps(body) if body else None, headers)
         answer = connection.getresponse()
+        if answer.headers.get("Unkai-Stale"):
+            with lock:
+                stale.append(f"{method} {path} of {url}, answered at {time.strftime('%H:%M:%S')}")
         return answer.status, answer.read()
     except (OSError, http.client.HTTPException) as e:
         return type(e).__name__, b""
@@ -64,7 +70,7 @@ def persist(at, method, path, body, good):
                 slowest = max(slowest, (took, what))
             return at, answer
         if isinstance(status, int) and status not in (500, 502, 503, 504):
-            print(f"{method} {path} is refused with {status}: {answer[:300]}", file=sys.stderr)
+            print(f"{method} {path} of {urls[at % len(urls)]} is refused with {status} after {time.monotonic() - began:.2f} s at {time.strftime('%H:%M:%S')}: {answer[:300]}; stale: {stale}", file=sys.stderr)
             os._exit(1)
         with lock:
             refused[str(status)] = refused.get(str(status), 0) + 1
@@ -92,10 +98,13 @@ def client(number):
             counts[kind] = counts.get(kind, 0) + 1
             if kind == "networks":
                 acknowledged.append(name)
-        if name_of:
-            if kind == "servers":
-                time.sleep(1)
-            persist(at + 1, "DELETE", path + "/" + name_of(json.loads(answer)), None, (202, 204, 404))
+        thing = path + "/" + name_of(json.loads(answer))
+        if reads:
+            persist(at + 1, "GET", thing, None, (200,))
+        if kind == "servers":
+            time.sleep(1)
+        if kind != "networks":
+            persist(at + 1, "DELETE", thing, None, (202, 204, 404))
 
 
 threads = [threading.Thread(target=client, args=(n,)) for n in range(clients)]
@@ -106,4 +115,4 @@ for t in threads:
 times.sort()
 gap = max((b - a for a, b in zip(times, times[1:])), default=0)
 print(json.dumps({"acknowledged": acknowledged, "made": counts, "tried_again": refused, "longest_silence_s": round(gap, 2),
-                  "slowest_s": round(slowest[0], 2), "slowest": slowest[1], "gave_up": gave_up}))
+                  "slowest_s": round(slowest[0], 2), "slowest": slowest[1], "gave_up": gave_up, "stale": stale}))

@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
@@ -42,6 +43,7 @@ type rig struct {
 	web       *httptest.Server
 	late      atomic.Int64 // how far its clock is ahead
 	peers     int
+	wrap      func(http.Handler) http.Handler // the server; nil: as it is
 }
 
 func newRig(t *testing.T, change ...func(*rig)) *rig {
@@ -68,7 +70,11 @@ func newRig(t *testing.T, change ...func(*rig)) *rig {
 	for _, c := range change {
 		c(r)
 	}
-	r.web = httptest.NewUnstartedServer(r.server)
+	var h http.Handler = r.server
+	if r.wrap != nil {
+		h = r.wrap(h)
+	}
+	r.web = httptest.NewUnstartedServer(h)
 	r.web.Config.ErrorLog = log.New(io.Discard, "", 0)
 	r.web.TLS = testTLS(t, r.authority)
 	r.web.StartTLS()
@@ -425,6 +431,26 @@ func TestSession(t *testing.T) {
 	}
 	again.ended()
 	p.send("POST", "observations", strings.NewReader(`[]`)).must(401)
+}
+
+// A session ends when its server is to stop.
+func TestASessionEndsWithItsServer(t *testing.T) {
+	leaving, leave := context.WithCancel(t.Context())
+	r := newRig(t, func(r *rig) {
+		r.wrap = func(h http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				h.ServeHTTP(w, r.WithContext(wire.WithLeaving(r.Context(), leaving, func() {})))
+			})
+		}
+	})
+	_, s := r.host()
+	s.delivery()
+	leave()
+	began := time.Now()
+	s.ended()
+	if took := time.Since(began); took > 500*time.Millisecond {
+		t.Errorf("it goes on for %v", took)
+	}
 }
 
 func TestAHostWithServersIsNotRemoved(t *testing.T) {

@@ -179,7 +179,7 @@ func (t *stream) run(ctx context.Context, r *http.Request, watcher *state.Watche
 		switch {
 		case ctx.Err() != nil:
 			return
-		case wire.Leaving(ctx).Err() != nil && err != nil:
+		case wire.Leaving(ctx).Err() != nil: // also when there is always more: what is next comes after resume
 			t.end("stopping", "This controller stops. Watch again, from resume on.")
 			return
 		case errors.Is(err, state.ErrCompacted):

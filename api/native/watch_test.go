@@ -12,10 +12,12 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/compute"
@@ -67,7 +69,12 @@ func (s *streamWriter) Write(b []byte) (int, error) {
 
 func (w *world) follow(token, path string) *following {
 	w.t.Helper()
-	ctx, cancel := context.WithCancel(w.t.Context())
+	return w.followIn(w.t.Context(), token, path)
+}
+
+func (w *world) followIn(ctx context.Context, token, path string) *following {
+	w.t.Helper()
+	ctx, cancel := context.WithCancel(ctx)
 	r := httptest.NewRequestWithContext(ctx, "GET", path, nil)
 	r.Header.Set("X-Auth-Token", token)
 	in, out := io.Pipe()
@@ -484,6 +491,49 @@ func TestWatchEnds(t *testing.T) {
 				f.stop()
 			})
 		})
+	}
+}
+
+// A watch ends when its server is to stop, also while something always changes, and says from where to go on.
+func TestWatchEndsWithItsServer(t *testing.T) {
+	for _, busy := range []bool{false, true} {
+		w := newWorld(t)
+		leaving, leave := context.WithCancel(t.Context())
+		f := w.followIn(wire.WithLeaving(t.Context(), leaving, func() {}), "one", "/servers?watch=true")
+		server := w.server(w.one, "busy", nil)
+		f.expect("created server busy")
+		var changing sync.WaitGroup
+		over := make(chan struct{})
+		if busy {
+			changing.Go(func() {
+				for n := 0; ; n++ {
+					select {
+					case <-over:
+						return
+					default:
+						w.change(server, func(s *compute.Server) { s.Name = fmt.Sprint("busy", n) })
+					}
+				}
+			})
+			f.next()
+		}
+		leave()
+		began := time.Now()
+		var last line
+		for l := range f.lines {
+			if last.Type == "updated" && l.Type == "end" && l.Resume < last.Resume {
+				t.Errorf("%s after %s", l.text, last.text)
+			}
+			if last = l; l.Type == "end" || time.Since(began) > 2*time.Second {
+				break
+			}
+		}
+		if took := time.Since(began); last.Code != "stopping" || took > 500*time.Millisecond {
+			t.Errorf("busy: %v; after %v the last line is %s", busy, took, last.text)
+		}
+		close(over)
+		changing.Wait()
+		f.stop()
 	}
 }
 

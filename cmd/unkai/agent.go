@@ -13,7 +13,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"sync"
 
 	"github.com/unkai-cloud/unkai/agent"
 	"github.com/unkai-cloud/unkai/base/metrics"
@@ -79,22 +78,17 @@ func (a *agentCommand) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	seat := &seat{dir: a.Data, sockets: &kept, leave: stop, mayBe: m.mayBe, standing: m.standing}
-	var wg sync.WaitGroup
-	start := func(what string, run func(context.Context) error) {
-		wg.Go(func() {
-			if err := run(ctx); err != nil && ctx.Err() == nil {
-				stop(fmt.Errorf("%s: %w", what, err))
-			}
-		})
-	}
-	start("this host", func(ctx context.Context) error { return m.run(ctx, a.Join, id) })
-	start("serve the control socket", func(ctx context.Context) error { return serve(ctx, control, m.control(seat)) })
-	start("serve metrics", func(ctx context.Context) error {
+	parts := newParts(ctx, stop)
+	parts.answer("this host", func(ctx context.Context) error { return m.run(ctx, a.Join, id) })
+	parts.answer("serve the control socket", func(ctx context.Context) error { return serve(ctx, control, m.control(seat)) })
+	parts.answer("serve metrics", func(ctx context.Context) error {
 		return a.metricsOption.serve(ctx, kept.listen, metrics.Handler(version, runtime.Version()))
 	})
 	fmt.Println("ready " + id.Host.String())
 	<-ctx.Done()
-	wg.Wait()
+	parts.end()
+	took, slow := parts.took()
+	slog.InfoContext(ctx, "the work has ended", "took", took, "waited for", slow)
 	if err = context.Cause(ctx); errors.Is(err, context.Canceled) {
 		err = nil
 	}

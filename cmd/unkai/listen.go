@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -112,15 +113,27 @@ func serveTLS(ctx context.Context, l net.Listener, config *tls.Config, h http.Ha
 // idleAtMost is how long a connection is kept on which nothing is asked.
 const idleAtMost = 2 * time.Minute
 
-// serve answers on a listener until ctx ends, then lets requests under way finish for a moment; those that end with wire.Leaving do at once.
-// Whoever was connected before that is answered: the connections that come after it are the next process's, or refused.
+const (
+	// graceful is how long a server that stops waits for what is under way, with its door open and then again with it shut.
+	graceful = 3 * time.Second
+	// askWithin is how long a new connection has for its first request when its server stops.
+	askWithin = time.Second
+	// endWithin is how long a stream has to end by itself: one whose client does not read cannot.
+	endWithin = 500 * time.Millisecond
+	lookAgain = 5 * time.Millisecond
+)
+
+// serve answers on a listener until ctx ends, and then lets requests under way finish. What takes its time, as an image does, is waited for
+// while others still come in. Once nobody of those is left, or has had its time, nobody comes in any more, and wire.Leaving ends. Whoever was
+// connected before that is answered: the connections that come after it are the next process's, which they wait for, or refused.
 func serve(ctx context.Context, l net.Listener, h http.Handler) error {
-	var silent silent
-	s := &http.Server{Handler: silent.listen(h), ConnState: silent.note,
+	var v visitors
+	leaving, leave := context.WithCancel(context.WithoutCancel(ctx))
+	defer leave()
+	s := &http.Server{Handler: v.listen(leaving, h), ConnState: v.note,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return hostlink.KeepConn(silent.keep(ctx, c), c)
+			return hostlink.KeepConn(v.keep(ctx, c), c)
 		},
-		BaseContext:       func(net.Listener) context.Context { return wire.WithLeaving(context.Background(), ctx) },
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: idleAtMost, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug)}
 	done := make(chan error, 1)
@@ -130,80 +143,138 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 		return err
 	case <-ctx.Done():
 	}
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
-	defer cancel()
+	told := time.Now()
+	for v.any(func(r *request) bool { return !r.stream && r.began.Before(told) }) && time.Since(told) < graceful {
+		time.Sleep(lookAgain)
+	}
 	// A server that shuts down drops what it reads from then on, unanswered, so it does once nobody is about to ask.
 	if err := l.Close(); err != nil {
 		slog.Debug("close a listener", "err", err)
 	}
 	<-done
 	s.SetKeepAlivesEnabled(false)
-	silent.end()
+	leave()
+	left := time.Now()
+	v.end()
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), graceful)
+	defer cancel()
+	go func() {
+		for grace.Err() == nil {
+			hasTime := func(r *request) bool {
+				if r.stream {
+					return time.Since(left) < endWithin
+				}
+				return !r.began.Before(told) // else it was waited for already
+			}
+			if v.any(func(*request) bool { return true }) && !v.any(hasTime) {
+				cancel()
+			}
+			time.Sleep(lookAgain)
+		}
+	}()
 	if err := s.Shutdown(grace); err != nil {
-		s.Close() // streams do not end by themselves: cut them off
+		if at := v.at(); at != nil {
+			slog.WarnContext(ctx, "requests are cut off as this process ends", "at", l.Addr(), "after", time.Since(told).Round(time.Millisecond), "requests", at)
+		}
+		s.Close()
 	}
 	return nil
 }
 
-// askWithin is how long a new connection has for its first request when its server stops.
-const askWithin = time.Second
-
-// silent are connections on which nothing was asked yet, and since when. Go's clients make some to spare, and its server would wait five
-// seconds for each; all others ask at once, and are to be answered.
-type silent struct {
-	mu  sync.Mutex
-	all map[net.Conn]time.Time // guarded by mu
+// visitors are those who are connected: what they ask, or since when they have not asked anything. Go's clients make some connections to
+// spare, and its server would wait five seconds for each; all others ask at once, and are to be answered.
+type visitors struct {
+	mu     sync.Mutex
+	silent map[net.Conn]time.Time // guarded by mu
+	asking map[net.Conn]*request  // guarded by mu
 }
 
-type silentKey struct{}
+// A request is one under way.
+type request struct {
+	method, path string
+	began        time.Time
+	stream       bool // it ends by itself with wire.Leaving
+}
+
+type visitorKey struct{}
 
 // keep is an http.Server's ConnContext.
-func (s *silent) keep(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, silentKey{}, c)
+func (v *visitors) keep(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, visitorKey{}, c)
 }
 
 // note is an http.Server's ConnState. A connection is active before its request is with the handler, so that does not count.
-func (s *silent) note(c net.Conn, is http.ConnState) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (v *visitors) note(c net.Conn, is http.ConnState) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	switch is {
 	case http.StateNew:
-		if s.all == nil {
-			s.all = map[net.Conn]time.Time{}
+		if v.silent == nil {
+			v.silent, v.asking = map[net.Conn]time.Time{}, map[net.Conn]*request{}
 		}
-		s.all[c] = time.Now()
+		v.silent[c] = time.Now()
 	case http.StateIdle, http.StateHijacked, http.StateClosed:
-		delete(s.all, c)
+		delete(v.silent, c)
+		delete(v.asking, c)
 	}
 }
 
-// listen takes note of whoever asks.
-func (s *silent) listen(h http.Handler) http.Handler {
+// listen takes note of what is asked.
+func (v *visitors) listen(leaving context.Context, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if c, ok := r.Context().Value(silentKey{}).(net.Conn); ok {
-			s.mu.Lock()
-			delete(s.all, c)
-			s.mu.Unlock()
-		}
-		h.ServeHTTP(w, r)
+		c := r.Context().Value(visitorKey{}).(net.Conn)
+		is := &request{method: r.Method, path: r.URL.Path, began: time.Now()}
+		v.mu.Lock()
+		delete(v.silent, c)
+		v.asking[c] = is
+		v.mu.Unlock()
+		h.ServeHTTP(w, r.WithContext(wire.WithLeaving(r.Context(), leaving, func() {
+			v.mu.Lock()
+			defer v.mu.Unlock()
+			is.stream = true
+		})))
 	})
 }
 
+// any reports whether there is such a request under way.
+func (v *visitors) any(such func(*request) bool) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, r := range v.asking {
+		if such(r) {
+			return true
+		}
+	}
+	return false
+}
+
+// at tells what is under way, in words.
+func (v *visitors) at() []string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var all []string
+	for _, r := range v.asking {
+		all = append(all, fmt.Sprintf("%s %s since %v", r.method, r.path, time.Since(r.began).Round(time.Millisecond)))
+	}
+	slices.Sort(all)
+	return all
+}
+
 // end returns when all have asked, and closes those that do not.
-func (s *silent) end() {
-	for ; s.wait(time.Now()); time.Sleep(5 * time.Millisecond) {
+func (v *visitors) end() {
+	for ; v.wait(time.Now()); time.Sleep(lookAgain) {
 	}
 }
 
 // wait closes those who had their time, and reports whether there are others.
-func (s *silent) wait(now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c, since := range s.all {
+func (v *visitors) wait(now time.Time) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for c, since := range v.silent {
 		if now.Sub(since) > askWithin {
 			c.Close()
-			delete(s.all, c)
+			delete(v.silent, c)
 		}
 	}
-	return len(s.all) > 0
+	return len(v.silent) > 0
 }

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -56,23 +58,87 @@ func TestServeStops(t *testing.T) {
 	<-begun
 	<-begun
 	stop()
-	if got := <-answers["/stream"]; got != "ended" {
-		t.Errorf("the stream says %q", got)
+	for range 3 { // who comes meanwhile need not wait for it
+		time.Sleep(100 * time.Millisecond)
+		if res, err := http.Get("http://" + l.Addr().String() + "/other"); err != nil || res.StatusCode != http.StatusNotFound {
+			t.Errorf("while a request is under way another is answered with %v, %v", res, err)
+		}
 	}
 	select {
 	case err := <-served:
 		t.Fatalf("it ended (%v) while a request was under way", err)
-	case <-time.After(askWithin + 500*time.Millisecond):
-	}
-	if _, err := spare.Read(make([]byte, 1)); err == nil {
-		t.Error("the connection to spare is still there")
+	case text := <-answers["/stream"]:
+		t.Fatalf("the stream ended (%q) while others came in", text)
+	default:
 	}
 	close(goOn)
 	if got := <-answers["/request"]; got != "answered" {
 		t.Errorf("the request is answered with %q", got)
 	}
+	if got := <-answers["/stream"]; got != "ended" {
+		t.Errorf("the stream says %q", got)
+	}
+	began := time.Now()
+	if _, err := spare.Read(make([]byte, 1)); err == nil {
+		t.Error("the connection to spare is still there")
+	}
 	if err := <-served; err != nil {
 		t.Error(err)
+	}
+	if took := time.Since(began); took > askWithin+500*time.Millisecond {
+		t.Errorf("it takes %v more to end", took)
+	}
+}
+
+// What does not end is cut off, and nobody else waits for it: not for a request that takes long, nor for a stream that does not heed
+// wire.Leaving, as one cannot whose client does not read.
+func TestServeCutsOff(t *testing.T) {
+	for name, c := range map[string]struct {
+		stream bool
+		within time.Duration
+	}{"a stream": {true, endWithin}, "a request": {false, graceful}} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var log bytes.Buffer
+			was := slog.Default()
+			slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
+			defer slog.SetDefault(was)
+			ctx, stop := context.WithCancel(t.Context())
+			begun := make(chan struct{})
+			served := make(chan error, 1)
+			go func() {
+				served <- serve(ctx, l, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+					if c.stream {
+						wire.Leaving(r.Context())
+					}
+					close(begun)
+					<-r.Context().Done()
+				}))
+			}()
+			cut := make(chan error, 1)
+			go func() {
+				_, err := http.Post("http://"+l.Addr().String()+"/long", "", nil)
+				cut <- err
+			}()
+			<-begun
+			stop()
+			began := time.Now()
+			if err := <-served; err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(began); took < c.within || took > c.within+500*time.Millisecond {
+				t.Errorf("it takes %v to end", took)
+			}
+			if err := <-cut; err == nil {
+				t.Error("it is answered")
+			}
+			if !strings.Contains(log.String(), "POST /long since") {
+				t.Errorf("it does not say what it cut off: %s", log.String())
+			}
+		})
 	}
 }
 

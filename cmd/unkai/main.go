@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 
@@ -19,6 +20,9 @@ import (
 
 // version is stamped by the build.
 var version = "0.0.0-dev"
+
+// began is when this program did.
+var began = time.Now()
 
 type commands struct {
 	Debug bool `help:"Log every request and step."`

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -68,31 +67,26 @@ func (u *upCommand) Run(ctx context.Context) error {
 		}
 		stop(context.Cause(told))
 	})()
-	var wg sync.WaitGroup
-	start := func(what string, run func(context.Context) error) {
-		wg.Go(func() {
-			if err := run(ctx); err != nil && ctx.Err() == nil {
-				stop(fmt.Errorf("%s: %w", what, err))
-			}
-		})
-	}
+	parts := newParts(ctx, stop)
 	boundMemory()
 	if member != nil {
 		if err := member.openLookout(); err != nil {
 			return err
 		}
-		start("look whether a controller leads", member.keepLookout)
+		parts.do("look whether a controller leads", member.keepLookout)
 	}
-	c, err := openCloud(ctx, u.Data, pool, own, member, start)
+	c, err := openCloud(ctx, u.Data, pool, own, member, parts.do)
 	defer func() {
-		stop(nil)
-		wg.Wait()
+		parts.end()
 		if c == nil {
 			return
 		}
+		closing := time.Now()
 		if err := c.state.Close(); err != nil {
 			slog.Error("could not close the state", "err", err)
 		}
+		took, slow := parts.took()
+		slog.Info("the work has ended", "took", took, "waited for", slow, "closing the state", time.Since(closing).Round(time.Millisecond))
 	}()
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
@@ -105,9 +99,9 @@ func (u *upCommand) Run(ctx context.Context) error {
 		return err
 	}
 	url := urlOf(l, secure)
-	start("control", func(ctx context.Context) error { c.run(ctx); return nil })
+	parts.do("control", func(ctx context.Context) error { c.run(ctx); return nil })
 	debug.FreeOSMemory() // what a start has read and thrown away would else be held for minutes
-	hosts, err := u.startHosts(ctx, c, start)
+	hosts, err := u.startHosts(ctx, c, parts)
 	if err != nil {
 		return err
 	}
@@ -125,23 +119,24 @@ func (u *upCommand) Run(ctx context.Context) error {
 		parting := c.cluster.leave
 		leave.Store(&parting)
 	}
-	start("alerts", func(ctx context.Context) error { c.keepAlerts(ctx, url, hosts); return nil })
-	start("serve metrics", func(ctx context.Context) error { return u.metricsOption.serve(ctx, u.sockets.listen, c.metrics()) })
-	start("serve clients", func(ctx context.Context) error { return serve(ctx, l, c.front()) })
+	parts.do("alerts", func(ctx context.Context) error { c.keepAlerts(ctx, url, hosts); return nil })
+	parts.answer("serve metrics", func(ctx context.Context) error { return u.metricsOption.serve(ctx, u.sockets.listen, c.metrics()) })
+	parts.answer("serve clients", func(ctx context.Context) error { return serve(ctx, l, c.front()) })
 	if c.cluster != nil {
-		start("be known to the other controllers", func(ctx context.Context) error { return c.cluster.present(ctx, url) })
-		start("keep the other controllers", c.cluster.keepWell)
-		start("report the hosts", c.cluster.report)
-		start("let hosts go", c.cluster.release)
+		parts.do("be known to the other controllers", func(ctx context.Context) error { return c.cluster.present(ctx, url) })
+		parts.do("keep the other controllers", c.cluster.keepWell)
+		parts.do("report the hosts", c.cluster.report)
+		parts.do("let hosts go", c.cluster.release)
 	}
-	start("serve the control socket", func(ctx context.Context) error {
+	parts.answer("serve the control socket", func(ctx context.Context) error {
 		return c.serveControl(ctx, control, clientsAt{URL: url, HostsURL: hosts}, seat)
 	})
 	u.sockets.settled()
+	slog.InfoContext(ctx, "ready", "after", time.Since(began).Round(time.Millisecond))
 	fmt.Println("ready " + url)
 	fmt.Fprintf(os.Stderr, "credentials are in %s: clouds.yaml, openrc, aws.env\n", u.Data)
 	if u.Demo {
-		start("demo", func(ctx context.Context) error { return runDemo(ctx, c, u, url, authority) })
+		parts.do("demo", func(ctx context.Context) error { return runDemo(ctx, c, u, url, authority) })
 	}
 	select {
 	case <-ctx.Done():
@@ -174,12 +169,12 @@ func (u *upCommand) clientFiles(c *cloud, url string, secure bool) (authority st
 
 // startHosts begins the work of this machine as a host, or of simulated ones. It answers where
 // hosts elsewhere reach this controller; "" if they cannot.
-func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string, func(context.Context) error)) (string, error) {
+func (u *upCommand) startHosts(ctx context.Context, c *cloud, parts *parts) (string, error) {
 	if u.Sim > 0 {
 		if err := seedImages(ctx, c); err != nil {
 			return "", fmt.Errorf("make the simulated cloud's images: %w", err)
 		}
-		if err := c.startSimulated(ctx, u.Sim, start); err != nil || u.hosts == "" {
+		if err := c.startSimulated(ctx, u.Sim, parts.do); err != nil || u.hosts == "" {
 			return "", err
 		}
 	}
@@ -199,7 +194,7 @@ func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string,
 	if err != nil {
 		return "", err
 	}
-	start("serve hosts", func(ctx context.Context) error { return serveTLS(ctx, l, config, c.links()) })
+	parts.answer("serve hosts", func(ctx context.Context) error { return serveTLS(ctx, l, config, c.links()) })
 	url := urlOf(l, true)
 	if u.hosts != "" {
 		return url, nil
@@ -224,6 +219,6 @@ func (u *upCommand) startHosts(ctx context.Context, c *cloud, start func(string,
 	if err != nil {
 		return "", err
 	}
-	start("this host", func(ctx context.Context) error { return errors.Join(m.run(ctx, url, id), m.close()) })
+	parts.answer("this host", func(ctx context.Context) error { return errors.Join(m.run(ctx, url, id), m.close()) })
 	return "", nil
 }

@@ -437,6 +437,44 @@ func TestTheLeadIsHandedOverUnderLoad(t *testing.T) {
 	t.Logf("%d stored, %d refused", stored.Load(), refused.Load())
 }
 
+// As the lead is handed over a follower still knows what is acknowledged: who asks is not told that the leader has changed.
+func TestReadsAreSureAsTheLeadIsHandedOver(t *testing.T) {
+	c := newCrowd(t)
+	c.three()
+	var sure atomic.Int64
+	for range 8 {
+		at := c.leading()
+		leader, follower := c.of(at), c.of(at%3+1)
+		done := make(chan struct{})
+		var readers sync.WaitGroup
+		for range 8 {
+			readers.Go(func() {
+				for {
+					select {
+					case <-done:
+						return
+					default:
+					}
+					if _, err := follower.engine.Head(t.Context()); err != nil {
+						t.Error(err)
+						return
+					}
+					sure.Add(1)
+				}
+			})
+		}
+		time.Sleep(50 * time.Millisecond)
+		err := leader.engine.HandOver(t.Context(), leader.state, nil)
+		time.Sleep(50 * time.Millisecond)
+		close(done)
+		readers.Wait()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d reads", sure.Load())
+}
+
 // TestStrangersAreNoMembers: the same authority signs hosts, which are not to speak with etcd.
 func TestStrangersAreNoMembers(t *testing.T) {
 	c := newCrowd(t)

@@ -62,9 +62,9 @@ func (e *Engine) Load(ctx context.Context, each func(state.Record) error) (state
 func (e *Engine) Head(ctx context.Context) (state.Head, error) {
 	ctx, cancel := e.within(ctx, askWithin)
 	defer cancel()
-	read, err := e.client.Get(ctx, e.layout.head())
+	read, err := e.readHead(ctx)
 	if err != nil {
-		return state.Head{}, fmt.Errorf("read the head: %w", err)
+		return state.Head{}, err
 	}
 	if len(read.Kvs) == 0 {
 		return state.Head{}, nil
@@ -74,6 +74,19 @@ func (e *Engine) Head(ctx context.Context) (state.Head, error) {
 		return state.Head{}, err
 	}
 	return head.stateHead(), nil
+}
+
+// readHead reads the head's key as it is now. When another member begins to lead meanwhile etcd says so instead of an answer, and that one is asked.
+func (e *Engine) readHead(ctx context.Context) (*clientv3.GetResponse, error) {
+	for {
+		read, err := e.client.Get(ctx, e.layout.head())
+		switch {
+		case err == nil:
+			return read, nil
+		case !errors.Is(err, rpctypes.ErrLeaderChanged) || ctx.Err() != nil:
+			return nil, fmt.Errorf("read the head: %w", err)
+		}
+	}
 }
 
 func (e *Engine) readPages(ctx context.Context, revision int64, pages chan<- []*mvccpb.KeyValue) error {
@@ -153,9 +166,9 @@ func (e *Engine) Watch(ctx context.Context, since int64, each func(state.Batch) 
 // findRevision finds etcd's revision of the first batch above a revision of ours: the head
 // only grows, so it can be halved.
 func (e *Engine) findRevision(ctx context.Context, since int64) (int64, error) {
-	now, err := e.client.Get(ctx, e.layout.head())
+	now, err := e.readHead(ctx)
 	if err != nil {
-		return 0, fmt.Errorf("read the head: %w", err)
+		return 0, err
 	}
 	newest := now.Header.Revision
 	var failed error
