@@ -283,6 +283,44 @@ func TestATargetThatFailsIsToldLater(t *testing.T) {
 	r.want(lastRetry)
 }
 
+// What an alert says follows what it is about, a minute apart at least, and is no news to those who know of it.
+func TestWhatAnAlertSaysFollowsHowItIs(t *testing.T) {
+	const gib = 1 << 30
+	r := newRig(t)
+	r.add(hook("ops"))
+	r.machine().Disk = Disk{9 * gib, 100 * gib}
+	r.want(0, "ops: raised disk-filling")
+	raised := *Opened(r.State.Latest())[0]
+	says := func(pass time.Duration, free int64, want string, writes int64) {
+		t.Helper()
+		before := r.State.Latest().Revision()
+		r.machine().Disk.Free = free
+		r.want(pass)
+		a := Opened(r.State.Latest())[0]
+		if !strings.Contains(a.Text, want) {
+			t.Errorf("it says %q, want %q in it", a.Text, want)
+		}
+		if got := r.State.Latest().Revision() - before; got != writes {
+			t.Errorf("%d changes were written, want %d", got, writes)
+		}
+		if a.ID != raised.ID || !a.CreatedAt.Equal(raised.CreatedAt) || !slices.Equal(a.Told, []Told{{TargetID: a.Told[0].TargetID, Raised: true}}) {
+			t.Errorf("it is another alert: %+v", a)
+		}
+	}
+	says(15*time.Second, 8*gib, "has 9216 of", 0)
+	says(45*time.Second, 7*gib, "has 7168 of", 1)
+	says(15*time.Second, 6*gib, "has 7168 of", 0)
+	r.restart()
+	says(44*time.Second, 6*gib, "has 7168 of", 0)
+	says(time.Second, 6*gib, "has 6144 of", 1)
+	says(time.Hour, 6*gib, "has 6144 of", 0)
+	r.machine().Disk.Free = 50 * gib
+	r.want(time.Minute, "ops: resolved disk-filling")
+	if a, _ := alerts.PeekOne(r.State.Latest(), raised.ID); !strings.Contains(a.Text, "has 6144 of") {
+		t.Errorf("over, it says %q", a.Text)
+	}
+}
+
 func TestWhoIsTold(t *testing.T) {
 	r := newRig(t)
 	r.machine().Ahead = time.Hour
