@@ -177,6 +177,7 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 	if m.lease, err = openLease(o.Watchdog, dir); err != nil {
 		return nil, err
 	}
+	m.lease.Wall = machineClock
 	word, err := agent.OpenWord(filepath.Join(dir, "told-in-boot"), time.Duration(o.Alone))
 	if err != nil {
 		return nil, err

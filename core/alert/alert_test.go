@@ -283,7 +283,13 @@ func TestAHostWhoseClockIsOffIsTold(t *testing.T) {
 		}
 	}
 	off(-5 * time.Second)
+	r.want(30 * time.Second) // it was switched on, and is about to be set
+	off(0)
+	r.want(time.Minute)
+	off(-5 * time.Second)
 	r.want(time.Minute, "ops: raised clock-off host node-1")
+	off(-30 * time.Second)
+	r.want(30 * time.Second)
 	off(-time.Hour)
 	r.want(time.Minute)
 	if open := Opened(r.State.Latest()); len(open) != 1 || open[0].Severity != Warning || !strings.Contains(open[0].Text, "The clock of host node-1 is off: 1 h or more behind at 2030-") {

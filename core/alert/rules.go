@@ -108,6 +108,9 @@ const mutedFor = time.Minute
 // awayFor is how long a host may be without its shared storage: a file server that is started anew, or whose place another takes, is back by then.
 const awayFor = time.Minute
 
+// wrongFor is how long a host's clock may be wrong: one that has just been switched on is set right by then.
+const wrongFor = time.Minute
+
 // A looker is one round of all rules. It is pure.
 type looker struct {
 	tx    *state.Tx
@@ -160,7 +163,7 @@ func (l *looker) hosts() {
 			l.find(Critical, "storage-hangs", h.Name, "The host %s cannot reach the storage that it shares with others, since %s: %s. What its guests write waits, and their disks may fail. "+
 				"Look at the file server, and at the mount on the host.", h.Name, since.UTC().Format(time.RFC3339), h.Away.Why)
 		}
-		if why := h.Clock.Words(); why != "" && h.Up() && !h.Maintenance {
+		if why := h.Clock.Words(); why != "" && h.Up() && !h.Maintenance && (l.facts.Now.Sub(h.Clock.Since) >= wrongFor || l.holds("clock-off", "host "+h.Name)) {
 			l.find(Warning, "clock-off", "host "+h.Name, "The clock of host %s %s, beside that of the controller that it is in session with. Keep both with NTP: certificates are judged by it, "+
 				"and guests that start there begin with it.", h.Name, why)
 		}

@@ -58,6 +58,9 @@ func TestHowFarAClockIsOff(t *testing.T) {
 			t.Errorf("%s: off by %v, give or take %v, %v", name, off, give, ok)
 		}
 	}
+	if off, give, ok := (Clock{Answered: at, Held: 4 * s, Asked: at.Add(10 * s), Received: at.Add(4*s - s/100)}).Off(); !ok || (off-6*s).Abs() > s/10 || give > s/10 {
+		t.Errorf("a host whose clock goes a little faster is off by %v, give or take %v, %v", off, give, ok)
+	}
 	for name, c := range map[string]Clock{
 		"no question before":               {Asked: at, Received: at, Held: s},
 		"a release that says nothing":      {Answered: at, Received: at.Add(s)},
