@@ -87,9 +87,9 @@ func FreeAt(dir string) (int, error) {
 // tell puts it into the outbox if the controller does not know it; now and then it does so all the same, for while the host counted as lost it
 // was not taken in.
 func (d *Disks) tell(a *Agent, free host.Free, now time.Time) {
-	ownFree.Set(float64(free.Own) / 100)
+	freeParts.WithLabelValues("own").Set(float64(free.Own) / 100)
 	if d.Shared != nil {
-		sharedFree.Set(float64(free.Shared) / 100)
+		freeParts.WithLabelValues("shared").Set(float64(free.Shared) / 100)
 	}
 	again := now.Sub(d.told) >= resyncEvery
 	if again {
