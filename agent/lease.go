@@ -25,6 +25,8 @@ type Lease struct {
 	Watchdog Watchdog
 	// Clock is one that nobody sets and that never stands still; BootClock when nil.
 	Clock func() time.Time
+	// Wall is the machine's clock, which the controller compares with its own; time.Now when nil.
+	Wall func() time.Time
 
 	file string // outlives the agent, not the machine's boot; "" for none
 
@@ -32,6 +34,9 @@ type Lease struct {
 	until time.Time // guarded by mu
 	over  bool      // seen to be over, and acted on; guarded by mu
 	armed bool      // guarded by mu
+
+	answered time.Time // the controller's clock, as its last answer said; guarded by mu
+	since    time.Time // when that came, on the lease's clock; guarded by mu
 }
 
 // A Watchdog resets the machine when it is armed and was not petted for WatchdogTime.
@@ -106,11 +111,27 @@ func (l *Lease) Holds() bool {
 // Asks is when the host asks for the lease: it counts from then.
 func (l *Lease) Asks() time.Time { return l.now() }
 
+// request asks for the lease, at a moment that Asks gave. That the machine's clock is read after it is all that may have come between: it counts as being under way.
+func (l *Lease) request(arrival int, asked time.Time) host.LeaseRequest {
+	wall := time.Now
+	if l.Wall != nil {
+		wall = l.Wall
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q := host.LeaseRequest{Arrival: arrival, Clock: wall()}
+	if !l.answered.IsZero() {
+		q.Answered, q.Held = l.answered, asked.Sub(l.since)
+	}
+	return q
+}
+
 // Granted takes in that it was.
 func (l *Lease) Granted(asked time.Time, a host.LeaseAnswer) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.until = asked.Add(a.For)
+	l.answered, l.since = a.Clock, l.now()
 	if l.file == "" {
 		return nil
 	}
@@ -196,7 +217,7 @@ func (a *Agent) renewLease(ctx context.Context, link Leaser) error {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	asked := a.Lease.Asks()
-	answer, err := link.Lease(ctx, host.LeaseRequest{Arrival: a.Arrival()})
+	answer, err := link.Lease(ctx, a.Lease.request(a.Arrival(), asked))
 	if err != nil {
 		return err
 	}

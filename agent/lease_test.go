@@ -252,3 +252,49 @@ func TestNoLeaseIsAskedForBeforeAControllerHasToldEverything(t *testing.T) {
 		t.Error("it was told everything")
 	}
 }
+
+// asker notes how it is asked, and says what its clock shows.
+type asker struct {
+	h     *leasedHost
+	asked []host.LeaseRequest
+	clock time.Time
+	fails error
+}
+
+func (a *asker) Lease(_ context.Context, q host.LeaseRequest) (host.LeaseAnswer, error) {
+	a.asked = append(a.asked, q)
+	a.h.clock = a.h.clock.Add(time.Second)
+	return host.LeaseAnswer{For: host.LeaseTime, Clock: a.clock}, a.fails
+}
+
+// Whoever asks for its lease says what its clock shows, what the controller's showed in the answer before, and how long it has had that.
+func TestWhoAsksForALeaseSaysWhatItsClockShows(t *testing.T) {
+	h := newLeasedHost(t, nil)
+	wall := time.Date(2029, 6, 1, 0, 0, 0, 0, time.UTC)
+	h.agent.Lease.Wall = func() time.Time { return wall }
+	a := &asker{h: h, clock: time.Date(2031, 1, 1, 0, 0, 0, 0, time.UTC)}
+	ask := func(pass time.Duration) host.LeaseRequest {
+		t.Helper()
+		h.clock = h.clock.Add(pass)
+		if err := h.agent.renewLease(t.Context(), a); !errors.Is(err, a.fails) {
+			t.Fatal(err)
+		}
+		return a.asked[len(a.asked)-1]
+	}
+	if q := ask(0); !q.Clock.Equal(wall) || !q.Answered.IsZero() || q.Held != 0 {
+		t.Errorf("at first it says %+v", q)
+	}
+	first := a.clock
+	a.clock, a.fails = first.Add(4*time.Second), errors.New("no majority")
+	if q := ask(4 * time.Second); !q.Answered.Equal(first) || q.Held != 4*time.Second {
+		t.Errorf("then it says %+v", q)
+	}
+	if q := ask(time.Second); !q.Answered.Equal(first) || q.Held != 6*time.Second {
+		t.Errorf("after an answer that did not come it says %+v", q)
+	}
+	a.clock, a.fails = time.Time{}, nil
+	ask(time.Second)
+	if q := ask(time.Second); !q.Answered.IsZero() || q.Held != 0 {
+		t.Errorf("after one of a release that does not say its time it says %+v", q)
+	}
+}

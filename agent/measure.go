@@ -8,6 +8,7 @@ var (
 	fetches    = metrics.Counter("unkai_agent_image_fetches_total", "Transfers of images to this machine's cache.", "outcome")
 	fetched    = metrics.Counter("unkai_agent_image_fetched_bytes_total", "Bytes of images that came whole.").WithLabelValues()
 	finds      = metrics.Counter("unkai_agent_image_finds_total", "Images that guests needed, by whether the cache had them (hit) or not (miss). A guest that waits asks again.", "found")
+	freeParts  = metrics.Gauge("unkai_agent_disk_free_ratio", "How much of this machine's disks is free: of those with its data directory and its guests' disks (own), the fullest, and of the storage that it shares with other hosts (shared).", "disk")
 	hits, miss = finds.WithLabelValues("hit"), finds.WithLabelValues("miss")
 )
 

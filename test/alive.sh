@@ -1,10 +1,11 @@
 #!/bin/bash
 # A controller and two hosts, each in a network namespace of its own, with real QEMU: a guest that crashes comes back, one whose host is cut
-# off is started on the other once a fence program has switched the first off, and a host in maintenance is emptied as far as it can be.
+# off is started on the other once a fence program has switched the first off, and a host in maintenance is emptied as far as it can be. A third
+# host's disk is filled for real, and its clock is wrong: both are alerts while that is so.
 PREFIX=${PREFIX:-ukl}
 . "$(dirname "$0")/lib.sh"
 
-net=alive-$$ # namespaces: the switch, and -c, -a, -b on it
+net=alive-$$ # namespaces: the switch, and -c, -a, -b, -d on it
 cdata=$work/controller
 hosts=https://10.213.8.1:8702
 cpid=
@@ -35,19 +36,20 @@ runs() { [ -n "$(pids "$1" "$2")" ]; }
 active() { api "$url/compute/v2.1/servers/$1" | jq -e '.server.status == "ACTIVE" and ."server"."OS-EXT-SRV-ATTR:host" == "host-'"$2"'" and .server."OS-EXT-STS:task_state" == null'; }
 
 ending() {
-	for n in a b; do
+	for n in a b d; do
 		[ -z "${apid[$n]:-}" ] || { kill "${apid[$n]}" && wait "${apid[$n]}"; }
 		[ ! -d "$work/$n" ] || (inside $n "$unkai" down --data "$work/$n" --prefix "$prefix$n" --pool "$pool" --purge)
 	done
 	[ -z "$cpid" ] || { kill "$cpid" && wait "$cpid"; }
-	for ns in "$net" "$net-c" "$net-a" "$net-b"; do ip netns del "$ns"; done
+	! mountpoint -q "$work/d" || umount -l "$work/d"
+	for ns in "$net" "$net-c" "$net-a" "$net-b" "$net-d"; do ip netns del "$ns"; done
 }
 
 ip netns add "$net"
 ip -n "$net" link add switch type bridge
 ip -n "$net" link set switch up
 address=1
-for n in c a b; do
+for n in c a b d; do
 	ip netns add "$net-$n"
 	ip -n "$net" link add "to-$n" type veth peer name up0 netns "$net-$n"
 	ip -n "$net" link set "to-$n" master switch up
@@ -64,6 +66,14 @@ until_ok 30 grep -q ^ready "$work/c.out" || fail "the controller is not ready"
 url=$(sed -n 's/^ready //p' "$work/c.out")
 for n in a b; do agent $n --token "$("$unkai" controller token --data "$cdata")"; done
 for n in a b; do until_ok 30 on $n Up true || fail "host-$n is not up"; done
+
+# A third has a small disk and a wrong clock, and takes no servers.
+mkdir -m 700 "$work/d"
+mount -t tmpfs -o size=64m,mode=700 none "$work/d"
+token=$("$unkai" controller token --data "$cdata")
+UNKAI_CLOCK_SKEW=-40s agent d --token "$token"
+until_ok 30 on d Up true || fail "host-d is not up"
+"$unkai" host disable host-d --data "$cdata" >/dev/null
 
 auth=$(admin_token "$cdata/secrets.json" "$url" inside c curl)
 image=$(api "$url/image/v2/images" -d '{"name":"blank","disk_format":"raw","container_format":"bare"}' | jq -r .id)
@@ -156,6 +166,33 @@ on b Disabled true || fail "a drained host takes new servers"
 "$unkai" host enable host-b --data "$cdata" >/dev/null
 on b Maintenance null && on b Disabled false || fail "the host is still in maintenance"
 ok "a host in maintenance is drained, and enabled again"
+
+# --- a disk that fills, and a clock that is off
+holds() { "$unkai" alert list --data "$cdata" --json | jq -e --arg rule "$1" --arg about "$2" '[.Open[] | select(.Rule == $rule and .Subject == $about)] | length == 1' >/dev/null; }
+over() { ! holds "$@"; }
+fill() { rm -f "$work/d/filler"; [ "$1" = 0 ] || fallocate -l "$1" "$work/d/filler"; } # to so many bytes
+over disk-filling "host host-d" && over disk-full "host host-d" || fail "a disk with room is told of"
+until_ok 20 on d Clock.By -30000000000 || fail "that the clock of host-d is off is not known"
+filling=$SECONDS
+fill $((59 << 20))
+until_ok 40 holds disk-filling "host host-d" || fail "a disk that fills is not told of"
+filled=$((SECONDS - filling))
+"$unkai" status --data "$cdata" >"$work/status" || { cat "$work/status" >&2; fail "a warning is an error"; }
+grep -q "host-d.*one of its disks has little room left" "$work/status" || { cat "$work/status" >&2; fail "status does not say that the disk fills"; }
+fill $((63 << 20))
+until_ok 40 holds disk-full "host host-d" || fail "a disk that is full is not told of"
+until_ok 5 over disk-filling "host host-d" || fail "a disk that is full is filling, too"
+! "$unkai" status --data "$cdata" >"$work/status" 2>&1 || fail "status is content with a full disk"
+"$unkai" host show host-d --data "$cdata" | grep -q "one of its disks is nearly full" || fail "host show does not say that the disk is full"
+fill 0
+until_ok 40 over disk-full "host host-d" || fail "that the disk has room again is not told"
+until_ok 60 holds clock-off "host host-d" || fail "that a clock is off is not told"
+"$unkai" host show host-d --data "$cdata" | grep -q "its clock is off: 30 s or more behind" || fail "host show does not say that the clock is off"
+kill "${apid[d]}" && wait "${apid[d]}"
+agent d
+until_ok 60 over clock-off "host host-d" || fail "that the clock is right again is not told"
+! holds clock-off "host host-a" && ! holds clock-off "host host-b" && ! holds host-lost host-d || fail "more is told than there is"
+ok "a host's disk that fills is told of after $filled s, and when it is full, and when it is emptied, and so is its clock that is off"
 
 "$unkai" audit --data "$cdata" >"$work/audit" || { cat "$work/audit" >&2; fail "the audit found contradictions"; }
 step "done"

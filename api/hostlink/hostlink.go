@@ -46,12 +46,15 @@ type Server struct {
 	// Others is the other controllers; nil when there are none.
 	Others Others
 	Now    func() time.Time
+	// Clock is this machine's, with which hosts' are compared; time.Now when nil.
+	Clock func() time.Time
 	// Patience is how long a host may take to read what it is sent, or to send a request; host.Expect when 0.
 	Patience time.Duration
 
-	mux   http.ServeMux
-	once  sync.Once
-	calls calls
+	mux    http.ServeMux
+	once   sync.Once
+	calls  calls
+	clocks clocks
 }
 
 // Others is what a controller that is one of several asks of the others.
@@ -302,6 +305,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 		return fault.Errorf(fault.Conflict, "The host counts as lost. Connect again.")
 	}
 	defer s.listen(ctx, r, id)()
+	defer s.keepTime(ctx, id)()
 	calls := s.calls.open(id)
 	defer s.calls.close(id, calls)
 	slog.InfoContext(ctx, "a host connected", "host", id, "name", hello.Name)
@@ -388,6 +392,7 @@ func (s *Server) lease(w http.ResponseWriter, r *http.Request, id resource.ID) e
 	if err != nil {
 		return err
 	}
+	received := s.time()
 	var req host.LeaseRequest
 	if err := json.Unmarshal(body, &req); err != nil {
 		return fault.Errorf(fault.Invalid, "The request is not valid JSON.")
@@ -396,6 +401,7 @@ func (s *Server) lease(w http.ResponseWriter, r *http.Request, id resource.ID) e
 	if err != nil {
 		return err
 	}
+	answer.Clock = s.compare(id, req, received)
 	return wire.WriteJSON(w, http.StatusOK, answer)
 }
 

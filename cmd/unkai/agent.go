@@ -28,6 +28,16 @@ type agentCommand struct {
 	Token string `help:"A one-time token from the controller; needed the first time."`
 }
 
+// Help is what `unkai agent --help` says beside the options.
+func (agentCommand) Help() string {
+	return `It goes on in the foreground until it is told to stop; guests go on after it. When it has begun its work it prints
+
+  ready HOST-ID
+
+on standard output. "unkai up" and "unkai controller" print "ready URL" there, the address at which clients reach them. An agent has none: it serves no
+clients. The ID is its host's, as "unkai host show" and /v1/hosts show it. That its controller hears it is in "unkai status --data DIR".`
+}
+
 // Run is this machine's agent until it is told to stop. Guests go on.
 func (a *agentCommand) Run(ctx context.Context) error {
 	if os.Geteuid() != 0 {

@@ -141,7 +141,7 @@ func openCloud(ctx context.Context, dir string, pool, own netip.Prefix, m *membe
 		return nil, err
 	}
 	c.hub = host.NewHub(c.state, slices.Concat(c.network.Sources(), c.compute.Sources(), host.Sources())...)
-	c.hosts = &hostlink.Server{Hub: c.hub, Authority: c.authority, Now: time.Now, Image: c.openImage, Fill: c.fillImage}
+	c.hosts = &hostlink.Server{Hub: c.hub, Authority: c.authority, Now: time.Now, Clock: machineClock, Image: c.openImage, Fill: c.fillImage}
 	expirers := c.compute.Expirers()
 	expirers[image.Table().Kind()] = c.image.Expire
 	c.reaper = &operation.Reaper{State: c.state, Now: c.state.Now, Expirers: expirers}

@@ -71,13 +71,15 @@ type hostHealth struct {
 	Version            string
 	Speaks             release.Span
 	Up, Disabled       bool
-	Maintenance, Dead  bool      `json:",omitempty"`
-	Off                bool      `json:",omitempty"` // it was emptied for its maintenance, and is not missed
-	Lost               time.Time `json:",omitzero"`
-	Mute               time.Time `json:",omitzero"`  // its machine answers nothing, and it is not lost yet
-	Routers            int64     `json:",omitempty"` // that go out through it
-	Away               host.Away `json:",omitzero"`  // its shared storage
-	Ahead              host.Mark `json:",omitzero"`  // of a newer state, which it insists on
+	Maintenance, Dead  bool          `json:",omitempty"`
+	Off                bool          `json:",omitempty"` // it was emptied for its maintenance, and is not missed
+	Lost               time.Time     `json:",omitzero"`
+	Mute               time.Time     `json:",omitzero"`  // its machine answers nothing, and it is not lost yet
+	Routers            int64         `json:",omitempty"` // that go out through it
+	Away               host.Away     `json:",omitzero"`  // its shared storage
+	Disk, SharedDisk   host.Shortage `json:",omitzero"`
+	Clock              host.ClockOff `json:",omitzero"`
+	Ahead              host.Mark     `json:",omitzero"` // of a newer state, which it insists on
 	Isolating          bool
 	Servers            int64
 	UsedVCPUs, VCPUs   int64
@@ -491,6 +493,11 @@ func (m *hostHealth) how() string {
 	}
 	if !m.Away.Since.IsZero() {
 		how += ", cannot reach its shared storage since " + m.Away.Since.Format(time.RFC3339) + ": " + m.Away.Why
+	}
+	for _, about := range [][2]string{{"one of its disks", m.Disk.Words()}, {"the storage that it shares", m.SharedDisk.Words()}, {"its clock", m.Clock.Words()}} {
+		if about[1] != "" {
+			how += ", " + about[0] + " " + about[1]
+		}
 	}
 	if m.Dead {
 		how += ", known to be dead"

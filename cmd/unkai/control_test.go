@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/unkai-cloud/unkai/core/host"
 )
 
 func TestStatusShowsMuteHosts(t *testing.T) {
@@ -20,6 +22,22 @@ func TestStatusShowsMuteHosts(t *testing.T) {
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, &out)
+		}
+	}
+}
+
+func TestStatusShowsHostsWhoseDisksFillOrWhoseClocksAreOff(t *testing.T) {
+	at := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	for want, m := range map[string]hostHealth{
+		"up": {},
+		"up, one of its disks has little room left, 15 % or less, since 2030-01-02T03:04:05Z":                                                            {Disk: host.Shortage{Room: host.Low, Since: at}},
+		"up, the storage that it shares is nearly full, 5 % free or less, since 2030-01-02T03:04:05Z":                                                    {SharedDisk: host.Shortage{Room: host.Critical, Since: at}},
+		"up, its clock is off: 5 min or more behind at 2030-01-02T03:04:05Z":                                                                             {Clock: host.ClockOff{By: -5 * time.Minute, Since: at}},
+		"up, one of its disks is nearly full, 5 % free or less, since 2030-01-02T03:04:05Z, its clock is off: 1 h or more ahead at 2030-01-02T03:04:05Z": {Disk: host.Shortage{Room: host.Critical, Since: at}, Clock: host.ClockOff{By: time.Hour, Since: at}},
+	} {
+		m.Up, m.Isolating = true, true
+		if got := m.how(); got != want {
+			t.Errorf("it is %q, want %q", got, want)
 		}
 	}
 }

@@ -86,7 +86,7 @@ func (d *downCommand) clear(ctx context.Context, dir string) error {
 }
 
 type controllerCommand struct {
-	Run    controllerRun    `cmd:"" default:"withargs" help:"Run a controller in the foreground."`
+	Run    controllerRun    `cmd:"" default:"withargs" help:"Run a controller in the foreground. It prints ready URL when it serves clients there."`
 	Token  controllerToken  `cmd:"" help:"Print a one-time token with which one machine joins, as a host or as a controller."`
 	Remove controllerRemove `cmd:"" help:"Take a host out of the cloud. It is refused from then on, and can only join anew."`
 

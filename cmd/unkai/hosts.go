@@ -44,7 +44,7 @@ func healthOf(tx *state.Tx, m *host.Host) hostHealth {
 	n, used := compute.Load(tx, m)
 	routers, _ := network.Routers().Sum(tx, "host-load", state.KeyOf(m.ID))
 	return hostHealth{Name: m.Name, Zone: m.Zone, Driver: m.Capacity.Driver, Version: m.Version, Speaks: m.Speaks.OrFirst(), Up: m.Up(), Disabled: m.Disabled, Maintenance: m.Maintenance, Dead: m.Dead(), Off: !m.Up() && !compute.Missed(tx, m),
-		Lost: m.Lost, Mute: m.Mute, Away: m.Away, Routers: routers, Ahead: m.Ahead, Isolating: m.Capacity.Isolating, Servers: n, UsedVCPUs: used[0], VCPUs: int64(m.Capacity.VCPUs),
+		Lost: m.Lost, Mute: m.Mute, Away: m.Away, Disk: m.Disk, SharedDisk: m.SharedDisk, Clock: m.Clock, Routers: routers, Ahead: m.Ahead, Isolating: m.Capacity.Isolating, Servers: n, UsedVCPUs: used[0], VCPUs: int64(m.Capacity.VCPUs),
 		UsedMiB: used[1], MiB: int64(m.Capacity.MemoryMiB)}
 }
 

@@ -177,6 +177,7 @@ func openMachine(o machineOptions, dir string) (*machine, error) {
 	if m.lease, err = openLease(o.Watchdog, dir); err != nil {
 		return nil, err
 	}
+	m.lease.Wall = machineClock
 	word, err := agent.OpenWord(filepath.Join(dir, "told-in-boot"), time.Duration(o.Alone))
 	if err != nil {
 		return nil, err
@@ -328,6 +329,7 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	wg.Go(func() { m.guard(ctx) })
 	wg.Go(func() { m.uplinks.Run(ctx, m.agent) })
 	wg.Go(func() { (&agent.Storage{Look: m.qemu.Away, Host: id.Host}).Run(ctx, m.agent) })
+	wg.Go(func() { m.disks(id.Host).Run(ctx, m.agent) })
 	wg.Go(func() { link.KeepCertificate(ctx) })
 	wg.Go(func() { saySpeaks(ctx, m.dir, link) })
 	wg.Go(func() { m.guests.Images.Run(ctx) })
@@ -346,6 +348,15 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	m.agent.Run(ctx, link, agentWorkers)
 	wg.Wait()
 	return nil
+}
+
+// disks are those that nothing works without. Any of these may have a file system of its own.
+func (m *machine) disks(id resource.ID) *agent.Disks {
+	d := &agent.Disks{Host: id, Own: []string{m.dir, filepath.Join(m.dir, "images"), filepath.Join(m.dir, "qemu"), filepath.Join(m.dir, "qemu", "guests")}}
+	if m.options.SharedDisks != "" {
+		d.Shared = func(ctx context.Context) (int, error) { return m.qemu.Shared(ctx, agent.FreeAt) }
+	}
+	return d
 }
 
 // A greeter begins a host's sessions.

@@ -27,10 +27,10 @@ var began = time.Now()
 type commands struct {
 	Debug bool `help:"Log every request and step."`
 
-	Up         upCommand         `cmd:"" help:"Run a whole cloud on this machine: controller and agent in one process, in the foreground."`
+	Up         upCommand         `cmd:"" help:"Run a whole cloud on this machine: controller and agent in one process, in the foreground. It prints ready URL when it serves."`
 	Down       downCommand       `cmd:"" help:"Remove the guests, networks and mounts that a cloud left on this machine."`
 	Controller controllerCommand `cmd:"" help:"Run a controller, or make a token with which a host joins it."`
-	Agent      agentCommand      `cmd:"" help:"Run this machine's agent: join a cloud and make its part of it real."`
+	Agent      agentCommand      `cmd:"" help:"Run this machine's agent: join a cloud and make its part of it real. It prints ready HOST-ID, for it has no URL."`
 	Host       hostCommand       `cmd:"" help:"Look after hosts: maintenance, fencing, and how guests are kept alive."`
 	Move       moveCommand       `cmd:"" help:"Take a server to another host, or tell what that would take."`
 	Upgrade    upgradeCommand    `cmd:"" help:"Replace the binary of a running controller or agent, and finalise the upgrade of a cloud."`

@@ -37,6 +37,8 @@ var (
 	unfenced   = metrics.From("unkai_hosts_fencing_failed", "Lost hosts that could not be fenced.")
 	storm      = metrics.From("unkai_hosts_storm", "1 when so many hosts are lost at once that nothing is fenced, and nothing restarted elsewhere, by itself.")
 	away       = metrics.From("unkai_hosts_storage_away", "Hosts that can be heard and cannot reach the storage that they share with others.")
+	short      = metrics.From("unkai_hosts_disk_short", "Hosts with little room left on a disk, by how little (low or critical) and which: with what is their own (own), or the storage that they share (shared).", "room", "disk")
+	clockOff   = metrics.From("unkai_hosts_clock_off", "Hosts whose clock is off from that of the controller that has their session.")
 	stranded   = metrics.From("unkai_servers_stranded", "Servers of dead hosts that are to be restarted elsewhere, and wait.")
 	streams    = metrics.From("unkai_host_streams", "Hosts that are connected to this controller.")
 	servers    = metrics.From("unkai_servers", "Servers, by stage.", "stage")
@@ -79,7 +81,8 @@ func (c *cloud) read(tell func(*metrics.Reading, float64, ...string)) {
 	}
 	tell(ahead, max(0, time.Until(now).Seconds()))
 	up, lost, off := 0, 0, 0
-	buried, failed, draining, drained, hang := 0, 0, 0, 0, 0
+	buried, failed, draining, drained, hang, wrong := 0, 0, 0, 0, 0, 0
+	ownRoom, sharedRoom := map[host.Room]int{}, map[host.Room]int{} // of how many hosts
 	for h := range host.Table().Peek(tx, "", state.Range{}) {
 		if h.Up() {
 			up++
@@ -92,6 +95,11 @@ func (c *cloud) read(tell func(*metrics.Reading, float64, ...string)) {
 		if !h.Away.Since.IsZero() {
 			hang++
 		}
+		if h.Clock.By != 0 {
+			wrong++
+		}
+		ownRoom[h.Disk.Room]++
+		sharedRoom[h.SharedDisk.Room]++
 		if h.Dead() {
 			buried++
 		} else if !h.Up() && h.Fencing.Trouble != "" {
@@ -106,6 +114,11 @@ func (c *cloud) read(tell func(*metrics.Reading, float64, ...string)) {
 	_, _, stormy := compute.Storm(tx)
 	tell(dead, float64(buried))
 	tell(away, float64(hang))
+	for _, room := range []host.Room{host.Low, host.Critical} {
+		tell(short, float64(ownRoom[room]), string(room), "own")
+		tell(short, float64(sharedRoom[room]), string(room), "shared")
+	}
+	tell(clockOff, float64(wrong))
 	tell(unfenced, float64(failed))
 	tell(upkeep, float64(draining), "draining")
 	tell(upkeep, float64(drained), "drained")

@@ -107,6 +107,8 @@ func TestMetricsTellOfACloud(t *testing.T) {
 		`unkai_request_seconds_count{dialect="compute",method="other",status="4xx"}`: "1",
 		made:                 "3",
 		`unkai_host_streams`: "2",
+		`unkai_hosts_disk_short{disk="own",room="critical"}`: "0",
+		`unkai_hosts_clock_off`:                              "0",
 	} {
 		got, ok := seen[series]
 		if pattern := strings.ReplaceAll(regexp.QuoteMeta(series), `\*`, `[^"]*`); !ok {

@@ -22,8 +22,9 @@ import (
 type Alert struct {
 	resource.Meta
 
-	Subject  string // what it is about: a host's name, say; "" for the cloud as a whole
-	Text     string // in words for the operator, as it is now
+	Subject  string    // what it is about: a host's name, say; "" for the cloud as a whole
+	Text     string    // in words for the operator: how it is now, or was when it was resolved
+	Worded   time.Time // when that last came to say something else; zero: it says what it was raised with
 	Severity Severity
 	Resolved time.Time // zero while it holds
 	Told     []Told    // in the order of targets

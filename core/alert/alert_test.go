@@ -194,6 +194,120 @@ func TestAStorageThatHangsIsTold(t *testing.T) {
 	r.want(time.Hour)
 }
 
+func TestAHostWhoseDiskFillsIsTold(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("ops"))
+	id := r.newHost("node-1")
+	fill := func(free int) {
+		t.Helper()
+		if err := r.State.Update(r.ctx, func(tx *state.Tx) error { return host.Fill(tx, id, host.Free{Own: free, Shared: 100}) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	says := func(severity Severity, text string) {
+		t.Helper()
+		if open := Opened(r.State.Latest()); len(open) != 1 || open[0].Severity != severity || !strings.Contains(open[0].Text, text) {
+			t.Errorf("there are %+v", open)
+		}
+	}
+	fill(11)
+	r.want(time.Minute)
+	fill(10)
+	r.want(time.Minute, "ops: raised disk-filling host node-1")
+	says(Warning, "A disk of host node-1, with its data directory or its guests' disks, has little room left, 15 % or less, since 2030-")
+	for _, free := range []int{11, 9, 15, 4} {
+		fill(free)
+		r.want(time.Minute)
+	}
+	fill(3)
+	r.want(time.Minute, "ops: resolved disk-filling host node-1", "ops: raised disk-full host node-1")
+	says(Critical, "is nearly full")
+	fill(5)
+	r.want(time.Minute)
+	fill(8)
+	r.want(time.Minute, "ops: resolved disk-full host node-1", "ops: raised disk-filling host node-1")
+	fill(16)
+	r.want(time.Minute, "ops: resolved disk-filling host node-1")
+	fill(1)
+	r.want(time.Minute, "ops: raised disk-full host node-1")
+	if err := host.Lose(r.ctx, r.State, id); err != nil { // nobody knows
+		t.Fatal(err)
+	}
+	r.want(time.Minute, "ops: resolved disk-full host node-1", "ops: raised host-lost node-1")
+}
+
+// A storage is the same for all hosts that share it.
+func TestAStorageThatFillsIsToldOnce(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("ops"))
+	ids := map[string]resource.ID{}
+	for _, name := range []string{"a", "b", "c"} {
+		r.clock = r.clock.Add(time.Second)
+		ids[name] = resource.NewID(r.clock, nil)
+		if err := host.Arrive(r.ctx, r.State, ids[name], host.Hello{Name: name, Capacity: host.Capacity{Storage: "nas"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fill := func(name string, free int) {
+		t.Helper()
+		if err := r.State.Update(r.ctx, func(tx *state.Tx) error { return host.Fill(tx, ids[name], host.Free{Own: 100, Shared: free}) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fill("b", 9)
+	r.want(time.Minute, "ops: raised disk-filling storage nas")
+	fill("a", 9)
+	r.want(time.Minute)
+	if open := Opened(r.State.Latest()); len(open) != 1 || !strings.Contains(open[0].Text, "(a and 1 more say so)") {
+		t.Errorf("there are %+v", open)
+	}
+	fill("b", 2)
+	r.want(time.Minute, "ops: resolved disk-filling storage nas", "ops: raised disk-full storage nas")
+	fill("a", 2)
+	fill("c", 2)
+	r.want(time.Minute)
+	for name := range ids {
+		fill(name, 50)
+	}
+	r.want(time.Minute, "ops: resolved disk-full storage nas")
+}
+
+func TestAHostWhoseClockIsOffIsTold(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("ops"))
+	id := r.newHost("node-1")
+	off := func(by time.Duration) {
+		t.Helper()
+		if err := r.State.Update(r.ctx, func(tx *state.Tx) error { return host.SetClock(tx, id, by) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	off(-5 * time.Second)
+	r.want(30 * time.Second) // it was switched on, and is about to be set
+	off(0)
+	r.want(time.Minute)
+	off(-5 * time.Second)
+	r.want(time.Minute, "ops: raised clock-off host node-1")
+	off(-30 * time.Second)
+	r.want(30 * time.Second)
+	off(-time.Hour)
+	r.want(time.Minute)
+	if open := Opened(r.State.Latest()); len(open) != 1 || open[0].Severity != Warning || !strings.Contains(open[0].Text, "The clock of host node-1 is off: 1 h or more behind at 2030-") {
+		t.Errorf("there are %+v", open)
+	}
+	off(0)
+	r.want(time.Minute, "ops: resolved clock-off host node-1")
+	off(time.Hour)
+	if err := r.State.Update(r.ctx, func(tx *state.Tx) error {
+		h, _ := host.Find(tx, id)
+		h.Maintenance = true
+		return host.Table().Put(tx, h)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.want(time.Minute)
+}
+
 func TestAHostThatOthersDoNotReachIsTold(t *testing.T) {
 	r := newRig(t)
 	r.add(hook("ops"))
@@ -281,6 +395,44 @@ func TestATargetThatFailsIsToldLater(t *testing.T) {
 	r.want(newsFor)
 	r.fails = nil
 	r.want(lastRetry)
+}
+
+// What an alert says follows what it is about, a minute apart at least, and is no news to those who know of it.
+func TestWhatAnAlertSaysFollowsHowItIs(t *testing.T) {
+	const gib = 1 << 30
+	r := newRig(t)
+	r.add(hook("ops"))
+	r.machine().Disk = Disk{9 * gib, 100 * gib}
+	r.want(0, "ops: raised disk-filling")
+	raised := *Opened(r.State.Latest())[0]
+	says := func(pass time.Duration, free int64, want string, writes int64) {
+		t.Helper()
+		before := r.State.Latest().Revision()
+		r.machine().Disk.Free = free
+		r.want(pass)
+		a := Opened(r.State.Latest())[0]
+		if !strings.Contains(a.Text, want) {
+			t.Errorf("it says %q, want %q in it", a.Text, want)
+		}
+		if got := r.State.Latest().Revision() - before; got != writes {
+			t.Errorf("%d changes were written, want %d", got, writes)
+		}
+		if a.ID != raised.ID || !a.CreatedAt.Equal(raised.CreatedAt) || !slices.Equal(a.Told, []Told{{TargetID: a.Told[0].TargetID, Raised: true}}) {
+			t.Errorf("it is another alert: %+v", a)
+		}
+	}
+	says(15*time.Second, 8*gib, "has 9216 of", 0)
+	says(45*time.Second, 7*gib, "has 7168 of", 1)
+	says(15*time.Second, 6*gib, "has 7168 of", 0)
+	r.restart()
+	says(44*time.Second, 6*gib, "has 7168 of", 0)
+	says(time.Second, 6*gib, "has 6144 of", 1)
+	says(time.Hour, 6*gib, "has 6144 of", 0)
+	r.machine().Disk.Free = 50 * gib
+	r.want(time.Minute, "ops: resolved disk-filling")
+	if a, _ := alerts.PeekOne(r.State.Latest(), raised.ID); !strings.Contains(a.Text, "has 6144 of") {
+		t.Errorf("over, it says %q", a.Text)
+	}
 }
 
 func TestWhoIsTold(t *testing.T) {
@@ -450,6 +602,28 @@ func TestMachinesOfSeveralControllers(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.want(time.Second, "t: resolved clock-off c2")
+}
+
+// What is about a host's machine ends also while a controller does not answer whose name is the word by which it begins.
+func TestAHostsMachineIsNoControllers(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("t"))
+	r.facts.Machines = []Machine{{Controller: "c1"}}
+	is := host.Controller{Member: 1}
+	is.Name = "host"
+	if err := host.Present(r.ctx, r.State, is, &x509.Certificate{SerialNumber: big.NewInt(1)}); err != nil {
+		t.Fatal(err)
+	}
+	id := r.newHost("node-1")
+	for _, step := range []struct {
+		free int
+		want string
+	}{{1, "t: raised disk-full host node-1"}, {50, "t: resolved disk-full host node-1"}} {
+		if err := r.State.Update(r.ctx, func(tx *state.Tx) error { return host.Fill(tx, id, host.Free{Own: step.free, Shared: 100}) }); err != nil {
+			t.Fatal(err)
+		}
+		r.want(time.Second, step.want)
+	}
 }
 
 func TestLeadersThatChange(t *testing.T) {

@@ -19,6 +19,7 @@ const (
 	firstRetry   = 10 * time.Second
 	lastRetry    = time.Hour
 	sendWithin   = 30 * time.Second
+	rewordEvery  = time.Minute // at most: each time is a change of the state
 )
 
 // A Keeper raises, resolves and tells.
@@ -55,7 +56,7 @@ func (k *Keeper) repeat(ctx context.Context, every time.Duration, work func(cont
 	}
 }
 
-// Look raises what began to hold and resolves what does no more. What is as it was writes nothing.
+// Look raises what began to hold, resolves what does no more, and has what holds on say how it is now. What is as it was writes nothing.
 func (k *Keeper) Look(ctx context.Context) error {
 	if !alerts.Usable(k.State.Latest()) {
 		return nil // the release before may take back over, and has none
@@ -67,7 +68,7 @@ func (k *Keeper) Look(ctx context.Context) error {
 	return k.State.Update(ctx, func(tx *state.Tx) error {
 		found := look(tx, facts)
 		for _, f := range found {
-			if err := f.raise(tx); err != nil {
+			if err := f.keep(tx, facts.Now); err != nil {
 				return err
 			}
 		}
@@ -90,7 +91,7 @@ func (a *Alert) is(f finding) bool { return a.Name == f.rule && a.Subject == f.s
 func differs(tx *state.Tx, facts Facts) bool {
 	found := look(tx, facts)
 	for _, f := range found {
-		if _, is := alerts.Lookup(tx, "open", state.KeyOf(f.rule, f.subject)); !is {
+		if a, is := alerts.Lookup(tx, "open", state.KeyOf(f.rule, f.subject)); !is || a.outdated(f, facts.Now) {
 			return true
 		}
 	}
@@ -105,12 +106,27 @@ func differs(tx *state.Tx, facts Facts) bool {
 	return false
 }
 
-// raise writes an alert that began to hold. One that holds already keeps what it said when it was raised.
-func (f finding) raise(tx *state.Tx) error {
-	if _, open := alerts.Lookup(tx, "open", state.KeyOf(f.rule, f.subject)); open {
+// keep writes an alert that began to hold. Of one that holds already it is written how it is now, and nobody is told of that.
+func (f finding) keep(tx *state.Tx, now time.Time) error {
+	a, open := alerts.Lookup(tx, "open", state.KeyOf(f.rule, f.subject))
+	switch {
+	case !open:
+		a = &Alert{Meta: resource.Meta{ID: tx.NewID(), Name: f.rule}, Subject: f.subject, Text: f.text, Severity: f.severity}
+	case a.outdated(f, now):
+		a.Text, a.Worded = f.text, now
+	default:
 		return nil
 	}
-	return alerts.Put(tx, &Alert{Meta: resource.Meta{ID: tx.NewID(), Name: f.rule}, Subject: f.subject, Text: f.text, Severity: f.severity})
+	return alerts.Put(tx, a)
+}
+
+// outdated reports whether an alert is to say something else from now on. A figure may change at every look.
+func (a *Alert) outdated(f finding, now time.Time) bool {
+	since := a.CreatedAt
+	if a.Worded.After(since) {
+		since = a.Worded
+	}
+	return a.Text != f.text && now.Sub(since) >= rewordEvery
 }
 
 // forget drops alerts that were resolved long ago.

@@ -49,7 +49,10 @@ func (f *Facts) unknown(tx *state.Tx, a *Alert) bool {
 	if !slices.Contains(ofMachines, a.Name) || len(f.Machines) == 1 && f.Machines[0].Controller == "" {
 		return false
 	}
-	name, _, _ := strings.Cut(a.Subject, " ")
+	name, of, _ := strings.Cut(a.Subject, " ")
+	if of != "" && !strings.HasPrefix(a.Name, "certificate-") {
+		return false // a host's, or a storage's
+	}
 	if slices.ContainsFunc(f.Machines, func(m Machine) bool { return m.Controller == name }) {
 		return false
 	}
@@ -105,6 +108,9 @@ const mutedFor = time.Minute
 // awayFor is how long a host may be without its shared storage: a file server that is started anew, or whose place another takes, is back by then.
 const awayFor = time.Minute
 
+// wrongFor is how long a host's clock may be wrong: one that has just been switched on is set right by then.
+const wrongFor = time.Minute
+
 // A looker is one round of all rules. It is pure.
 type looker struct {
 	tx    *state.Tx
@@ -116,6 +122,7 @@ type looker struct {
 func look(tx *state.Tx, f Facts) []finding {
 	l := &looker{tx: tx, facts: f}
 	l.hosts()
+	l.disks()
 	l.keeping()
 	for _, h := range host.CertificatesEnding(l.tx, l.facts.Now.Add(renewWithin)) {
 		l.certificate("host "+h.Name, Certificate{Ends: h.CertificateEnds, Mend: "Its agent makes a new one a month ahead, and as soon as it runs again: see its log. " +
@@ -156,6 +163,10 @@ func (l *looker) hosts() {
 			l.find(Critical, "storage-hangs", h.Name, "The host %s cannot reach the storage that it shares with others, since %s: %s. What its guests write waits, and their disks may fail. "+
 				"Look at the file server, and at the mount on the host.", h.Name, since.UTC().Format(time.RFC3339), h.Away.Why)
 		}
+		if why := h.Clock.Words(); why != "" && h.Up() && !h.Maintenance && (l.facts.Now.Sub(h.Clock.Since) >= wrongFor || l.holds("clock-off", "host "+h.Name)) {
+			l.find(Warning, "clock-off", "host "+h.Name, "The clock of host %s %s, beside that of the controller that it is in session with. Keep both with NTP: certificates are judged by it, "+
+				"and guests that start there begin with it.", h.Name, why)
+		}
 		if why := h.Apart(l.tx); why != "" {
 			l.find(Critical, "host-apart", h.Name, "%s Until then guests there and elsewhere do not reach each other.", why)
 		}
@@ -165,6 +176,52 @@ func (l *looker) hosts() {
 		if h.Ahead != (host.Mark{}) {
 			l.find(Critical, "host-refuses", h.Name, "The host %s was told of a newer state, at %v, and refuses this one. After a restore, run unkai controller restored.", h.Name, h.Ahead)
 		}
+	}
+}
+
+// disks: of each host those that are its own, and of each storage that hosts share what the one says of it that finds the least room left.
+func (l *looker) disks() {
+	type storage struct {
+		by   []string // who says so
+		says host.Shortage
+	}
+	shared := map[string]*storage{}
+	var order []string
+	for h := range host.Table().Peek(l.tx, "name", state.Range{}) {
+		if !h.Up() || h.Maintenance {
+			continue
+		}
+		l.room("host "+h.Name, fmt.Sprintf("A disk of host %s, with its data directory or its guests' disks,", h.Name), h.Disk)
+		id := h.Capacity.Storage
+		if id == "" || h.SharedDisk.Room == host.Enough {
+			continue
+		}
+		s := shared[id]
+		if s == nil {
+			s = &storage{}
+			shared[id], order = s, append(order, id)
+		}
+		if s.by = append(s.by, h.Name); s.says.Room != host.Critical {
+			s.says = h.SharedDisk
+		}
+	}
+	for _, id := range order {
+		s := shared[id]
+		who := s.by[0]
+		if n := len(s.by); n > 1 {
+			who = fmt.Sprintf("%s and %d more", who, n-1)
+		}
+		l.room("storage "+id, fmt.Sprintf("The storage %s that hosts share (%s say so)", id, who), s.says)
+	}
+}
+
+func (l *looker) room(subject, what string, s host.Shortage) {
+	const mend = "Take guests, or what else lies there, elsewhere, or make it larger."
+	switch s.Room {
+	case host.Critical:
+		l.find(Critical, "disk-full", subject, "%s %s. When it is full guests that write to it stand still. %s", what, s.Words(), mend)
+	case host.Low:
+		l.find(Warning, "disk-filling", subject, "%s %s. %s", what, s.Words(), mend)
 	}
 }
 

@@ -320,6 +320,9 @@ func (a *auditor) hosts() {
 		if !h.Up() && !h.Mute.IsZero() {
 			a.find("host", h.ID, "is lost, and mute in a session that it cannot have")
 		}
+		if !h.Up() && (h.Disk != (host.Shortage{}) || h.SharedDisk != (host.Shortage{}) || h.Clock != (host.ClockOff{})) {
+			a.find("host", h.ID, "is lost, and it is known how its disks and its clock are")
+		}
 		if h.Maintenance && !h.Disabled || h.Maintenance != (h.Drain != nil) {
 			a.find("host", h.ID, "is in maintenance and takes new servers, or nobody empties it")
 		}

@@ -40,10 +40,14 @@ type Host struct {
 	Watchdog bool         `json:",omitempty" since:"2,soft"` // enforces its lease
 
 	// Found out by the control plane.
-	Lost   time.Time // since when it cannot be heard; zero while it can
-	Mute   time.Time `json:",omitzero" since:"2,soft"` // since when its machine answers nothing at all, in the midst of a session; never with Lost
-	Away   Away      `json:",omitzero" since:"2,soft"` // its shared storage cannot be reached; never with Lost
-	Fenced Fenced    `json:",omitzero" since:"2,soft"` // how it is known, since it is lost, that it runs nothing any more
+	Lost time.Time // since when it cannot be heard; zero while it can
+	Mute time.Time `json:",omitzero" since:"2,soft"` // since when its machine answers nothing at all, in the midst of a session; never with Lost
+	Away Away      `json:",omitzero" since:"2,soft"` // its shared storage cannot be reached; never with Lost
+	// Of what file systems of its too little is left: that of its own data and its guests' disks, and that which it shares; never with Lost.
+	Disk       Shortage `json:",omitzero" since:"2,soft"`
+	SharedDisk Shortage `json:",omitzero" since:"2,soft"`
+	Clock      ClockOff `json:",omitzero" since:"2,soft"` // never with Lost
+	Fenced     Fenced   `json:",omitzero" since:"2,soft"` // how it is known, since it is lost, that it runs nothing any more
 	// How often it came, or came back after it was lost. What a host was told before does not count after that.
 	Arrivals int `json:",omitempty" since:"2,soft"`
 	Joined   time.Time
@@ -251,7 +255,10 @@ func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 		h.Arrivals++
 	}
 	if hello.Capacity.Storage == "" || hello.Version != h.Version { // which may be a release that does not say how it is
-		h.Away = Away{}
+		h.Away, h.SharedDisk = Away{}, Shortage{}
+	}
+	if hello.Version != h.Version {
+		h.Disk, h.Clock = Shortage{}, ClockOff{}
 	}
 	h.Capacity, h.Address, h.Version, h.Speaks, h.Physical = hello.Capacity, hello.Address, hello.Version, hello.Speaks, hello.Physical
 	h.Watchdog, h.MTU = hello.Watchdog, hello.MTU
@@ -275,6 +282,7 @@ func Lose(ctx context.Context, s *state.State, id resource.ID) error {
 			return nil
 		}
 		h.Lost, h.Mute, h.Away, h.Fenced = tx.Now(), time.Time{}, Away{}, Fenced{}
+		h.Disk, h.SharedDisk, h.Clock = Shortage{}, Shortage{}, ClockOff{}
 		h.Fencing.Trouble, h.Fencing.Failures, h.Fencing.TriedAt = "", 0, time.Time{}
 		return hosts.Put(tx, h)
 	})

@@ -55,7 +55,9 @@ func Reports(kind string, observe func(tx *state.Tx, host, id resource.ID, seen 
 }
 
 // Sources are of what hosts report of themselves, and are told of each other.
-func Sources() []Source { return []Source{muteness(), uplinks(), storage(), roster()} }
+func Sources() []Source {
+	return []Source{muteness(), uplinks(), storage(), disks(), clocks(), roster()}
+}
 
 // A Key names a thing within one host.
 type Key struct {

@@ -23,11 +23,19 @@ const (
 	RenewEvery = 4 * time.Second
 )
 
-// A LeaseRequest asks for it.
-type LeaseRequest struct{ Arrival int } // of the last full delivery
+// A LeaseRequest asks for it. What it says of clocks is for Clock, and left out by who does not know it.
+type LeaseRequest struct {
+	Arrival  int           // of the last full delivery
+	Clock    time.Time     `json:",omitzero"`  // the host's
+	Answered time.Time     `json:",omitzero"`  // the controller's, as it said in the answer before
+	Held     time.Duration `json:",omitempty"` // since the host has that
+}
 
 // A LeaseAnswer grants a lease.
-type LeaseAnswer struct{ For time.Duration }
+type LeaseAnswer struct {
+	For   time.Duration
+	Clock time.Time `json:",omitzero"` // the controller's
+}
 
 // Renew grants a host its lease anew, and takes note that it was heard. arrival is that of the last full delivery that the host took
 // in: it must not count on what it was told before it was last lost. Any controller may grant it; see docs/decisions/fencing.md.

@@ -64,6 +64,7 @@ type Driver struct {
 	trials     trials
 	pulse      gauge                                        // whether storage that is shared answers at all
 	gauge      gauge                                        // of the room on storage that is shared
+	level      gauge                                        // of how many percent of it are free
 	storage    *storage                                     // that other hosts reach too; nil for none
 	courseOf   func(accel string, major int) compute.Course // courseOf, but for tests
 
@@ -98,7 +99,7 @@ func open(o Options, step func(string)) (d *Driver, err error) {
 	d = &Driver{
 		dir: o.Dir, binary: o.Binary, accel: o.Accel, firstUID: o.FirstUID, uids: o.UIDs,
 		smbios: o.SMBIOS, firmware: o.Firmware.found(), logBytes: o.LogBytes, log: o.Log,
-		courseOf: courseOf, step: step, guests: map[resource.ID]*guest{}, trials: trials{turn: make(chan struct{}, 1)}, gauge: gauge{patience: answerTime}, pulse: gauge{patience: hangsAfter},
+		courseOf: courseOf, step: step, guests: map[resource.ID]*guest{}, trials: trials{turn: make(chan struct{}, 1)}, gauge: gauge{patience: answerTime}, pulse: gauge{patience: hangsAfter}, level: gauge{patience: answerTime},
 	}
 	if d.dir == "" {
 		return nil, errors.New("qemu: no directory given")

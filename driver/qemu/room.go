@@ -81,6 +81,14 @@ func (g *gauge) read(ctx context.Context, f func() (int, error)) (int, error) {
 	return g.last, g.err
 }
 
+// Shared measures, by the function that is given, how much of the storage is free that is shared. While a measuring hangs no other is begun.
+func (d *Driver) Shared(ctx context.Context, measure func(dir string) (percent int, err error)) (int, error) {
+	if d.storage == nil {
+		return 100, ctx.Err()
+	}
+	return d.level.read(ctx, func() (int, error) { return measure(d.storage.dir) })
+}
+
 // hangsAfter is when storage that is shared is said to hang: a busy one takes seconds.
 const hangsAfter = 10 * time.Second
 

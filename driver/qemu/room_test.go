@@ -89,3 +89,31 @@ func TestAStorageThatHangsIsAway(t *testing.T) {
 		t.Errorf("one that is back is away: %s", why)
 	}
 }
+
+// How full a storage is that is shared is measured like that, and where there is none nothing is.
+func TestHowFullASharedStorageIs(t *testing.T) {
+	t.Parallel()
+	d := &Driver{level: gauge{patience: time.Minute}}
+	if free, err := d.Shared(t.Context(), func(string) (int, error) { return 0, errors.New("measured") }); free != 100 || err != nil {
+		t.Errorf("without a storage %d %% are free, %v", free, err)
+	}
+	var err error
+	dir := t.TempDir()
+	if d.storage, err = openStorage(dir, t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	if free, err := d.Shared(t.Context(), func(at string) (int, error) {
+		if at != dir {
+			t.Errorf("%s is measured", at)
+		}
+		return 42, nil
+	}); free != 42 || err != nil {
+		t.Errorf("%d %% are free, %v", free, err)
+	}
+	d.level.patience = time.Millisecond
+	release := make(chan struct{})
+	defer close(release)
+	if _, err := d.Shared(t.Context(), func(string) (int, error) { <-release; return 0, nil }); !errors.Is(err, errHangs) {
+		t.Errorf("while it hangs: %v", err)
+	}
+}
