@@ -57,7 +57,7 @@ type health struct {
 	Store       state.Room
 	Ahead       time.Duration `json:",omitempty"` // of the machine's clock, that the state's own is
 	Hosts       []hostHealth
-	Newcomers   []newcomer     `json:",omitempty"` // have joined, and were never heard
+	Newcomers   []newcomer     `json:",omitempty"` // have joined, and were never heard, or not let in
 	Servers     map[string]int // by stage
 	Counts      map[string]int
 	Running     []runningOperation // those that run for longest
@@ -71,13 +71,15 @@ type hostHealth struct {
 	Version            string
 	Speaks             release.Span
 	Up, Disabled       bool
-	Maintenance, Dead  bool      `json:",omitempty"`
-	Off                bool      `json:",omitempty"` // it was emptied for its maintenance, and is not missed
-	Lost               time.Time `json:",omitzero"`
-	Mute               time.Time `json:",omitzero"`  // its machine answers nothing, and it is not lost yet
-	Routers            int64     `json:",omitempty"` // that go out through it
-	Away               host.Away `json:",omitzero"`  // its shared storage
-	Ahead              host.Mark `json:",omitzero"`  // of a newer state, which it insists on
+	Maintenance, Dead  bool         `json:",omitempty"`
+	Off                bool         `json:",omitempty"` // it was emptied for its maintenance, and is not missed
+	Lost               time.Time    `json:",omitzero"`
+	Mute               time.Time    `json:",omitzero"`  // its machine answers nothing, and it is not lost yet
+	Routers            int64        `json:",omitempty"` // that go out through it
+	Away               host.Away    `json:",omitzero"`  // its shared storage
+	Ahead              host.Mark    `json:",omitzero"`  // of a newer state, which it insists on
+	Refused            host.Refusal `json:",omitzero"`  // when it came last
+	Unfit              string       `json:",omitempty"` // why it gets no new servers: its address or its wire does not do
 	Isolating          bool
 	Servers            int64
 	UsedVCPUs, VCPUs   int64
@@ -491,6 +493,12 @@ func (m *hostHealth) how() string {
 	}
 	if !m.Away.Since.IsZero() {
 		how += ", cannot reach its shared storage since " + m.Away.Since.Format(time.RFC3339) + ": " + m.Away.Why
+	}
+	if m.Refused != (host.Refusal{}) {
+		how += ", " + refusedText(m.Refused)
+	}
+	if m.Unfit != "" {
+		how += ", gets no new servers: " + m.Unfit
 	}
 	if m.Dead {
 		how += ", known to be dead"
