@@ -102,7 +102,7 @@ move: build
 move-shared: build
 	SHARED=1 test/move.sh
 
-# The same on a real network file system that both hosts have mounted: GlusterFS, which scripts/packages.sh gluster installs.
+# The same on a real network file system that both hosts have mounted, and that hangs in the end: GlusterFS, which scripts/packages.sh gluster installs.
 move-gluster: build
 	test/gluster.sh
 

@@ -19,8 +19,9 @@ import (
 )
 
 // Join makes this machine a host of the cloud at url with a one-time token, and keeps its
-// identity in dir. The token says which authority to trust, so the first contact is safe too.
-func Join(ctx context.Context, url, token, dir string) (*Identity, error) {
+// identity in dir. The token says which authority to trust, so the first contact is safe too. It says what the machine is, as far as that is known yet:
+// one that would be refused for that is told before its token is used up.
+func Join(ctx context.Context, url, token, dir string, says host.Hello) (*Identity, error) {
 	private, csr, err := newKey()
 	if err != nil {
 		return nil, err
@@ -39,7 +40,7 @@ func Join(ctx context.Context, url, token, dir string) (*Identity, error) {
 		},
 	}}}
 	defer client.CloseIdleConnections()
-	body, err := json.Marshal(host.JoinRequest{Token: token, Request: csr, Speaks: release.Own})
+	body, err := json.Marshal(host.JoinRequest{Token: token, Request: csr, Speaks: release.Own, Says: &says})
 	if err != nil {
 		return nil, err
 	}

@@ -70,7 +70,17 @@ func (r *Remote) Says() release.Span {
 	if r.session == nil {
 		return release.Span{}
 	}
-	return r.session.says
+	return r.session.said.Speaks
+}
+
+// SaysMTU is what this host's wire carries, as it has told the controllers in its present session, or the last; false before the first.
+func (r *Remote) SaysMTU() (int, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.session == nil {
+		return 0, false
+	}
+	return r.session.said.MTU, true
 }
 
 // Again has the present session end, and another begin at once: what the host says of itself has changed.

@@ -28,7 +28,7 @@ func (r *Remote) Connect(ctx context.Context) (Session, error) {
 	}
 	r.goHome(time.Now())
 	ctx, cancel := context.WithCancel(ctx)
-	s := &remoteSession{remote: r, at: r.at(), says: hello.Speaks, ctx: ctx, cancel: cancel}
+	s := &remoteSession{remote: r, at: r.at(), said: hello, ctx: ctx, cancel: cancel}
 	s.silence = time.AfterFunc(host.Expect, func() {
 		r.elsewhere(s.at) // it may take connections and answer nothing
 		cancel()
@@ -52,7 +52,7 @@ func (r *Remote) Connect(ctx context.Context) (Session, error) {
 type remoteSession struct {
 	remote  *Remote
 	at      string          // of the controller
-	says    release.Span    // what the host said in it
+	said    host.Hello      // by the host, as it began
 	ctx     context.Context // of the request that the session is
 	cancel  context.CancelFunc
 	body    io.ReadCloser

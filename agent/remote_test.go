@@ -55,7 +55,7 @@ func controller(t *testing.T, a *host.Authority, cert tls.Certificate) string {
 		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
 			t.Error(err)
 		}
-		joined, err := a.Join(r.Context(), req.Token, req.Request, time.Now())
+		joined, err := a.Join(r.Context(), req, time.Now())
 		answer(w, joined.Host, joined.Certificate, err)
 	})
 	mux.HandleFunc("POST /host/v1/renew", func(w http.ResponseWriter, r *http.Request) {
@@ -105,7 +105,7 @@ func TestJoin(t *testing.T) {
 	a := newAuthority(t)
 	url := controller(t, a, serverCertificate(t, a))
 	dir := filepath.Join(t.TempDir(), "agent")
-	id, err := Join(t.Context(), url, token(t, a), dir)
+	id, err := Join(t.Context(), url, token(t, a), dir, host.Hello{Name: "h"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +146,7 @@ func TestJoinKnowsTheController(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			if _, err := Join(t.Context(), controller(t, a, cert), token(t, a), dir); err == nil {
+			if _, err := Join(t.Context(), controller(t, a, cert), token(t, a), dir, host.Hello{Name: "h"}); err == nil {
 				t.Error("it was taken for the controller")
 			}
 			if _, err := os.Stat(filepath.Join(dir, IdentityFile)); err == nil {
@@ -160,7 +160,7 @@ func TestCertificateIsRenewedInTime(t *testing.T) {
 	a := newAuthority(t)
 	url := controller(t, a, serverCertificate(t, a))
 	dir := t.TempDir()
-	id, err := Join(t.Context(), url, token(t, a), dir)
+	id, err := Join(t.Context(), url, token(t, a), dir, host.Hello{Name: "h"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +200,7 @@ func TestCertificateIsRenewedInTime(t *testing.T) {
 func TestCertificateIsRenewedAfterItsEnd(t *testing.T) {
 	a := newAuthority(t)
 	url := controller(t, a, serverCertificate(t, a))
-	id, err := Join(t.Context(), url, token(t, a), t.TempDir())
+	id, err := Join(t.Context(), url, token(t, a), t.TempDir(), host.Hello{Name: "h"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,7 +39,7 @@ type joiner struct {
 
 // join uses a token. Commits fail, and machines crash, before they know what came of it: then it is asked again.
 func (w *world) join(token string) (id resource.ID, cert *x509.Certificate, err error) {
-	answer, err := w.control.authority.Join(w.ctx, token, request, w.clock)
+	answer, err := w.control.authority.Join(w.ctx, host.JoinRequest{Token: token, Request: request}, w.clock)
 	if err == nil || fault.From(err) != nil && fault.Is(err, fault.Unauthorized) {
 		w.spent = append(w.spent, token)
 	}
@@ -59,7 +59,7 @@ func (c *client) enter() (string, error) {
 	w, a := c.w, c.w.control.authority
 	if k := len(w.spent); k > 0 && w.chance(300) {
 		token := w.spent[w.rng.IntN(k)]
-		if answer, err := a.Join(w.ctx, token, request, w.clock); err == nil {
+		if answer, err := a.Join(w.ctx, host.JoinRequest{Token: token, Request: request}, w.clock); err == nil {
 			c.broken = fmt.Errorf("a token that was used made host %s", answer.Host)
 		} else if !fault.Is(err, fault.Unauthorized) {
 			return "join with a used token", err

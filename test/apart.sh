@@ -86,6 +86,17 @@ status | jq -e '.At.HostsURL == "'$hosts'" and .Hosts[0].Name == "host-a" and .H
 ("$unkai" status --data "$cdata" || true) | grep "host-a " >/dev/null || fail "the status does not show the host"
 ok "a machine joins once with a one-time token; a used, an expired and a stranger's token are refused"
 
+# --- a machine whose address or wire does not do is told so at the join, and its token stays good
+t=$(token)
+for _ in 1 2; do refused "so does host host-a" join "$work/other" --token "$t" --name host-b --address 10.213.7.2; done
+ip -n $there link add thin mtu 1400 type veth peer name thinner
+ip -n $there addr add 10.213.7.9/32 dev thin
+refused "1400 bytes at 10.213.7.9, and 1500 are needed" join "$work/other" --token "$t" --name host-b --address 10.213.7.9
+ip -n $there link del thin
+refused "over IPv4" join "$work/other" --token "$t" --name host-b --address 2001:db8::9
+status | jq -e '.Newcomers == null and (.Hosts | length) == 1' >/dev/null || fail "a machine that was refused has joined"
+ok "what does not fit is told at the join, with the token as good as before"
+
 # --- a server
 auth=$(admin_token "$cdata/secrets.json" "$url" inside $here curl)
 [ -n "$auth" ] || fail "no token"
@@ -95,6 +106,13 @@ network=$(api "$url/network/v2.0/networks?name=private" | jq -r '.networks[0].id
 vm=$(api "$url/compute/v2.1/servers" -d '{"server":{"name":"vm","imageRef":"'"$image"'","flavorRef":"42","networks":[{"uuid":"'"$network"'"}]}}' | jq -r .server.id)
 until_ok 60 state "$vm" ACTIVE || fail "the server is not ACTIVE"
 guest_pid=$(qemu "$vm") || fail "there is no QEMU"
+carries() { [ "$(api "$url/v1/hosts" | jq -r '.items[0].mtu')" = "$1" ]; }
+carries 1500 || fail "the wire is not known"
+ip -n $there link set unkai-a mtu 1400
+until_ok 20 carries 1400 || fail "that the wire carries less is not told"
+status | jq -e '.Hosts[0].Unfit == null' >/dev/null || fail "a host that is alone is shut"
+ip -n $there link set unkai-a mtu 1500
+until_ok 20 carries 1500 || fail "that the wire carries more again is not told"
 ok "a server runs on the host, its image came over the stream"
 
 # obeys wants the guest to be the same as ever, and the halves to work together.

@@ -60,7 +60,7 @@ type Server struct {
 // Others is what a controller that is one of several asks of the others.
 type Others interface {
 	// Join, Arrive and Observe are done by the one that leads.
-	Join(ctx context.Context, token string, request []byte) (host.JoinAnswer, error)
+	Join(ctx context.Context, req host.JoinRequest) (host.JoinAnswer, error)
 	Arrive(ctx context.Context, id resource.ID, hello host.Hello) error
 	Observe(ctx context.Context, id resource.ID, seen []host.Observation) error
 	// Call has another controller pass a call on to a host that has its session there.
@@ -198,9 +198,9 @@ func (s *Server) join(w http.ResponseWriter, r *http.Request) error {
 	}
 	var answer host.JoinAnswer
 	if s.follows() {
-		answer, err = s.Others.Join(r.Context(), req.Token, req.Request)
+		answer, err = s.Others.Join(r.Context(), req)
 	} else {
-		answer, err = s.Authority.Join(identity.Internal(r.Context()), req.Token, req.Request, s.Now())
+		answer, err = s.Authority.Join(identity.Internal(r.Context()), req, s.Now())
 	}
 	if err != nil {
 		return err
@@ -268,11 +268,14 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, id resource.ID)
 	if err := json.Unmarshal(body, &hello); err != nil {
 		return fault.Errorf(fault.Invalid, "The greeting is not valid JSON.")
 	}
+	ctx := identity.Internal(r.Context())
 	if err := host.Compatible(hello.Speaks); err != nil {
+		if !s.follows() { // another may be of another release, and take it
+			s.Authority.Refuse(ctx, id, err)
+		}
 		return err
 	}
 	hello.CertificateEnds = r.TLS.VerifiedChains[0][0].NotAfter
-	ctx := identity.Internal(r.Context())
 	if err := s.sure(ctx); err != nil {
 		return err
 	}

@@ -470,6 +470,14 @@ func TestTwoHostsOfOneName(t *testing.T) {
 	r := newRig(t)
 	r.host()
 	r.join().post("session", host.Hello{Name: "node-1"}).must(409)
+	_, csr := newKey(t)
+	token := r.token(time.Hour)
+	says := func(name string, status int) {
+		t.Helper()
+		r.peer().post("join", host.JoinRequest{Token: token, Request: csr.Raw, Says: &host.Hello{Name: name}}).must(status)
+	}
+	says("node-1", 409)
+	says("another", 200) // the token was not used up
 	p := r.join()
 	p.send("POST", "session", strings.NewReader(`{"Name":`)).must(400)
 	p.send("POST", "session", strings.NewReader(`"hello"`)).must(400)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/release"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 	"github.com/unkai-cloud/unkai/core/compute"
@@ -328,8 +329,11 @@ func TestWhatAHostMayNotSayOfItself(t *testing.T) {
 			if text := string(p.post("session", hello).must(400)); strings.ContainsAny(strings.TrimSpace(text), "\x1b\n\u202e") || len(text) > 1000 {
 				t.Errorf("it is told %q", text)
 			}
-			if host.Table().Len(r.State.Latest()) != 0 || r.State.Latest().Revision() > before+2 { // the token's, and its use
+			if host.Table().Len(r.State.Latest()) != 0 || r.State.Latest().Revision() > before+3 { // the token's, its use, and why it is no host
 				t.Error("something was written")
+			}
+			if n, ok := host.Newcomers().PeekOne(r.State.Latest(), p.id); !ok || n.Refused.Why == "" || strings.ContainsAny(n.Name+n.Refused.Why, "\x1b\n\u202e") || len(n.Refused.Why) > 1000 {
+				t.Errorf("operators are told %+v", n)
 			}
 		})
 	}
@@ -383,5 +387,28 @@ func TestAHostFillsNothing(t *testing.T) {
 	on.post("observations", []host.Observation{report(id, compute.Seen{Observation: compute.Observation{Power: compute.Crashed, Trouble: strings.Repeat("x", 1<<20)}, Wish: r.Server(id).Wish})}).must(204)
 	if r.State.Latest().Revision() != before {
 		t.Error("a report of a megabyte is taken in")
+	}
+}
+
+// TestWhyAHostIsNotUpIsKnown: also of one whose release is too far, and then no more.
+func TestWhyAHostIsNotUpIsKnown(t *testing.T) {
+	r := newRig(t)
+	p, s := r.host()
+	s.delivery()
+	why := func() string {
+		t.Helper()
+		h, ok := host.Find(r.State.Latest(), p.id)
+		if !ok {
+			t.Fatal("it is no host")
+		}
+		return h.Refused.Why
+	}
+	p.post("session", host.Hello{Name: "node-1", Speaks: release.Span{Oldest: 98, Newest: 99}}).must(409)
+	if !strings.Contains(why(), "98 to 99") {
+		t.Errorf("operators are told %q", why())
+	}
+	p.connect("node-1")
+	if why() != "" {
+		t.Errorf("when it is in: %q", why())
 	}
 }

@@ -43,11 +43,11 @@ func (d *direct) ask() error {
 	return nil
 }
 
-func (d *direct) Join(ctx context.Context, token string, request []byte) (host.JoinAnswer, error) {
+func (d *direct) Join(ctx context.Context, req host.JoinRequest) (host.JoinAnswer, error) {
 	if err := d.ask(); err != nil {
 		return host.JoinAnswer{}, err
 	}
-	return d.leads.authority.Join(identity.Internal(ctx), token, request, time.Now())
+	return d.leads.authority.Join(identity.Internal(ctx), req, time.Now())
 }
 
 func (d *direct) Arrive(ctx context.Context, id resource.ID, hello host.Hello) error {
@@ -134,6 +134,19 @@ func TestFollower(t *testing.T) {
 	}
 	p := f.peer(tls.Certificate{Certificate: [][]byte{answer.Certificate}, PrivateKey: key})
 	p.id = answer.Host
+	// What it is refused for the one that leads decides, and each shows.
+	token := r.token(time.Hour)
+	f.peer().post("join", host.JoinRequest{Token: token, Request: csr.Raw, Says: &host.Hello{Name: "no name"}}).must(400)
+	f.peer().post("join", host.JoinRequest{Token: token, Request: csr.Raw, Says: &host.Hello{Name: "name"}}).must(200)
+	p.post("session", host.Hello{Name: "no name"}).must(400)
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if n, ok := host.Newcomers().PeekOne(f.State.Latest(), p.id); ok && strings.Contains(n.Refused.Why, "no name") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("why it was refused does not show where it follows")
+		}
+	}
 	s := p.connect("node-1")
 	s.delivery()
 	id := r.Launch(compute.Launch{})[0]

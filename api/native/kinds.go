@@ -75,6 +75,7 @@ func kinds(n *network.Service) []*kind {
 			own: owned[operation.Operation]("project"), operator: fields("Steps.HostID Why.Chosen Why.Looked Why.Of Why.Ended Why.Nearest Why.Scores Why.Removed"),
 			by: places{"target_id": on("target")}}),
 		show("hosts", host.Table(), "host.get", rule[host.Host]{}),
+		show("newcomers", host.Newcomers(), "host.get", rule[host.Newcomer]{}),
 		show("traits", host.Traits(), "trait.get", rule[host.Trait]{}),
 		show("resource-classes", host.ResourceClasses(), "resource-class.get", rule[host.ResourceClass]{}),
 		show("alerts", alert.Table(), "alert.get", rule[alert.Alert]{}),

@@ -535,3 +535,30 @@ func TestUnknown(t *testing.T) {
 		}
 	}
 }
+
+// TestWhyAMachineIsNoHostIsShown to operators alone.
+func TestWhyAMachineIsNoHostIsShown(t *testing.T) {
+	w := newWorld(t)
+	id := resource.NewID(time.Now(), nil)
+	refused := host.Refusal{Since: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC), Why: "Host b says that its address is another's."}
+	if err := w.state.Update(t.Context(), func(tx *state.Tx) error {
+		h, ok := host.Find(tx, w.host)
+		if !ok {
+			t.Fatal("there is no host")
+		}
+		h.Refused = refused
+		return errors.Join(host.Table().Put(tx, h), host.Newcomers().Put(tx, &host.Newcomer{Meta: resource.Meta{ID: id, Name: "b"}, Refused: refused}))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(w.list("admin", "/newcomers")); got != "b" {
+		t.Errorf("shown are %q", got)
+	}
+	for _, path := range []string{"/newcomers/" + id.String(), "/hosts/" + w.host.String()} {
+		if body := string(w.get("admin", path).must(t, 200).body); !strings.Contains(body, `"refused":{"since":"2030-01-02T03:04:05Z","why":"Host b says that its address is another's."}`) {
+			t.Errorf("%s is %s", path, body)
+		}
+		w.get("one", path).must(t, 404)
+	}
+	w.get("one", "/newcomers").must(t, 403)
+}

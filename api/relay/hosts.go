@@ -45,8 +45,8 @@ const (
 func (h *Hosts) Link() string { return h.Own }
 
 // Join has a machine become a host.
-func (h *Hosts) Join(ctx context.Context, token string, request []byte) (answer host.JoinAnswer, err error) {
-	return answer, h.write(ctx, "host-join", host.JoinRequest{Token: token, Request: request}, &answer)
+func (h *Hosts) Join(ctx context.Context, req host.JoinRequest) (answer host.JoinAnswer, err error) {
+	return answer, h.write(ctx, "host-join", req, &answer)
 }
 
 // Arrive records what a host says of itself.
@@ -186,7 +186,7 @@ func (s *Server) serveHosts(w http.ResponseWriter, r *http.Request, path string)
 		if err := read(&req); err != nil {
 			return err
 		}
-		answer, err := s.Authority.Join(ctx, req.Token, req.Request, s.Now())
+		answer, err := s.Authority.Join(ctx, req, s.Now())
 		if err != nil {
 			return err
 		}

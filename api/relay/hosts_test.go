@@ -34,11 +34,11 @@ func TestHostsOfOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, request := hostRequest(t)
-	answer, err := h.Join(ctx, token, request)
+	answer, err := h.Join(ctx, host.JoinRequest{Token: token, Request: request})
 	if err != nil || answer.Host.IsZero() {
 		t.Fatalf("%+v, %v", answer, err)
 	}
-	if _, err := h.Join(ctx, token, request); !fault.Is(err, fault.Unauthorized) {
+	if _, err := h.Join(ctx, host.JoinRequest{Token: token, Request: request}); !fault.Is(err, fault.Unauthorized) {
 		t.Errorf("a used token: %v", err)
 	}
 	if err := h.Arrive(ctx, answer.Host, host.Hello{Name: "one"}); err != nil {

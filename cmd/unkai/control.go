@@ -57,7 +57,7 @@ type health struct {
 	Store       state.Room
 	Ahead       time.Duration `json:",omitempty"` // of the machine's clock, that the state's own is
 	Hosts       []hostHealth
-	Newcomers   []newcomer     `json:",omitempty"` // have joined, and were never heard
+	Newcomers   []newcomer     `json:",omitempty"` // have joined, and were never heard, or not let in
 	Servers     map[string]int // by stage
 	Counts      map[string]int
 	Running     []runningOperation // those that run for longest
@@ -79,7 +79,9 @@ type hostHealth struct {
 	Away               host.Away     `json:",omitzero"`  // its shared storage
 	Disk, SharedDisk   host.Shortage `json:",omitzero"`
 	Clock              host.ClockOff `json:",omitzero"`
-	Ahead              host.Mark     `json:",omitzero"` // of a newer state, which it insists on
+	Ahead              host.Mark     `json:",omitzero"`  // of a newer state, which it insists on
+	Refused            host.Refusal  `json:",omitzero"`  // when it came last
+	Unfit              string        `json:",omitempty"` // why it gets no new servers: its address or its wire does not do
 	Isolating          bool
 	Servers            int64
 	UsedVCPUs, VCPUs   int64
@@ -498,6 +500,12 @@ func (m *hostHealth) how() string {
 		if about[1] != "" {
 			how += ", " + about[0] + " " + about[1]
 		}
+	}
+	if m.Refused != (host.Refusal{}) {
+		how += ", " + refusedText(m.Refused)
+	}
+	if m.Unfit != "" {
+		how += ", gets no new servers: " + m.Unfit
 	}
 	if m.Dead {
 		how += ", known to be dead"

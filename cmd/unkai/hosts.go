@@ -25,7 +25,7 @@ import (
 type hostDetail struct {
 	hostHealth
 	ID       resource.ID
-	Joined   time.Time  `json:",omitzero"` // of a machine that was never heard since: nothing else is known of it
+	Joined   time.Time  `json:",omitzero"` // of a machine that is no host yet: little else is known of it
 	Reason   string     `json:",omitempty"`
 	Watchdog bool       // enforces its lease
 	Fencing  string     `json:",omitempty"` // how it is switched off
@@ -44,7 +44,7 @@ func healthOf(tx *state.Tx, m *host.Host) hostHealth {
 	n, used := compute.Load(tx, m)
 	routers, _ := network.Routers().Sum(tx, "host-load", state.KeyOf(m.ID))
 	return hostHealth{Name: m.Name, Zone: m.Zone, Driver: m.Capacity.Driver, Version: m.Version, Speaks: m.Speaks.OrFirst(), Up: m.Up(), Disabled: m.Disabled, Maintenance: m.Maintenance, Dead: m.Dead(), Off: !m.Up() && !compute.Missed(tx, m),
-		Lost: m.Lost, Mute: m.Mute, Away: m.Away, Disk: m.Disk, SharedDisk: m.SharedDisk, Clock: m.Clock, Routers: routers, Ahead: m.Ahead, Isolating: m.Capacity.Isolating, Servers: n, UsedVCPUs: used[0], VCPUs: int64(m.Capacity.VCPUs),
+		Lost: m.Lost, Mute: m.Mute, Away: m.Away, Disk: m.Disk, SharedDisk: m.SharedDisk, Clock: m.Clock, Routers: routers, Ahead: m.Ahead, Refused: m.Refused, Unfit: m.Unfit(tx), Isolating: m.Capacity.Isolating, Servers: n, UsedVCPUs: used[0], VCPUs: int64(m.Capacity.VCPUs),
 		UsedMiB: used[1], MiB: int64(m.Capacity.MemoryMiB)}
 }
 
@@ -108,11 +108,20 @@ func (c *cloud) hostRoutes(mux *http.ServeMux) {
 			all = append(all, detailOf(tx, h))
 		}
 		for _, n := range newcomers(tx) {
-			all = append(all, hostDetail{ID: n.ID, Joined: n.Joined})
+			all = append(all, n.detail())
 		}
 		answerControl(w, all, nil)
 	})
-	on("GET /hosts/{name}", func(context.Context, *http.Request, *host.Host) (any, error) { return nil, nil })
+	mux.HandleFunc("GET /hosts/{name}", func(w http.ResponseWriter, r *http.Request) {
+		tx := c.state.Latest()
+		if h, ok := host.ByName(tx, r.PathValue("name")); ok {
+			answerControl(w, detailOf(tx, h), nil)
+		} else if n, ok := newcomerCalled(tx, r.PathValue("name")); ok {
+			answerControl(w, n.detail(), nil)
+		} else {
+			http.Error(w, "no host has this name", http.StatusNotFound)
+		}
+	})
 	on("POST /hosts/{name}/enable", func(ctx context.Context, _ *http.Request, h *host.Host) (any, error) {
 		return nil, service.SetDisabled(ctx, h.ID, false, "")
 	})
@@ -213,7 +222,7 @@ func (l *hostList) Run(ctx context.Context) error {
 	fmt.Fprintln(t, "HOST\tZONE\tSTATE\tSERVERS\tVCPUS\tMEMORY MiB\tFENCED BY")
 	for _, d := range all {
 		if !d.Joined.IsZero() {
-			fmt.Fprintf(t, "%s\t\tjoined at %s, never heard\n", d.ID, d.Joined.Format(time.RFC3339))
+			fmt.Fprintf(t, "%s\t\t%s\n", strings.TrimSpace(d.ID.String()+" "+d.Name), d.how())
 			continue
 		}
 		by := d.Fencing
@@ -249,7 +258,24 @@ func (s *hostShow) Run(ctx context.Context) error {
 	return nil
 }
 
+// how the host is, or why it is none yet, in words.
+func (d *hostDetail) how() string {
+	if d.Joined.IsZero() {
+		return d.hostHealth.how()
+	}
+	n := newcomer{Refused: d.Refused}
+	return "joined at " + d.Joined.Format(time.RFC3339) + ", " + n.why()
+}
+
+func (n *newcomer) detail() hostDetail {
+	return hostDetail{hostHealth: hostHealth{Name: n.Name, Refused: n.Refused}, ID: n.ID, Joined: n.Joined}
+}
+
 func (d *hostDetail) print() {
+	if !d.Joined.IsZero() {
+		fmt.Printf("%s  %s  %s\n", d.Name, d.ID, d.how())
+		return
+	}
 	fmt.Printf("%s  %s  zone %s  %s\n", d.Name, d.ID, d.Zone, d.how())
 	for _, line := range [][2]string{{"reason", d.Reason}, {"dead", d.DeadBy}, {"fenced by", d.Fencing}, {"which fails", d.Trouble}, {"maintenance", d.Phase}} {
 		if line[1] != "" {

@@ -160,7 +160,8 @@ func (o machineOptions) join(ctx context.Context, url, token, dir string) (*agen
 	if err := os.RemoveAll(filepath.Join(dir, wantsDir)); err != nil {
 		return nil, err
 	}
-	return agent.Join(ctx, url, token, dir)
+	// What decides whether it is let in; the rest it says when it comes.
+	return agent.Join(ctx, url, token, dir, host.Hello{Name: name, Zone: o.Zone, Version: version, Address: address, MTU: wireMTU(ctx, address), Capacity: host.Capacity{Driver: qemu.Name}})
 }
 
 // openMachine takes up whatever an earlier process left in dir.
@@ -271,16 +272,22 @@ func (m *machine) hello(ctx context.Context) (host.Hello, error) {
 		slog.WarnContext(ctx, "could not see whether an upgrade of this agent is decided on", "err", err)
 		is = release.Span{Oldest: release.Own.Oldest, Newest: release.Own.Oldest}
 	}
-	wire := 0
-	if address.IsValid() {
-		if _, wire, err = wireOf(address); err != nil {
-			slog.WarnContext(ctx, "what the wire to other hosts carries is not known, and counts as 1500 bytes a packet", "err", err)
-		}
-	}
 	capacity := capacityOf(c)
 	capacity.WireMbps = max(0, m.options.Wire)
-	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Speaks: is, Address: address, MTU: wire, Physical: physical, Capacity: capacity, Mark: m.agent.Mark(),
+	return host.Hello{Name: name, Zone: m.options.Zone, Version: version, Speaks: is, Address: address, MTU: wireMTU(ctx, address), Physical: physical, Capacity: capacity, Mark: m.agent.Mark(),
 		Renews: true, Watchdog: m.lease.Watchdog != nil}, nil
+}
+
+// wireMTU is what the wire carries that has the machine's address; 0 if that is not known, or there is none.
+func wireMTU(ctx context.Context, address netip.Addr) int {
+	if !address.IsValid() {
+		return 0
+	}
+	_, mtu, err := wireOf(address)
+	if err != nil {
+		slog.WarnContext(ctx, "what the wire to other hosts carries is not known, and counts as 1500 bytes a packet", "err", err)
+	}
+	return mtu
 }
 
 func capacityOf(c compute.Capabilities) host.Capacity {
@@ -332,6 +339,14 @@ func (m *machine) run(ctx context.Context, url string, id *agent.Identity) error
 	wg.Go(func() { m.disks(id.Host).Run(ctx, m.agent) })
 	wg.Go(func() { link.KeepCertificate(ctx) })
 	wg.Go(func() { saySpeaks(ctx, m.dir, link) })
+	if address, err := m.options.address(); err == nil && address.IsValid() {
+		wg.Go(func() {
+			sayWire(ctx, link, func() (int, error) {
+				_, mtu, err := wireOf(address)
+				return mtu, err
+			})
+		})
+	}
 	wg.Go(func() { m.guests.Images.Run(ctx) })
 	wg.Go(func() {
 		tick := time.NewTicker(time.Hour)
@@ -381,6 +396,34 @@ func saySpeaks(ctx context.Context, dir string, link greeter) {
 		}
 		if err == nil && !said.IsZero() && said != is {
 			link.Again()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+const lookAtWire = 5 * time.Second
+
+// sayWire has the controllers told when what the wire carries changes in the midst of a session, by another one. While that cannot be
+// seen, as when the address is away for a moment, what was said last stands.
+func sayWire(ctx context.Context, link interface {
+	SaysMTU() (int, bool) // in the present session, or the last; false before the first
+	Again()
+}, look func() (int, error)) {
+	tick := time.NewTicker(lookAtWire)
+	defer tick.Stop()
+	for logged := -1; ; {
+		if mtu, err := look(); err == nil {
+			if was, said := link.SaysMTU(); said && was != mtu {
+				if mtu != logged {
+					slog.WarnContext(ctx, "the wire to other hosts carries something else now; the controllers are told", "bytes a packet", mtu, "before", was)
+				}
+				logged = mtu
+				link.Again()
+			}
 		}
 		select {
 		case <-tick.C:

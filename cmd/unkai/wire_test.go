@@ -1,11 +1,17 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
 )
@@ -55,4 +61,69 @@ func TestAMachineThatNobodyReachesDoesNotJoin(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, wantsDir)); err != nil {
 		t.Error(err)
 	}
+}
+
+// A said is what a host said of its wire in its sessions, one after the other.
+type said struct {
+	sync.Mutex
+	mtus []int
+	now  int
+	away bool
+}
+
+func (s *said) SaysMTU() (int, bool) {
+	s.Lock()
+	defer s.Unlock()
+	if len(s.mtus) == 0 {
+		return 0, false
+	}
+	return s.mtus[len(s.mtus)-1], true
+}
+
+func (s *said) Again() {
+	s.Lock()
+	defer s.Unlock()
+	s.mtus = append(s.mtus, s.now)
+}
+
+func (s *said) look() (int, error) {
+	s.Lock()
+	defer s.Unlock()
+	if s.away {
+		return 0, errors.New("no link of this machine has the address")
+	}
+	return s.now, nil
+}
+
+// TestAWireThatChangesIsTold in the midst of a session, once, and not for an address that is away for a moment.
+func TestAWireThatChangesIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &said{now: 1500}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			sayWire(ctx, s, s.look)
+		}()
+		is := func(mtu int, away bool, want ...int) {
+			t.Helper()
+			s.Lock()
+			s.now, s.away = mtu, away
+			s.Unlock()
+			time.Sleep(3 * lookAtWire)
+			s.Lock()
+			defer s.Unlock()
+			if !slices.Equal(s.mtus, want) {
+				t.Errorf("it has said %v, not %v", s.mtus, want)
+			}
+		}
+		is(1500, false) // before there was a session
+		s.Again()
+		is(1500, false, 1500)
+		is(1400, false, 1500, 1400)
+		is(0, true, 1500, 1400)
+		is(1500, false, 1500, 1400, 1500)
+		cancel()
+		<-done
+	})
 }

@@ -328,8 +328,16 @@ func TestAHostThatOthersDoNotReachIsTold(t *testing.T) {
 	r.want(time.Minute)
 	says("node-2", "192.0.2.1", 0)
 	r.want(time.Minute, "ops: raised host-apart node-1", "ops: raised host-apart node-2")
+	for _, a := range Opened(r.State.Latest()) {
+		if !strings.Contains(a.Text, "Until then no new guest is placed there.") {
+			t.Errorf("operators are told %q", a.Text)
+		}
+	}
 	says("node-2", "192.0.2.2", 1300)
 	r.want(time.Minute, "ops: resolved host-apart node-1", "ops: resolved host-apart node-2", "ops: raised host-wire node-2")
+	if text := Opened(r.State.Latest())[0].Text; !strings.Contains(text, "Until then no new guest is placed there.") {
+		t.Errorf("operators are told %q", text)
+	}
 	says("node-2", "192.0.2.2", 1500)
 	r.want(time.Minute, "ops: resolved host-wire node-2")
 }

@@ -151,6 +151,7 @@ func (l *looker) find(s Severity, rule, subject, format string, args ...any) {
 }
 
 func (l *looker) hosts() {
+	fit := host.FitOf(l.tx)
 	for h := range host.Table().Peek(l.tx, "name", state.Range{}) {
 		if !h.Up() && compute.Missed(l.tx, h) {
 			l.find(Critical, "host-lost", h.Name, "The host %s cannot be heard since %s. Its guests may run on.", h.Name, h.Lost.UTC().Format(time.RFC3339))
@@ -167,11 +168,15 @@ func (l *looker) hosts() {
 			l.find(Warning, "clock-off", "host "+h.Name, "The clock of host %s %s, beside that of the controller that it is in session with. Keep both with NTP: certificates are judged by it, "+
 				"and guests that start there begin with it.", h.Name, why)
 		}
+		closed := ""
+		if !fit.Has(h) {
+			closed = " Until then no new guest is placed there."
+		}
 		if why := h.Apart(l.tx); why != "" {
-			l.find(Critical, "host-apart", h.Name, "%s Until then guests there and elsewhere do not reach each other.", why)
+			l.find(Critical, "host-apart", h.Name, "%s Until then guests there and elsewhere do not reach each other.%s", why, closed)
 		}
 		if why := h.Narrow(l.tx); why != "" {
-			l.find(Warning, "host-wire", h.Name, "%s", why)
+			l.find(Warning, "host-wire", h.Name, "%s%s", why, closed)
 		}
 		if h.Ahead != (host.Mark{}) {
 			l.find(Critical, "host-refuses", h.Name, "The host %s was told of a newer state, at %v, and refuses this one. After a restore, run unkai controller restored.", h.Name, h.Ahead)

@@ -67,6 +67,7 @@ type placing struct {
 	service *Service
 	tx      *state.Tx
 	zones   ZoneMap
+	fit     host.Fit
 	labeled []map[resource.ID]bool // hosts of each aggregate with the labels
 	company *company               // of the group; nil without one
 	asked   []constraint
@@ -103,6 +104,7 @@ type constraint struct {
 const (
 	isHeard       = "can be heard"
 	takesNew      = "takes new servers"
+	isWired       = "is reached by other hosts with packets as large as networks have"
 	hasCustom     = "has the custom resources of the flavor"
 	hasProcessors = "has the processors"
 	hasMemory     = "has the memory"
@@ -113,7 +115,7 @@ const (
 // passing reports whether it is one of those.
 func (c *constraint) passing() bool {
 	switch c.name {
-	case isHeard, takesNew, hasCustom, hasProcessors, hasMemory, hasDisk, hasRoomForAll:
+	case isHeard, takesNew, isWired, hasCustom, hasProcessors, hasMemory, hasDisk, hasRoomForAll:
 		return true
 	}
 	return false
@@ -128,6 +130,7 @@ var constraints = []constraint{
 		func(p *placing, h *host.Host) bool { return h.ID != p.leaves }},
 	{isHeard, (*placing).arrives, func(_ *placing, h *host.Host) bool { return h.Up() }},
 	{takesNew, (*placing).arrives, func(p *placing, h *host.Host) bool { return !h.Maintenance && !h.Disabled }},
+	{isWired, func(p *placing) bool { return p.arrives() && p.fit.Asks() }, func(p *placing, h *host.Host) bool { return p.fit.Has(h) }},
 	{"can take in servers from other hosts", func(p *placing) bool { return p.moves },
 		func(_ *placing, h *host.Host) bool { return h.Capacity.Moves }},
 	{"reaches the server's disks", func(p *placing) bool { return p.reaches },
@@ -426,6 +429,7 @@ func (p *placing) lookAround() {
 	if p.group != nil {
 		p.company = companyOf(p.tx, p.group, &p.demand)
 	}
+	p.fit = host.FitOf(p.tx)
 	g := groupingOf(p.tx)
 	p.zones = ZoneMap{g.zones}
 	if p.labels != nil {

@@ -145,15 +145,17 @@ func (p *Provider) fits(amounts map[string]int64) bool {
 // Providers shows an operator the hosts that have, each alone, all that is needed, in the order of their names: at most
 // so many, or all for 0. Several needs are for one server, so that a host must have room for all of them at once.
 func (s *Service) Providers(ctx context.Context, needs []Need, most int) ([]*Provider, error) {
-	return s.providers(ctx, needs, most, func(*host.Host) bool { return true })
+	return s.providers(ctx, needs, most, func(host.Fit, *host.Host) bool { return true })
 }
 
 // Candidates are the Providers on which a server could be put now.
 func (s *Service) Candidates(ctx context.Context, needs []Need, most int) ([]*Provider, error) {
-	return s.providers(ctx, needs, most, func(h *host.Host) bool { return h.Up() && !h.Maintenance && !h.Disabled })
+	return s.providers(ctx, needs, most, func(fit host.Fit, h *host.Host) bool {
+		return h.Up() && !h.Maintenance && !h.Disabled && fit.Has(h)
+	})
 }
 
-func (s *Service) providers(ctx context.Context, needs []Need, most int, keep func(*host.Host) bool) ([]*Provider, error) {
+func (s *Service) providers(ctx context.Context, needs []Need, most int, keep func(host.Fit, *host.Host) bool) ([]*Provider, error) {
 	if err := identity.Allow(ctx, "host.list", resource.Meta{}); err != nil {
 		return nil, err
 	}
@@ -171,9 +173,9 @@ func (s *Service) providers(ctx context.Context, needs []Need, most int, keep fu
 		}
 	}
 	var found []*Provider
-	in := memberships(tx)
+	in, fit := memberships(tx), host.FitOf(tx)
 	for h := range host.Table().Range(tx, "name", state.Range{}) {
-		if !keep(h) {
+		if !keep(fit, h) {
 			continue
 		}
 		p := s.provider(tx, h, in)

@@ -175,7 +175,7 @@ func (s *Service) Revert(ctx context.Context, id resource.ID) error {
 		}
 		if back := srv.Before.HostID; !back.IsZero() && back != srv.HostID {
 			h, ok := host.Table().PeekOne(tx, back)
-			closed := ok && (h.Disabled || h.Maintenance)
+			closed := ok && (h.Disabled || h.Maintenance || !host.FitOf(tx).Has(h))
 			switch {
 			case !closed:
 				return s.goBack(ctx, tx, srv, back)

@@ -223,21 +223,28 @@ func TokenTrusts(token string, certificate []byte) bool {
 }
 
 // Join uses a token up and signs a machine's certificate request (DER). The certificate
-// names the new host's ID.
-func (a *Authority) Join(ctx context.Context, token string, request []byte, now time.Time) (JoinAnswer, error) {
-	csr, err := x509.ParseCertificateRequest(request)
+// names the new host's ID. A machine that would be refused for what it says of itself is told so, and the token is good for the next try.
+func (a *Authority) Join(ctx context.Context, req JoinRequest, now time.Time) (JoinAnswer, error) {
+	csr, err := x509.ParseCertificateRequest(req.Request)
 	if err != nil || csr.CheckSignature() != nil {
 		return JoinAnswer{}, fault.Errorf(fault.Invalid, "The certificate request is not valid.")
 	}
 	answer, machine := JoinAnswer{Authority: a.PEM()}, 0
 	err = a.State.Update(ctx, func(tx *state.Tx) error {
-		t, err := spend(tx, token, ForHosts)
+		t, err := spend(tx, req.Token, ForHosts) // first: who has none is told nothing of other hosts
 		if err != nil {
 			return err
 		}
 		if t.As.IsZero() {
-			answer.Host = tx.NewID()
-			return newcomers.Put(tx, &Newcomer{resource.Meta{ID: answer.Host}})
+			n := &Newcomer{Meta: resource.Meta{ID: tx.NewID()}}
+			answer.Host = n.ID
+			if req.Says != nil {
+				if err := wouldCome(tx, n.ID, *req.Says); err != nil {
+					return err
+				}
+				n.Name = req.Says.Name
+			}
+			return newcomers.Put(tx, n)
 		}
 		h, err := missed(tx, t.As)
 		if err != nil {

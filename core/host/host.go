@@ -4,6 +4,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -40,9 +41,10 @@ type Host struct {
 	Watchdog bool         `json:",omitempty" since:"2,soft"` // enforces its lease
 
 	// Found out by the control plane.
-	Lost time.Time // since when it cannot be heard; zero while it can
-	Mute time.Time `json:",omitzero" since:"2,soft"` // since when its machine answers nothing at all, in the midst of a session; never with Lost
-	Away Away      `json:",omitzero" since:"2,soft"` // its shared storage cannot be reached; never with Lost
+	Refused Refusal   `json:",omitzero" since:"2,soft"` // why it was not let in when it came last
+	Lost    time.Time // since when it cannot be heard; zero while it can
+	Mute    time.Time `json:",omitzero" since:"2,soft"` // since when its machine answers nothing at all, in the midst of a session; never with Lost
+	Away    Away      `json:",omitzero" since:"2,soft"` // its shared storage cannot be reached; never with Lost
 	// Of what file systems of its too little is left: that of its own data and its guests' disks, and that which it shares; never with Lost.
 	Disk       Shortage `json:",omitzero" since:"2,soft"`
 	SharedDisk Shortage `json:",omitzero" since:"2,soft"`
@@ -89,6 +91,8 @@ const DefaultZone = "nova"
 var hosts = state.NewTable[Host]("host",
 	state.Unique("name", func(h *Host) state.Key { return state.KeyOf(h.Name) }),
 	state.Index("address", addressKey),
+	state.Tally("family", familyOf),
+	state.Index("width", widthKey),
 	state.Index("zone", func(h *Host) state.Key { return state.KeyOf(h.Zone) }),
 	state.Index("storage", func(h *Host) state.Key {
 		if h.Capacity.Storage == "" {
@@ -185,23 +189,46 @@ func Arrive(ctx context.Context, s *state.State, id resource.ID, hello Hello) er
 
 // arrive records a host that is allowed to.
 func arrive(ctx context.Context, s *state.State, id resource.ID, hello Hello, allowed func(*state.Tx) error) error {
-	if err := hello.check(); err != nil {
-		return err
-	}
-	hello.Address = hello.Address.Unmap()
+	err := hello.check()
 	refused := false
-	err := s.Update(ctx, func(tx *state.Tx) (err error) {
-		if err := allowed(tx); err != nil {
+	if err == nil {
+		hello.Address = hello.Address.Unmap()
+		err = s.Update(ctx, func(tx *state.Tx) (err error) {
+			if err := allowed(tx); err != nil {
+				return err
+			}
+			refused, err = note(tx, id, hello)
 			return err
-		}
-		refused, err = note(tx, id, hello)
+		})
+	}
+	switch {
+	case err != nil:
+		refuse(ctx, s, id, hello.Name, err)
 		return err
-	})
-	if err == nil && refused {
+	case refused:
 		return ahead(hello.Mark)
 	}
-	if err == nil {
-		warn(ctx, s.Latest(), id)
+	warn(ctx, s.Latest(), id)
+	return nil
+}
+
+// errTried ends what was only tried.
+var errTried = errors.New("only tried")
+
+// wouldCome tells why a new machine would be refused if it said this of itself now. It changes nothing.
+func wouldCome(tx *state.Tx, id resource.ID, says Hello) error {
+	if err := says.check(); err != nil {
+		return err
+	}
+	says.Address, says.Mark = says.Address.Unmap(), Mark{}
+	err := tx.Try(func() error {
+		if _, err := note(tx, id, says); err != nil {
+			return err
+		}
+		return errTried
+	})
+	if errors.Is(err, errTried) {
+		return nil
 	}
 	return err
 }
@@ -220,7 +247,7 @@ func Expected(tx *state.Tx, id resource.ID, hello Hello) bool {
 
 func news(h *Host, hello Hello) bool {
 	return !h.Up() || h.Capacity != hello.Capacity || h.Address != hello.Address || h.MTU != hello.MTU || h.Version != hello.Version || h.Speaks != hello.Speaks ||
-		!slices.Equal(h.Physical, hello.Physical) || h.Watchdog != hello.Watchdog || h.Ahead != (Mark{}) || !h.Mute.IsZero() ||
+		!slices.Equal(h.Physical, hello.Physical) || h.Watchdog != hello.Watchdog || h.Ahead != (Mark{}) || !h.Mute.IsZero() || h.Refused != (Refusal{}) ||
 		!hello.CertificateEnds.IsZero() && !hello.CertificateEnds.Equal(h.CertificateEnds)
 }
 
@@ -265,7 +292,7 @@ func note(tx *state.Tx, id resource.ID, hello Hello) (refused bool, err error) {
 	if !hello.CertificateEnds.IsZero() {
 		h.CertificateEnds = hello.CertificateEnds.UTC()
 	}
-	h.Lost, h.Mute, h.Fenced, h.Ahead = time.Time{}, time.Time{}, Fenced{}, Mark{}
+	h.Lost, h.Mute, h.Fenced, h.Ahead, h.Refused = time.Time{}, time.Time{}, Fenced{}, Mark{}, Refusal{}
 	first := h.Address.IsValid() && !UnderlayOf(tx).Known
 	if err := hosts.Put(tx, h); err != nil {
 		return false, err

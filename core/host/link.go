@@ -13,6 +13,9 @@ type JoinRequest struct {
 	Token   string
 	Request []byte       // certificate request, DER
 	Speaks  release.Span `json:",omitzero"`
+	// What the machine is about to say of itself, as far as it knows that before it is a host: so it is told before the token is used up if it
+	// would be refused. An agent of the release before does not say it.
+	Says *Hello `json:",omitempty"`
 }
 
 // Compatible refuses whoever is of a release too far from this one.

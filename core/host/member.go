@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"crypto/x509"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -16,8 +17,18 @@ import (
 // A Newcomer is a machine that has joined and has not yet said what it is. A machine is a member from when it has joined until it
 // is removed: while it is new this record stands for it, and from its first session on its Host does. So a certificate alone makes
 // nobody a host: one of a removed machine is worth nothing, however long it is still valid. Who never comes is
-// a member for a day.
-type Newcomer struct{ resource.Meta }
+// a member for a day. Its name is what it said that it is called; "" if it has not.
+type Newcomer struct {
+	resource.Meta
+
+	Refused Refusal `json:",omitzero" since:"2,soft"` // why it is none of the hosts yet
+}
+
+// A Refusal is that a machine said what it is, and was not let in. It goes with the next time that it is.
+type Refusal struct {
+	Since time.Time
+	Why   string // in words for the operator
+}
 
 var newcomers = state.NewTable[Newcomer]("joined-machine")
 
@@ -130,6 +141,51 @@ func (a *Authority) Arrive(ctx context.Context, id resource.ID, hello Hello) err
 		}
 		return nil
 	})
+}
+
+// Refuse records that a machine which has joined was not let in, for operators who wonder where it is. It comes again and again: what is known
+// already writes nothing.
+func (a *Authority) Refuse(ctx context.Context, id resource.ID, why error) {
+	refuse(ctx, a.State, id, "", why)
+}
+
+// refuse records a refusal for what a machine says, by which name it does. That nobody can take it in just now is none, nor that it is no member.
+func refuse(ctx context.Context, s *state.State, id resource.ID, name string, err error) {
+	if !fault.Is(err, fault.Invalid) && !fault.Is(err, fault.Conflict) && !fault.Is(err, fault.Exists) {
+		return
+	}
+	why := fault.From(err).Message
+	if r := refusalOf(s.Latest(), id); r == nil || r.Why == why {
+		return
+	}
+	if err := s.Update(ctx, func(tx *state.Tx) error {
+		r := Refusal{tx.Now(), why}
+		if h, ok := hosts.Find(tx, id); ok {
+			h.Refused = r
+			return hosts.Put(tx, h)
+		}
+		n, ok := newcomers.Find(tx, id)
+		if !ok {
+			return nil
+		}
+		if n.Refused = r; CheckNew(name, "") == nil {
+			n.Name = name
+		}
+		return newcomers.Put(tx, n)
+	}); err != nil {
+		slog.WarnContext(ctx, "it is not known to operators why a host was refused", "host", id, "why", why, "err", err)
+	}
+}
+
+// refusalOf is why a host, or a machine that has joined, was refused last; nil if it is none.
+func refusalOf(tx *state.Tx, id resource.ID) *Refusal {
+	if h, ok := hosts.PeekOne(tx, id); ok {
+		return &h.Refused
+	}
+	if n, ok := newcomers.PeekOne(tx, id); ok {
+		return &n.Refused
+	}
+	return nil
 }
 
 // Remove takes a host out of the cloud, in the transaction of the domain that has made sure that nothing

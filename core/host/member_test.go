@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -76,7 +77,7 @@ func (g *gate) csr() (*ecdsa.PrivateKey, []byte) {
 func (g *gate) join(token string) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	g.t.Helper()
 	key, csr := g.csr()
-	answer, err := g.Join(g.t.Context(), token, csr, g.clock)
+	answer, err := g.Join(g.t.Context(), JoinRequest{Token: token, Request: csr}, g.clock)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -263,5 +264,144 @@ func TestAuditOfTokens(t *testing.T) {
 		if wrong := Audit(g.State.Latest()); len(wrong) != 1 || !strings.Contains(wrong[0], what) {
 			t.Errorf("%s: it finds %v", what, wrong)
 		}
+	}
+}
+
+// TestWhoWouldBeRefusedIsToldAtTheJoin: before the token is used up, and before anything is written.
+func TestWhoWouldBeRefusedIsToldAtTheJoin(t *testing.T) {
+	g := newGate(t)
+	admin := identity.Internal(t.Context())
+	comes := func(name, address string) Hello {
+		h := Hello{Name: name, Capacity: Capacity{Driver: "qemu"}}
+		if address != "" {
+			h.Address = netip.MustParseAddr(address)
+		}
+		return h
+	}
+	g.must(Arrive(admin, g.State, resource.NewID(g.clock, nil), comes("a", "192.0.2.1")))
+	g.clock = g.clock.Add(time.Second)
+	token, err := g.Token(admin, time.Hour, ForHosts)
+	g.must(err)
+	_, csr := g.csr()
+	join := func(token string, says Hello) error {
+		t.Helper()
+		answer, err := g.Join(admin, JoinRequest{Token: token, Request: csr, Says: &says}, g.clock)
+		if err == nil && newcomers.Len(g.State.Latest()) != 1 {
+			t.Errorf("%d have joined", newcomers.Len(g.State.Latest()))
+		}
+		if n, ok := newcomers.PeekOne(g.State.Latest(), answer.Host); err == nil && (!ok || n.Name != says.Name) {
+			t.Errorf("it is known as %+v", n)
+		}
+		return err
+	}
+	before := g.State.Latest().Revision()
+	for what, c := range map[string]struct {
+		says Hello
+		kind fault.Kind
+		word string
+	}{
+		"an address that is taken":   {comes("b", "192.0.2.1"), fault.Conflict, "so does host a"},
+		"the same, spelled as IPv6":  {comes("b", "::ffff:192.0.2.1"), fault.Conflict, "so does host a"},
+		"another family":             {comes("b", "2001:db8::2"), fault.Conflict, "IPv4"},
+		"no address":                 {comes("b", ""), fault.Conflict, "no address"},
+		"an address of nobody's":     {comes("b", "127.0.0.1"), fault.Invalid, "127.0.0.1"},
+		"a name that is taken":       {comes("a", "192.0.2.2"), fault.Exists, "named a"},
+		"a name that is none":        {comes("a b", "192.0.2.2"), fault.Invalid, "--name"},
+		"a wire that there is not":   {Hello{Name: "b", MTU: -1}, fault.Invalid, "-1 bytes"},
+		"a mark of a later state":    {Hello{Name: "b", Address: netip.MustParseAddr("192.0.2.1"), Mark: Mark{Era: 9}}, fault.Conflict, "so does host a"},
+		"a release that is unlikely": {Hello{Name: "b", Version: strings.Repeat("x", 300)}, fault.Invalid, "300 characters"},
+	} {
+		if err := join(token, c.says); !fault.Is(err, c.kind) || !strings.Contains(err.Error(), c.word) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := join("unknown.00", comes("b", "192.0.2.1")); !fault.Is(err, fault.Unauthorized) || strings.Contains(err.Error(), "192.0.2.1") {
+		t.Errorf("one that has no token: %v", err)
+	}
+	if now := g.State.Latest().Revision(); now != before || newcomers.Len(g.State.Latest()) != 0 {
+		t.Errorf("something was written: %d, then %d", before, now)
+	}
+	g.must(join(token, comes("b", "192.0.2.2")))
+	if hosts.Len(g.State.Latest()) != 1 {
+		t.Error("it is a host before it has come")
+	}
+	if err := join(token, comes("c", "192.0.2.3")); !fault.Is(err, fault.Unauthorized) {
+		t.Errorf("a used token: %v", err)
+	}
+	g.sound()
+}
+
+// TestAMachineJoinsAsTheHostThatItWasWhateverItsAddress: its guests wait for it, and who is in is not shut out.
+func TestAMachineJoinsAsTheHostThatItWasWhateverItsAddress(t *testing.T) {
+	g := newGate(t)
+	_, _, id := g.host()
+	admin := identity.Internal(t.Context())
+	g.must(Arrive(admin, g.State, resource.NewID(g.clock, nil), Hello{Name: "a", Address: netip.MustParseAddr("192.0.2.1")}))
+	g.lose(id)
+	token, err := g.TokenAs(admin, time.Hour, id)
+	g.must(err)
+	_, csr := g.csr()
+	_, err = g.Join(admin, JoinRequest{Token: token, Request: csr, Says: &Hello{Name: "node-1", Address: netip.MustParseAddr("192.0.2.1")}}, g.clock)
+	g.must(err)
+}
+
+// TestWhyAMachineWasRefused is known as long as it is so, and is written once.
+func TestWhyAMachineWasRefused(t *testing.T) {
+	g := newGate(t)
+	admin := identity.Internal(t.Context())
+	g.must(Arrive(admin, g.State, resource.NewID(g.clock, nil), Hello{Name: "a", Address: netip.MustParseAddr("192.0.2.1")}))
+	g.clock = g.clock.Add(time.Second)
+	token, err := g.Token(admin, time.Hour, ForHosts)
+	g.must(err)
+	cert, _, err := g.join(token)
+	g.must(err)
+	id, err := HostOf(cert)
+	g.must(err)
+	comes := func(address string) error {
+		return g.Arrive(admin, id, Hello{Name: "b", Address: netip.MustParseAddr(address)})
+	}
+	known := func(word string) {
+		t.Helper()
+		r := refusalOf(g.State.Latest(), id)
+		if (r.Why == "") != (word == "") || r.Since.IsZero() != (word == "") || !strings.Contains(r.Why, word) {
+			t.Errorf("known is %+v, not %q", r, word)
+		}
+		g.sound()
+	}
+	known("")
+	if err := comes("192.0.2.1"); !fault.Is(err, fault.Conflict) {
+		t.Fatal(err)
+	}
+	known("so does host a")
+	if n, _ := newcomers.PeekOne(g.State.Latest(), id); n.Name != "b" {
+		t.Errorf("it is called %q", n.Name)
+	}
+	before := g.State.Latest().Revision()
+	if err := comes("192.0.2.1"); !fault.Is(err, fault.Conflict) || g.State.Latest().Revision() != before {
+		t.Errorf("the next time something is written: %v", err)
+	}
+	_ = comes("2001:db8::2")
+	known("IPv4")
+	g.must(comes("192.0.2.2"))
+	known("")
+	if newcomers.Has(g.State.Latest(), id) {
+		t.Error("it is new still")
+	}
+	// One that is in may be refused, too, for what no machine can be, or for its release.
+	if err := g.Arrive(admin, id, Hello{Name: "b", MTU: -1}); !fault.Is(err, fault.Invalid) {
+		t.Fatal(err)
+	}
+	known("-1 bytes")
+	says := Hello{Name: "b", Address: netip.MustParseAddr("192.0.2.2")}
+	if Expected(g.State.Latest(), id, says) {
+		t.Error("a controller that follows would not have it known that it is let in")
+	}
+	g.must(comes("192.0.2.2"))
+	known("")
+	// Nor is it kept of one that is no member.
+	g.must(g.State.Update(admin, func(tx *state.Tx) error { return Remove(tx, id) }))
+	before = g.State.Latest().Revision()
+	if err := comes("192.0.2.2"); !fault.Is(err, fault.Unauthorized) || g.State.Latest().Revision() != before {
+		t.Errorf("one that was removed: %v", err)
 	}
 }

@@ -155,3 +155,61 @@ func TestAHostThatIsInIsNeverShutOutForItsAddress(t *testing.T) {
 		t.Errorf("when all is well: %s", why)
 	}
 }
+
+// One host that says something else has none but itself counted as apart, be it the first.
+func TestMostHostsDecideTheFamily(t *testing.T) {
+	y := newYard(t)
+	for n, name := range []string{"a", "b", "c"} {
+		y.comes(name, "qemu", netip.AddrFrom4([4]byte{192, 0, 2, byte(n + 1)}).String())
+	}
+	y.comes("a", "qemu", "2001:db8::1")
+	if why := y.apart("a"); !strings.Contains(why, "IPv4") {
+		t.Errorf("of the one that changed it is said: %q", why)
+	}
+	if why := y.apart("b") + y.apart("c"); why != "" {
+		t.Errorf("of the others it is said: %s", why)
+	}
+}
+
+// unfit is why a host that is in has no new guests.
+func (y *yard) unfit(name string) string {
+	y.Helper()
+	h, ok := ByName(y.st.Latest(), name)
+	if !ok {
+		y.Fatal(name + " is not there")
+	}
+	why := h.Unfit(y.st.Latest())
+	if fits := FitOf(y.st.Latest()).Has(h); fits != (why == "") {
+		y.Errorf("%s fits: %v, for %q", name, fits, why)
+	}
+	return why
+}
+
+func TestAHostThatOthersDoNotReachHasNoNewGuests(t *testing.T) {
+	y := newYard(t)
+	y.comes("a", "qemu", "")
+	y.comes("s", Simulated, "")
+	if why := y.unfit("a") + y.unfit("s"); why != "" {
+		t.Errorf("a host that is alone: %s", why)
+	}
+	y.comes("a", "qemu", "127.0.0.1")
+	if why := y.unfit("a"); why != "" {
+		t.Errorf("a host that is alone: %s", why)
+	}
+	y.comes("a", "qemu", "192.0.2.1")
+	y.comes("b", "qemu", "192.0.2.2")
+	y.comes("c", "qemu", "192.0.2.3")
+	for address, words := range map[string]string{"": "no address", "192.0.2.1": "host a", "2001:db8::2": "IPv4", "127.0.0.1": "127.0.0.1"} {
+		y.comes("b", "qemu", address)
+		if why := y.unfit("b"); !strings.Contains(why, words) || !strings.Contains(why, "--address") {
+			t.Errorf("at %q: %q", address, why)
+		}
+		if why := y.unfit("c") + y.unfit("s"); why != "" {
+			t.Errorf("others, when one is at %q: %s", address, why)
+		}
+		y.comes("b", "qemu", "192.0.2.2")
+		if why := y.unfit("a") + y.unfit("b"); why != "" {
+			t.Errorf("when all is well: %s", why)
+		}
+	}
+}

@@ -2,6 +2,10 @@ package network_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -678,5 +682,92 @@ func TestAHostThatSaysNothingOfUplinksKeepsItsRouters(t *testing.T) {
 	a.mute(1-was, true)
 	if a.home() != was {
 		t.Errorf("and then at %d", a.home())
+	}
+}
+
+// TestAHostWhoseWireBecameTooSmallHasNoNewGuests: as long as that is so, and others' are large enough.
+func TestAHostWhoseWireBecameTooSmallHasNoNewGuests(t *testing.T) {
+	a := openAcross(t, 3, 3)
+	says := func(n, mtu int) {
+		a.arrive(n, host.Hello{Speaks: release.Own, Name: fmt.Sprint("h", n), Address: netip.AddrFrom4([4]byte{192, 0, 2, byte(n + 1)}), Physical: []string{"public"}, MTU: mtu})
+	}
+	unfit := func(want ...int) {
+		t.Helper()
+		tx := a.st.Latest()
+		fit := host.FitOf(tx)
+		for n, id := range a.hosts {
+			h, _ := host.Find(tx, id)
+			why, is := h.Unfit(tx), slices.Contains(want, n)
+			if (why != "") != is || fit.Has(h) == is || is && !strings.Contains(why, "1500 are needed for networks with an MTU of 1450") {
+				t.Errorf("host %d fits: %v, %q", n, fit.Has(h), why)
+			}
+		}
+	}
+	for n := range a.hosts {
+		says(n, 1500)
+	}
+	unfit()
+	says(1, 1499)
+	unfit(1)
+	says(2, 1400)
+	unfit(1, 2)
+	if err := host.Lose(context.Background(), a.st, a.hosts[0]); err != nil { // the last that carries them: no host is worse than another
+		t.Fatal(err)
+	}
+	unfit()
+	says(0, 1500)
+	unfit(1, 2)
+	says(2, 0) // its agent does not say
+	unfit(1)
+	says(1, 1500)
+	unfit()
+}
+
+// TestAMachineIsToldAtTheJoinThatItsWireIsTooSmall: and nothing is adapted to a machine that is none of the hosts yet.
+func TestAMachineIsToldAtTheJoinThatItsWireIsTooSmall(t *testing.T) {
+	b := open(t)
+	n := b.network(b.ours, b.our)
+	ctx := identity.Internal(t.Context())
+	authority, err := host.OpenAuthority(ctx, b.st, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, new(x509.CertificateRequest), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := authority.Token(ctx, time.Hour, host.ForHosts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	join := func(last byte, mtu int) error {
+		_, err := authority.Join(ctx, host.JoinRequest{Token: token, Request: csr, Says: &host.Hello{Name: fmt.Sprint("h", last),
+			Address: netip.AddrFrom4([4]byte{192, 0, 2, last}), MTU: mtu, Capacity: host.Capacity{Driver: "qemu"}}}, time.Now())
+		return err
+	}
+	if err := join(1, 1300); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "1330") {
+		t.Errorf("a wire that no IPv6 fits: %v", err)
+	}
+	if err := join(1, 1400); err != nil { // the first, to which networks without guests are adapted when it comes
+		t.Fatal(err)
+	}
+	if now, _ := network.Networks().Find(b.st.Latest(), n.ID); now.MTU != n.MTU {
+		t.Errorf("the network has %d instead of %d before the host has come", now.MTU, n.MTU)
+	}
+	if err := host.Arrive(ctx, b.st, resource.NewID(time.Now(), nil), host.Hello{Name: "h1", Address: netip.MustParseAddr("192.0.2.1"), MTU: 1500}); err != nil {
+		t.Fatal(err)
+	}
+	if token, err = authority.Token(ctx, time.Hour, host.ForHosts); err != nil {
+		t.Fatal(err)
+	}
+	if err := join(2, 1400); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "1500 are needed") {
+		t.Errorf("a wire of 1400 beside networks of 1450: %v", err)
+	}
+	if err := join(2, 1500); err != nil {
+		t.Error(err)
 	}
 }

@@ -28,7 +28,7 @@ func overhead(under host.Underlay) int {
 func OverlayMTU(wire int, v6 bool) int { return wire - overhead(host.Underlay{V6: v6}) }
 
 func init() { // of functions that reach the tables
-	host.Wire(host.Wiring{First: fitFirst, Narrow: narrow})
+	host.Wire(host.Wiring{First: fitFirst, Narrow: narrow, Needs: needs})
 }
 
 // largestMTU is what fits a network's packets: for an overlay through the tunnel to any host.
@@ -82,18 +82,23 @@ func guestsOn(tx *state.Tx, n *Network) bool {
 	return false
 }
 
+// needs is how large a packet a wire has to carry for the networks that there are.
+func needs(tx *state.Tx, under host.Underlay) int {
+	most := minMTUv6 // any network may have IPv6 one day
+	for n := range networks.Peek(tx, "overlay-mtu", state.Range{Reverse: true}) {
+		most = max(most, n.MTU)
+		break
+	}
+	return most + overhead(under)
+}
+
 // narrow says why a host's wire does not carry the networks that there are.
 func narrow(tx *state.Tx, h *host.Host) string {
 	under := host.UnderlayOf(tx)
 	if !h.Address.IsValid() || !under.Reaches(h) {
 		return "" // nothing goes there
 	}
-	most := minMTUv6 // any network may have IPv6 one day
-	for n := range networks.Peek(tx, "overlay-mtu", state.Range{Reverse: true}) {
-		most = max(most, n.MTU)
-		break
-	}
-	need := most + overhead(under)
+	need := needs(tx, under)
 	if h.WireMTU() >= need {
 		return ""
 	}
@@ -102,7 +107,7 @@ func narrow(tx *state.Tx, h *host.Host) string {
 		said = " (it did not say, and that counts as so much)"
 	}
 	why := fmt.Sprintf("Host %s has a wire for packets of up to %d bytes at %s%s, and %d are needed for networks with an MTU of %d: what is larger does not arrive. "+
-		"Raise the MTU of that link, and of the switches between the hosts, to %d or more", h.Name, h.WireMTU(), h.Address, said, need, most, need)
+		"Raise the MTU of that link, and of the switches between the hosts, to %d or more", h.Name, h.WireMTU(), h.Address, said, need, need-overhead(under), need)
 	if fits := h.WireMTU() - overhead(under); fits >= minMTUv6 {
 		why += fmt.Sprintf("; or lower that of the networks that have more than %d (openstack network set --mtu %d), whose guests have to ask for their addresses anew", fits, fits)
 	}

@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Name is the driver's, as hosts say it.
+const Name = "qemu"
+
 // A Promise is what an operator may expect of guests on this host.
 type Promise struct {
 	Confined string // how tightly
@@ -71,7 +74,7 @@ func (d *Driver) Capabilities(ctx context.Context) (compute.Capabilities, error)
 		return compute.Capabilities{}, err
 	}
 	return compute.Capabilities{
-		Driver:    "qemu",
+		Driver:    Name,
 		Version:   d.hypervisor.version,
 		VCPUs:     runtime.NumCPU(),
 		MemoryMiB: int(memory.Totalram * uint64(memory.Unit) / mib),
