@@ -26,7 +26,7 @@ type whatIfOptions struct {
 	Spread    bool          `xor:"place" help:"What if: spread servers over the hosts, as is done anyway."`
 	Pack      bool          `xor:"place" help:"What if: fill one host after the other."`
 	Elsewhere bool          `name:"restart-elsewhere" help:"What if: each server is to be restarted elsewhere, leases count, and each host has a watchdog. By default a cloud restarts nothing elsewhere."`
-	Fault     string        `placeholder:"rack:K|host:NAME" help:"What if: this dies. What does it cost?"`
+	Fault     string        `name:"faults" aliases:"fault" placeholder:"rack:K|host:NAME" help:"What if: this dies. What does it cost?"`
 	Drain     string        `placeholder:"rack:K|NAME" help:"What if: this is to be emptied. Where do its servers go?"`
 	Fit       string        `placeholder:"VCPUS,MiB,GiB" help:"What if: how many more of these have room?"`
 	AtOnce    int           `default:"10" help:"What if: how many servers are restarted elsewhere at once."`
