@@ -2,16 +2,22 @@ package relay
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/unkai-cloud/unkai/api/openstack/keystone"
+	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
 )
 
 // severed is an engine most of whose members cannot be asked, once it is cut.
@@ -110,5 +116,74 @@ func TestAnEC2ReadIsAskedAgain(t *testing.T) {
 	const form = "Action=DescribeSecurityGroups"
 	if got := p.ask("POST", "/ec2", form); got.Code != 200 || !strings.Contains(got.Body.String(), form) || p.asked.Load() != 2 {
 		t.Errorf("%d %s, asked %d times", got.Code, got.Body, p.asked.Load())
+	}
+}
+
+// TestGuessesAtPasswords are not more for being spread over the controllers: all are counted by the one that leads, and when it cannot be asked each
+// of three allows a third.
+func TestGuessesAtPasswords(t *testing.T) {
+	p := newPair(t)
+	now := time.Now()
+	config := identity.Config{Hash: identity.HashCost{MemoryKiB: 8, Passes: 1}, Now: func() time.Time { return now }}
+	if err := identity.Bootstrap(t.Context(), p.leads, identity.BootstrapOptions{Config: config, DemoPassword: "right-password"}); err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range []string{"a", "b", "c"} {
+		cert, err := p.authority.ControllerCertificate(now, "127.0.0.1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf, err := x509.ParseCertificate(cert.Certificate[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		is := host.Controller{Member: uint64(i + 1), Link: "https://" + name + ":1"}
+		is.Name = name
+		if err := host.Present(identity.Internal(t.Context()), p.leads, is, leaf); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keystoneOf := func(s *state.State) http.HandlerFunc {
+		return wire.Serve(http.StripPrefix("/identity", keystone.New(keystone.Options{Identity: identity.New(s, config)}))).ServeHTTP
+	}
+	p.clients, p.front.Here = keystoneOf(p.leads), keystoneOf(p.follows)
+	login := func(password string) *httptest.ResponseRecorder {
+		return p.ask("POST", "/identity/v3/auth/tokens", `{"auth":{"identity":{"methods":["password"],"password":{"user":{"name":"demo","domain":{"id":"default"},"password":"`+password+`"}}}}}`,
+			"Content-Type", "application/json")
+	}
+	fails := func(most int) {
+		t.Helper()
+		for range most - 1 {
+			login("wrong")
+		}
+		if got := login("right-password"); got.Code != 201 {
+			t.Errorf("after %d wrong ones: %d %s", most-1, got.Code, got.Body)
+		}
+		for range most {
+			if got := login("wrong"); got.Code != 401 {
+				t.Errorf("a wrong password: %d %s", got.Code, got.Body)
+			}
+		}
+		if got := login("right-password"); got.Code != 401 {
+			t.Errorf("after %d wrong ones: %d", most, got.Code)
+		}
+		now = now.Add(2 * time.Minute)
+		if got := login("right-password"); got.Code != 201 {
+			t.Errorf("after two minutes: %d %s", got.Code, got.Body)
+		}
+	}
+	fails(10)
+	p.engine.cut.Store(true)
+	p.front.Leader = func() (string, bool) { return "", false }
+	fails(3)
+	token := login("right-password").Header().Get("X-Subject-Token")
+	if got := p.ask("GET", "/identity/v3/auth/tokens", "", "X-Auth-Token", token, "X-Subject-Token", token); got.Code != 200 {
+		t.Errorf("a token that was made without a leader: %d %s", got.Code, got.Body)
+	}
+	p.engine.cut.Store(false)
+	p.front.Leader = func() (string, bool) { return p.web.URL, true }
+	// Any controller knows it.
+	if got := p.ask("DELETE", "/identity/v3/auth/tokens", "", "X-Auth-Token", token, "X-Subject-Token", token); got.Code != 204 {
+		t.Errorf("and to the leader: %d %s", got.Code, got.Body)
 	}
 }
