@@ -179,6 +179,17 @@ done
 ok "an upload whose leader dies is done, or refused in words and can be made again"
 
 # --- without a majority
+keys=$(ask c1 POST "/identity/v3/users/$(ask c1 GET '/identity/v3/users?name=admin' | jq -r '.users[0].id')/credentials/OS-EC2" -d '{"tenant_id":"'"$admin"'"}' | jq -r '.credential | .access + ":" + .secret')
+# signed MACHINE FORM [CURL-OPTION…] asks one controller as EC2's clients do.
+signed() {
+	local m=$1 form=$2; shift 2
+	(inside out curl -sS --max-time 30 --aws-sigv4 aws:amz:RegionOne:ec2 --user "$keys" -d "$form&Version=2016-11-15" "$(url "$m")/ec2" "$@")
+}
+for m in "${machines[@]}"; do
+	signed $m Action=DescribeInstances -D "$work/header" >"$work/instances"
+	grep -q '<instanceId>i-' "$work/instances" || { cat "$work/instances" >&2; fail "$m does not tell EC2's clients of the instance"; }
+	! grep -i '^Unkai-Stale' "$work/header" >&2 || fail "$m says that what all know may be old"
+done
 [ ! -e "$work/heard" ] || ! grep no-leader "$work/heard" >&2 || fail "that another leads is told as if none did"
 leader=$(leading)
 left=$(next "$leader")
@@ -189,6 +200,16 @@ asking="$(declare -f ask inside url at ns); net=$net tag=$tag auth=$auth"
 until_ok 20 bash -c "$asking; ask $left GET /network/v2.0/networks -D - -o /dev/null | grep -qi '^Unkai-Stale: true'" ||
 	fail "a read without a majority does not say that it may be old"
 [ "$(ask "$left" GET '/network/v2.0/networks?name=private' | jq '.networks | length')" -gt 0 ] || fail "reads do not go on without a majority"
+auth=$(login "$left" "$work/header")
+[ -n "$auth" ] && grep -qi '^Unkai-Stale: true' "$work/header" || { cat "$work/header" >&2; fail "a login without a majority is not answered, or does not say what it goes by"; }
+[ "$(ask "$left" GET '/network/v2.0/networks?name=private' | jq '.networks | length')" -gt 0 ] || fail "the token is good for nothing"
+code=$(auth='' ask "$left" POST /identity/v3/auth/tokens -o /dev/null -w '%{http_code}' \
+	-d '{"auth":{"identity":{"methods":["password"],"password":{"user":{"name":"admin","domain":{"id":"default"},"password":"wrong"}}}}}')
+[ "$code" = 401 ] || fail "a wrong password without a majority is answered $code"
+signed "$left" Action=DescribeInstances -D "$work/header" >"$work/instances" || fail "EC2's reads do not go on without a majority"
+grep -q '<instanceId>i-' "$work/instances" && grep -qi '^Unkai-Stale: true' "$work/header" || { cat "$work/header" "$work/instances" >&2; fail "EC2's reads do not go on, or do not say that they may be old"; }
+code=$(signed "$left" 'Action=CreateKeyPair&KeyName=alone' -o "$work/alone" -w '%{http_code}')
+[ "$code" = 503 ] && grep -q 'No controller leads now' "$work/alone" || { cat "$work/alone" >&2; fail "EC2's write without a majority is answered $code"; }
 code=$(ask "$left" POST /network/v2.0/networks -d '{"network":{"name":"alone"}}' -o "$work/alone" -w '%{http_code}')
 [ "$code" = 503 ] || fail "a write without a majority is answered $code"
 grep -q 'No controller leads now' "$work/alone" || { cat "$work/alone" >&2; fail "the refusal does not say why"; }
@@ -198,10 +219,11 @@ until_ok 90 grep -qx "raised no-leader $left" "$work/heard" || fail "nobody is t
 controller "$gone"
 until_ok 30 bash -c "$asking; ask $left POST /network/v2.0/networks -d '{\"network\":{\"name\":\"again\"}}' -f" || fail "with a majority nothing is written"
 controller "$leader"
+[ "$(ask "$(next "$leader")" GET '/compute/v2.1/servers' -o /dev/null -w '%{http_code}')" = 200 ] || fail "a token that was made without a majority is none with one"
 [ "$(ask "$leader" GET '/network/v2.0/networks?name=alone' | jq '.networks | length')" = 0 ] || fail "a refused write was done"
 until_ok 60 grep -qx "resolved no-leader $left" "$work/heard" || fail "nobody is told that one leads again"
 [ "$(grep -c no-leader "$work/heard")" = 2 ] || { cat "$work/heard" >&2; fail "it is told again, or by another"; }
-ok "without a majority reads go on and say so, writes are refused, operators are told, and all comes back"
+ok "without a majority reads, logins and EC2's reads go on and say so, writes are refused, operators are told, and all comes back"
 
 # --- one is lost for good, and another takes its place; the lost one's certificate opens nothing any more
 leader=$(leading)

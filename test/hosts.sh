@@ -113,13 +113,13 @@ led_by() {
 	for m in "$@"; do status "$m" 2>/dev/null | jq -e .Leads >/dev/null && { echo "$m"; return; }; done
 	return 1
 }
-# login gets a token of the cloud's administrator from a controller.
+# login MACHINE [FILE] gets a token of the cloud's administrator from a controller; the answer's header goes to FILE.
 login() {
 	local body
 	body='{"auth":{"identity":{"methods":["password"],"password":{"user":{"name":"admin","domain":{"id":"default"},"password":"'$(jq -r .Admin "$dir/$1/secrets.json")'"}}},
 	"scope":{"project":{"name":"admin","domain":{"id":"default"}}}}}'
 	(inside out curl -sS --max-time 20 -D - -o /dev/null -H 'Content-Type: application/json' "$(url "$1")/identity/v3/auth/tokens" -d "$body") |
-		tr -d '\r' | sed -n 's/^[Xx]-[Ss]ubject-[Tt]oken: //p'
+		tee "${2:-/dev/null}" | tr -d '\r' | sed -n 's/^[Xx]-[Ss]ubject-[Tt]oken: //p'
 }
 # ask MACHINE METHOD PATH [CURL-OPTION…] asks one controller, as who has the token in $auth.
 ask() {

@@ -11,11 +11,14 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/unkai-cloud/unkai/api/wire"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
+	"github.com/unkai-cloud/unkai/core/identity"
 )
 
 // A Front is where clients come in. Whatever controller they reach, they see one cloud: a read is answered here once this
@@ -40,40 +43,105 @@ const StaleHeader = "Unkai-Stale"
 // readable are the prefixes below which GET changes nothing and needs nothing that only the leader has.
 var readable = []string{"/identity", "/image", "/network", "/compute", "/placement", "/v1"}
 
-func reads(r *http.Request) bool {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodOptions {
+// signedLogins make a token of whoever has signed a request, and nothing else: a token is not stored, and nobody guesses
+// a signature, so that no guesses are counted.
+var signedLogins = []string{"/identity/v3/ec2tokens", "/identity/v3/s3tokens"}
+
+// An asked is a client's request, with what is to be known of it before its body is used up.
+type asked struct {
+	*http.Request
+	again func() // rewinds the body; nil if that is too large
+	reads bool   // it is worth trying here
+	keyed bool   // it names itself, so that a second one like it has no other effect
+}
+
+// ask reads what is kept of a request.
+func (f *Front) ask(w http.ResponseWriter, r *http.Request) (*asked, error) {
+	body, again, err := rewind(w, r)
+	if err != nil {
+		return nil, err
+	}
+	q := &asked{Request: r, again: again, keyed: keyed(r) && !f.Operators} // what operators ask has no keys
+	if f.Reads != nil {
+		q.reads = f.Reads(r)
+	} else {
+		q.reads = reads(r, body)
+	}
+	return q, nil
+}
+
+// repeatable requests have one effect however often they are made. EC2's GET may be anything.
+func (q *asked) repeatable() bool { return q.reads || q.keyed }
+
+func reads(r *http.Request, body []byte) bool {
+	switch {
+	case below(r, "/ec2"):
+		return describes(r, body)
+	case r.Method == http.MethodPost:
+		return slices.Contains(signedLogins, strings.TrimSuffix(r.URL.Path, "/"))
+	case r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodOptions:
 		return false
 	}
-	if r.URL.Path == "/" {
-		return true
+	return r.URL.Path == "/" || slices.ContainsFunc(readable, func(prefix string) bool { return below(r, prefix) })
+}
+
+func below(r *http.Request, prefix string) bool {
+	return r.URL.Path == prefix || strings.HasPrefix(r.URL.Path, prefix+"/")
+}
+
+// describes tells the reads of EC2, all of which are named so, but for that of a console, which only the leader can find.
+// The one action must be in plain sight, so that the dialect cannot see another in the same request.
+func describes(r *http.Request, body []byte) bool {
+	if r.Method != http.MethodGet && r.Method != http.MethodPost {
+		return false
 	}
-	for _, p := range readable {
-		if r.URL.Path == p || strings.HasPrefix(r.URL.Path, p+"/") {
-			return true
-		}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return false
 	}
-	return false
+	posted, err := url.ParseQuery(string(body))
+	if err != nil {
+		return false
+	}
+	actions := slices.Concat(query["Action"], posted["Action"])
+	return len(actions) == 1 && strings.HasPrefix(actions[0], "Describe")
+}
+
+// logsIn tells a request for a token, which may be a guess.
+func (f *Front) logsIn(r *http.Request) bool {
+	return f.Reads == nil && r.Method == http.MethodPost && strings.TrimSuffix(r.URL.Path, "/") == "/identity/v3/auth/tokens"
 }
 
 // ServeHTTP answers a client.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if f.reads(r) {
-		if err := f.State.Confirm(r.Context()); err != nil {
-			if r.Context().Err() != nil {
-				return
-			}
-			w.Header().Set(StaleHeader, "true")
-		}
-		if f.State.Leads() {
-			f.Here.ServeHTTP(w, r)
-			return
-		}
-		// Some reads write, as the list of security groups makes a project's first: then the leader is asked.
-		if attemptHere(w, r, f.Here, func(writes *state.Writes) bool { return writes.Refused() }) {
-			return
-		}
+	q, err := f.ask(w, r)
+	if err != nil {
+		refuse(w, http.StatusBadRequest, "The request's body could not be read.")
+		return
 	}
-	f.pass(w, r)
+	if logsIn := f.logsIn(r); q.again != nil && (q.reads || logsIn) {
+		unsure := f.State.Confirm(r.Context())
+		if r.Context().Err() != nil {
+			return
+		}
+		here := r
+		if unsure != nil {
+			w.Header().Set(StaleHeader, "true")
+			here = r.WithContext(identity.AmongCounters(r.Context(), len(host.Links(f.State.Latest()))))
+		}
+		// Guesses at passwords are counted where they are judged: by the one that leads, as long as it can be asked.
+		if logsIn && unsure == nil {
+			f.pass(w, q)
+			return
+		}
+		// Some of these write, as the list of security groups makes a project's first, and a passcode is used up: then the leader is asked.
+		if attemptHere(w, here, f.Here, func(writes *state.Writes) bool { return writes.Refused() }) {
+			return
+		}
+		w.Header().Del(StaleHeader)
+		q.again()
+	}
+	f.pass(w, q)
 }
 
 // attemptHere answers a request, unless void says, of what became of its writes, that the answer does not count.
@@ -155,41 +223,37 @@ var errElsewhere = errors.New("it does not lead")
 
 // pass has the leader answer. Where it surely was not reached, or did nothing, the request is tried again; and where it is safe
 // to repeat, also when the answer was lost.
-func (f *Front) pass(w http.ResponseWriter, r *http.Request) {
+func (f *Front) pass(w http.ResponseWriter, q *asked) {
+	r := q.Request
 	patience := f.Patience
 	if patience == 0 {
 		patience = 10 * time.Second
 	}
-	again, err := rewind(w, r)
-	if err != nil {
-		refuse(w, http.StatusBadRequest, "The request's body could not be read.")
-		return
-	}
 	for end := time.Now().Add(patience); ; {
 		// Who was deposed without having heard of it must not answer.
 		if f.State.Leads() && f.State.Confirm(r.Context()) == nil {
-			if again == nil {
+			if q.again == nil {
 				f.Here.ServeHTTP(w, r)
 				return
 			}
-			if attemptHere(w, r, f.Here, elsewhere(f.keyed(r))) {
+			if attemptHere(w, r, f.Here, elsewhere(q.keyed)) {
 				return
 			}
-			again()
+			q.again()
 		}
 		link, ok := f.Leader()
 		if ok {
-			err := f.attempt(w, r, link)
+			err := f.attempt(w, q, link)
 			if err == nil || r.Context().Err() != nil {
 				return
 			}
 			unsent := errors.Is(err, errElsewhere) || dialing(err)
-			if again == nil || !unsent && !f.repeatable(r) {
+			if q.again == nil || !unsent && !q.repeatable() {
 				slog.WarnContext(r.Context(), "the leader's answer was lost", "leader", link, "method", r.Method, "path", r.URL.Path, "err", err)
 				refuse(w, http.StatusServiceUnavailable, "The controller that leads was lost before it answered. What was asked may have been done, or not.")
 				return
 			}
-			again()
+			q.again()
 		}
 		if time.Now().After(end) {
 			refuse(w, http.StatusServiceUnavailable, "No controller leads now: most of them cannot be reached. Nothing was changed.")
@@ -206,38 +270,25 @@ func (f *Front) pass(w http.ResponseWriter, r *http.Request) {
 // keptBody is how much of a request is kept, so that it can be sent again.
 const keptBody = 1 << 20
 
-// rewind makes a request repeatable, and answers what rewinds it; nil if it is too large for that.
-func rewind(w http.ResponseWriter, r *http.Request) (func(), error) {
+// rewind makes a request repeatable, and answers its body and what rewinds it; nil if it is too large for that.
+func rewind(w http.ResponseWriter, r *http.Request) ([]byte, func(), error) {
 	if r.Body == nil || r.Body == http.NoBody {
-		return func() {}, nil
+		return nil, func() {}, nil
 	}
 	if r.ContentLength < 0 || r.ContentLength > keptBody {
-		return nil, nil
+		return nil, nil, nil
 	}
 	body, err := wire.BodyWithin(w, r, keptBody, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	set := func() { r.Body = io.NopCloser(bytes.NewReader(body)) }
 	set()
-	return set, nil
+	return body, set, nil
 }
-
-// repeatable requests have one effect however often they are made. EC2's GET may be anything.
-func (f *Front) repeatable(r *http.Request) bool { return f.reads(r) || f.keyed(r) }
-
-// keyed requests name themselves, so that a second one like it has no other effect. What operators ask has no keys.
-func (f *Front) keyed(r *http.Request) bool { return keyed(r) && !f.Operators }
 
 func keyed(r *http.Request) bool {
 	return r.Header.Get(wire.OnceHeader) != "" && r.Method != http.MethodGet
-}
-
-func (f *Front) reads(r *http.Request) bool {
-	if f.Reads != nil {
-		return f.Reads(r)
-	}
-	return reads(r)
 }
 
 // sentOnce keeps a transport from sending a request again by itself, as it would one that says GET, and EC2's GET may be anything.
@@ -258,7 +309,8 @@ func dialing(err error) bool {
 }
 
 // attempt passes the request on, and the answer back. An error means that nothing was answered.
-func (f *Front) attempt(w http.ResponseWriter, r *http.Request, link string) (failed error) {
+func (f *Front) attempt(w http.ResponseWriter, q *asked, link string) (failed error) {
+	r := q.Request
 	to, err := url.Parse(link)
 	if err != nil {
 		return err
@@ -294,7 +346,7 @@ func (f *Front) attempt(w http.ResponseWriter, r *http.Request, link string) (fa
 		}
 	}()
 	transport := f.Transport
-	if !f.repeatable(r) {
+	if !q.repeatable() {
 		transport = sentOnce{transport}
 	}
 	proxy := &httputil.ReverseProxy{

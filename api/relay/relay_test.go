@@ -33,6 +33,7 @@ type pair struct {
 	t         *testing.T
 	leads     *state.State
 	follows   *state.State
+	engine    *severed // the follower's
 	authority *host.Authority
 	server    *Server
 	web       *httptest.Server // the leader's listener for controllers
@@ -62,7 +63,8 @@ func newPair(t *testing.T) *pair {
 	if p.authority, err = host.OpenAuthority(t.Context(), p.leads, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	if p.follows, err = state.OpenFollower(t.Context(), engine, state.Options{}); err != nil {
+	p.engine = &severed{Engine: engine}
+	if p.follows, err = state.OpenFollower(t.Context(), p.engine, state.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())

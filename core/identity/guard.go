@@ -53,7 +53,7 @@ func (g *guard) judge(ctx context.Context, who resource.ID, good bool, now time.
 	if g.rules.After <= 0 {
 		return good
 	}
-	source := sourceOf(ctx)
+	source, after := sourceOf(ctx), shareOf(ctx, g.rules.After)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	a := g.accounts[who]
@@ -68,7 +68,7 @@ func (g *guard) judge(ctx context.Context, who resource.ID, good bool, now time.
 	if t != nil && t.known {
 		strangers = nil
 	}
-	if t.locked(g.rules.After, g.rules.For, now) || strangers.locked(g.rules.After*strangersFactor, g.rules.For, now) {
+	if t.locked(after, g.rules.For, now) || strangers.locked(after*strangersFactor, g.rules.For, now) {
 		return false
 	}
 	if good {
@@ -77,7 +77,7 @@ func (g *guard) judge(ctx context.Context, who resource.ID, good bool, now time.
 	if t == nil {
 		t = a.add(source)
 	}
-	if t.fail(g.rules.After, now) || strangers.fail(g.rules.After*strangersFactor, now) {
+	if t.fail(after, now) || strangers.fail(after*strangersFactor, now) {
 		slog.WarnContext(ctx, "logins are refused after too many failures", "account", who, "source", source, "for", g.rules.For)
 	}
 	return false
@@ -181,4 +181,18 @@ func WithSource(ctx context.Context, from netip.Addr) context.Context {
 func sourceOf(ctx context.Context) netip.Prefix {
 	p, _ := ctx.Value(sourceKey{}).(netip.Prefix)
 	return p
+}
+
+type countersKey struct{}
+
+// AmongCounters returns a context of a guess that one of n controllers judges, none of which knows what the others have counted: each
+// allows its share, so that they allow no more together than one would.
+func AmongCounters(ctx context.Context, n int) context.Context {
+	return context.WithValue(ctx, countersKey{}, n)
+}
+
+// shareOf is how many failures one controller allows of those that all do.
+func shareOf(ctx context.Context, all int) int {
+	n, _ := ctx.Value(countersKey{}).(int)
+	return max(all/max(n, 1), 1)
 }

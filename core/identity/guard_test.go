@@ -87,6 +87,29 @@ func TestLockoutOfACrowd(t *testing.T) {
 	}
 }
 
+// Several controllers that do not know of each other allow no more together than one would, and each one guess at the least.
+func TestLockoutAmongSeveral(t *testing.T) {
+	for _, c := range []struct{ after, counters, allows int }{{10, 0, 10}, {10, 1, 10}, {10, 3, 3}, {10, 5, 2}, {3, 5, 1}} {
+		w := newWorld(t, Config{Lockout: Lockout{After: c.after, For: time.Minute}})
+		ctx := AmongCounters(w.from("192.0.2.1"), c.counters)
+		for range c.allows - 1 {
+			w.try(ctx, "wrong")
+		}
+		w.must(w.try(ctx, "demo-password"))
+		for range c.allows {
+			w.try(ctx, "wrong")
+		}
+		if w.try(ctx, "demo-password") == nil {
+			t.Errorf("one of %d controllers allows more than %d of %d guesses", c.counters, c.allows, c.after)
+		}
+	}
+	never := newWorld(t, Config{Lockout: Lockout{After: -1}})
+	for range 20 {
+		never.try(AmongCounters(t.Context(), 3), "wrong")
+	}
+	never.must(never.try(AmongCounters(t.Context(), 3), "demo-password"))
+}
+
 func TestAnAdminUnlocks(t *testing.T) {
 	w := newWorld(t, Config{Lockout: Lockout{After: 1, For: time.Hour}})
 	w.try(t.Context(), "wrong")
