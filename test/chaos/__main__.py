@@ -119,7 +119,6 @@ for c in crowd:
 faults.run(began, over)
 for what in faults.failed:
     cloud.broken(f"the fault itself failed: {what}")
-time.sleep(max(0, began + seconds - time.monotonic()))
 faults.heal()
 stopped = cloud.healed = time.monotonic()
 say("the faults are over")
@@ -135,7 +134,7 @@ def unsettled():
     return None
 
 
-# It is asked from that moment on, and not only when the clients are done.
+# It is asked from that moment on, while clients go on.
 audited = until(AUDITED_WITHIN, "the audit is not clean", unsettled, stopped)
 for c in crowd:
     c.join()

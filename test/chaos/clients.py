@@ -66,7 +66,7 @@ class Client(threading.Thread):
         """A request until it is answered for good. Creating is made safe to repeat by a key, the rest is by nature: then a
         repeated delete finds nothing. Answers the status, the answer, and how often it was sent."""
         key = str(uuid.UUID(int=self.random.getrandbits(128))) if method == "POST" else None
-        tries = 0
+        tries, first = 0, time.monotonic()
         while True:
             tries += 1
             status, answer, _ = self.cloud.once(self.random.choice(self.cloud.controllers), method, path, body, key)
@@ -78,7 +78,7 @@ class Client(threading.Thread):
                 if status == 500:
                     self.cloud.odd[f"{method} {path.split('/')[1]}: {str(answer)[:160]}"] += 1
             healed = self.cloud.healed
-            if healed and time.monotonic() > healed + self.patience:
+            if healed and time.monotonic() > max(healed, first) + self.patience:
                 raise GaveUp(f"{method} {path}: {status} {answer}")
             if status and status not in AGAIN:
                 self.counts[method] += 1
