@@ -142,7 +142,7 @@ done = time.monotonic()
 say("the clients are done")
 wrong = unsettled()
 if wrong:
-    cloud.broken(f"the audit was clean, and is not when the clients are done: {wrong}")
+    cloud.broken(f"the audit is not clean when the clients are done: {wrong}")
 
 
 def moving():
