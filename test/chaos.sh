@@ -1,15 +1,18 @@
 #!/bin/bash
 # Chaos: a lab of three controllers and three hosts, faults and clients drawn from a seed, and a reckoning at the end.
 #
-#   chaos.sh [MINUTES [SEED…]]
+#   chaos.sh [MINUTES|short [SEED…]]
 #
 # It prints the seed; the same seed has the same faults at the same moments and the same clients, though not the same races.
-# Of several seeds each takes so many minutes, in one lab; guests are watched with the first.
+# Of several seeds each takes so many minutes, in one lab; guests are watched with the first. "short" is half a minute in which each
+# kind of fault comes once, or it fails.
 PREFIX=${PREFIX:-ukx}
 . "$(dirname "$0")/lib.sh"
 minutes=${1:-${MINUTES:-15}}
 seeds=("${@:2}")
 [ ${#seeds[@]} -gt 0 ] || seeds=("${SEED:-$RANDOM}")
+length=short lasts="each kind of fault once"
+[ "$minutes" = short ] || length=$(awk "BEGIN { print $minutes * 60 }") lasts="$minutes minutes"
 net=${NET:-10.213.10}
 hosts=3
 
@@ -32,7 +35,7 @@ finish() {
 }
 
 "$root/test/lab.sh" up >"$work/up" || fail "there is no lab"
-step "$(tail -n 1 "$work/up") Seed ${seeds[*]}, $minutes minutes."
+step "$(tail -n 1 "$work/up") Seed ${seeds[*]}, $lasts."
 auth=$(login c1)
 admin=$(ask c2 GET '/identity/v3/projects?name=admin' | jq -r '.projects[0].id')
 ask c2 PUT "/network/v2.0/quotas/$admin" -d '{"quota":{"network":-1,"port":-1}}' -f >/dev/null
@@ -47,7 +50,7 @@ NETWORK=$(ask c1 GET '/network/v2.0/networks?name=private' | jq -r --arg p "$adm
 }
 export TOKEN=$auth BLANK GUEST_IMAGE NETWORK
 for seed in "${seeds[@]}"; do
-	inside out python3 -B "$root/test/chaos" "$LAB" "$(awk "BEGIN { print $minutes * 60 }")" "$seed" "$net" "$prefix" 3 $hosts c3 a3 &
+	inside out python3 -B "$root/test/chaos" "$LAB" "$length" "$seed" "$net" "$prefix" 3 $hosts c3 a3 &
 	driver=$!
 	wait $driver
 	driver=

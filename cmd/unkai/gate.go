@@ -147,10 +147,8 @@ func (w *watcher) well(ctx context.Context, is introduction) error {
 	if w.Before.Revision == 0 && !is.Adopts {
 		return nil // an agent of a release that had no control socket: that it lives is all there is to see
 	}
-	soon, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
 	var h health
-	if err := ask(soon, w.dir, http.MethodGet, "/status", &h); err != nil {
+	if err := w.ask(ctx, 10*time.Second, "/status", &h); err != nil {
 		return err
 	}
 	if h.Broken != "" {
@@ -180,10 +178,8 @@ func (w *watcher) well(ctx context.Context, is introduction) error {
 			return fmt.Errorf("host %s cannot be heard", name)
 		}
 	}
-	ctx, cancel = context.WithTimeout(ctx, w.Within) // of a large cloud it takes long
-	defer cancel()
 	var found []audit.Finding
-	if err := ask(ctx, w.dir, http.MethodGet, "/audit", &found); err != nil {
+	if err := w.ask(ctx, w.Within, "/audit", &found); err != nil { // of a large cloud it takes long
 		return fmt.Errorf("audit: %w", err)
 	}
 	for _, f := range found {
@@ -192,6 +188,17 @@ func (w *watcher) well(ctx context.Context, is introduction) error {
 		}
 	}
 	return nil
+}
+
+// ask asks the process that is tried; of one that hangs it says so in words.
+func (w *watcher) ask(ctx context.Context, within time.Duration, path string, answer any) error {
+	soon, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	err := ask(soon, w.dir, http.MethodGet, path, answer)
+	if err != nil && soon.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("it does not answer within %v", within)
+	}
+	return err
 }
 
 // keep makes what was tried the file that is started from outside.

@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(executions) != "" {
 		executeAgain()
 	}
+	if dir := os.Getenv(tried); dir != "" {
+		beTried(dir)
+	}
 	os.Exit(m.Run())
 }
 

@@ -23,6 +23,7 @@ class Cloud:
         self.odd = collections.Counter()  # answers that are nobody's fault but the cloud's
         self.wrong = []  # promises broken
         self.acknowledged = []  # when, of writes
+        self.healed = None  # when the last fault was over
 
     def once(self, address, method, path, body=None, key=None):
         """One request: its status, answer, and whether the answer may be old; status 0 and what went wrong when there is none."""
@@ -53,19 +54,19 @@ class GaveUp(Exception):
 class Client(threading.Thread):
     """One client: until told to stop it makes, changes and deletes what is its own."""
 
-    def __init__(self, cloud, name, random, image, network, until, most_servers):
-        super().__init__(name=name)
+    def __init__(self, cloud, name, random, image, network, until, patience, most_servers):
+        super().__init__(name=name, daemon=True)
         self.cloud, self.random, self.image, self.network, self.until, self.most_servers = cloud, random, image, network, until, most_servers
         self.things = {}  # path -> what was acknowledged of it: None when it was deleted
         self.counts = collections.Counter()
-        self.patience = 90  # beyond until
+        self.patience = patience  # beyond the last fault
         self.number = 0
 
     def write(self, method, path, body=None):
         """A request until it is answered for good. Creating is made safe to repeat by a key, the rest is by nature: then a
         repeated delete finds nothing. Answers the status, the answer, and how often it was sent."""
         key = str(uuid.UUID(int=self.random.getrandbits(128))) if method == "POST" else None
-        tries = 0
+        tries, first = 0, time.monotonic()
         while True:
             tries += 1
             status, answer, _ = self.cloud.once(self.random.choice(self.cloud.controllers), method, path, body, key)
@@ -76,11 +77,12 @@ class Client(threading.Thread):
                     self.cloud.tried_again[str(status or answer)] += 1
                 if status == 500:
                     self.cloud.odd[f"{method} {path.split('/')[1]}: {str(answer)[:160]}"] += 1
+            healed = self.cloud.healed
+            if healed and time.monotonic() > max(healed, first) + self.patience:
+                raise GaveUp(f"{method} {path}: {status} {answer}")
             if status and status not in AGAIN:
                 self.counts[method] += 1
                 return status, answer, tries
-            if time.monotonic() > self.until + self.patience:
-                raise GaveUp(f"{method} {path}: {status} {answer}")
             time.sleep(self.random.uniform(0.05, 0.4))
 
     def made(self, collection, kind, wish, status_wanted=(200, 201, 202)):
@@ -188,7 +190,7 @@ class Client(threading.Thread):
                 self.act()
                 time.sleep(self.random.uniform(0.02, 0.15))
         except GaveUp as e:
-            self.cloud.broken(f"{self.name}: not answered {self.patience} s after the last fault: {e}")
+            self.cloud.broken(f"{self.name}: not answered within {self.patience} s of the last fault: {e}")
         except Exception as e:  # what a client did not foresee must not pass for success
             self.cloud.broken(f"{self.name}: {type(e).__name__} {e}")
             raise

@@ -1,6 +1,7 @@
 """What happens to the machines of a lab: a schedule drawn from a seed, and who starts again whatever ended, as an init would."""
 
 import collections
+import errno
 import os
 import signal
 import subprocess
@@ -46,9 +47,11 @@ class Lab:
         subprocess.run([f"{self.root}/test/lab.sh", "start", machine], env=env, check=True, stdin=subprocess.DEVNULL)
 
     def signal(self, machine, what):
+        """Reports whether there was somebody to send it to."""
         pid = self.pid(machine)
         if pid:
             os.kill(pid, what)
+        return bool(pid)
 
     def qemus(self):
         """The lab's guests: server -> processes."""
@@ -92,22 +95,42 @@ class Lab:
 
 
 class Faults:
-    """The faults of a seed, one beginning after the other; some overlap."""
+    """The faults of a seed, one beginning after the other; some overlap. Without seconds, every kind once within SHORT."""
+
+    SHORT = 32.0
 
     def __init__(self, lab, random, seconds, small, say):
         self.lab, self.random, self.small, self.say = lab, random, small, say
         self.done, self.failed = collections.Counter(), []
-        self.schedule = []
+        self.hit = collections.Counter()  # those that had somebody to hit: who is down already cannot be killed
+        self.schedule = self.draw(seconds) if seconds else self.draw_short()
+
+    def draw(self, seconds):
+        random, schedule = self.random, []
         at = 3.0
         while True:
             kind = random.choices(list(self.kinds), [w for _, w in self.kinds.values()])[0]
             length = random.uniform(2, 14)
             if at + length > seconds:
-                break
+                return schedule
             who = self.victim(kind)
-            self.schedule.append((at, kind, who, length, random.random()))
+            schedule.append((at, kind, who, length, random.random()))
             # Often one at a time; and often the next comes before this one is over.
             at += length + random.uniform(1, 6) if random.random() < 0.7 else random.uniform(1, length)
+
+    def draw_short(self):
+        """Each kind once, in an order of the seed's. One lasts into the next but not beyond, and the next hits another machine, so that
+        none finds its victim down."""
+        random, gap = self.random, 3.2
+        while True:
+            order = list(self.kinds)
+            random.shuffle(order)
+            victims = [self.victim(kind) for kind in order]
+            if all(a != b for a, b in zip(victims, victims[1:])):
+                break
+        # extra is far from its middle, where a clock would be nearly right and from 0, where who is killed would be back at once.
+        return [(2.0 + gap * n, kind, who, random.uniform(2.5, 2 * gap - 0.4), random.choice((random.uniform(0.3, 0.4), random.uniform(0.65, 1))))
+                for n, (kind, who) in enumerate(zip(order, victims))]
 
     def victim(self, kind):
         lab, r = self.lab, self.random
@@ -136,7 +159,7 @@ class Faults:
 
     def one(self, kind, who, length, extra, over):
         try:
-            self.kinds[kind][0](self, who, length, extra, over)
+            self.hit[kind] += bool(self.kinds[kind][0](self, who, length, extra, over))
         except Exception as e:
             self.failed.append(f"{kind} {who}: {type(e).__name__} {e}")
 
@@ -144,16 +167,17 @@ class Faults:
         lab = self.lab
         with lab.lock:
             lab.down[who] += 1
-        lab.signal(who, signal.SIGKILL)
+        hit = lab.signal(who, signal.SIGKILL)
         before()
         over.wait(length)
         with lab.lock:
             lab.down[who] -= 1
             if not lab.down[who] and not lab.pid(who):
                 lab.start(who)
+        return hit
 
     def kill(self, who, length, extra, over):
-        self._down(who, length * extra, over)
+        return self._down(who, length * extra, over)
 
     def power(self, who, length, extra, over):
         def guests():
@@ -162,12 +186,12 @@ class Faults:
                 if mark in words:
                     for pid, _ in all_:
                         os.kill(pid, signal.SIGKILL)
-        self._down(who, length, over, guests)
+        return self._down(who, length, over, guests)
 
     def pause(self, who, length, extra, over):
-        self.lab.signal(who, signal.SIGSTOP)
+        hit = self.lab.signal(who, signal.SIGSTOP)
         over.wait(length)
-        self.lab.signal(who, signal.SIGCONT)
+        return self.lab.signal(who, signal.SIGCONT) and hit
 
     def cut(self, who, length, extra, over):
         lab = self.lab
@@ -177,7 +201,9 @@ class Faults:
         how = list(CUTS)[int(extra * 1e4) % 3]
         self.nft(who, WHOLE + "add table inet chaos\n" + CUTS[how].format(peers=", ".join(map(lab.address, others))))
         over.wait(length)
+        there = self.lab.on(who, "nft", "list", "table", "inet", "chaos").returncode == 0
         self.nft(who, WHOLE)
+        return there and self.lab.pid(who)
 
     def nft(self, who, rules):
         done = self.lab.on(who, "nft", "-f", "-", input=rules)
@@ -189,23 +215,32 @@ class Faults:
         self.lab.on(who, "tc", "qdisc", "replace", "dev", "up0", "root", "handle", "1:", "htb", "default", "1", check=True)
         self.lab.on(who, "tc", "class", "replace", "dev", "up0", "parent", "1:", "classid", "1:1", "htb", "rate", rate, "burst", "2k", check=True)
         over.wait(length)
-        self.lab.on(who, "tc", "qdisc", "del", "dev", "up0", "root")
+        there = self.lab.on(who, "tc", "qdisc", "del", "dev", "up0", "root").returncode == 0
+        return there and self.lab.pid(who)
 
     def fill(self, who, length, extra, over):
-        path = f"{self.lab.dir}/{who}/full"
+        path, full = f"{self.lab.dir}/{who}/full", False
         with open(path, "wb", buffering=0) as f:
             try:
                 while f.write(b"\0" * (1 << 20)):
                     pass
-            except OSError:
-                pass
+            except OSError as e:
+                full = e.errno == errno.ENOSPC
         over.wait(length)
         os.unlink(path)
+        return full
 
     def clock(self, who, length, extra, over):
         """It is started again under a clock that is wrong."""
-        self.lab.skew[who] = int((extra - 0.5) * 120)
+        self.lab.skew[who] = int((extra - 0.5) * 120) or 1
         self._down(who, 0.2, over)
+        end = time.monotonic() + 5
+        while not (pid := self.lab.pid(who)):  # it becomes what it is to be a moment later
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        with open(f"/proc/{pid}/environ", "rb") as f:
+            return f"UNKAI_CLOCK_SKEW={self.lab.skew[who]}s".encode() in f.read().split(b"\0")
 
     kinds = {
         "kill controller": (kill, 5),

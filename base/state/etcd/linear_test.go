@@ -1,12 +1,16 @@
 package etcd
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -18,12 +22,13 @@ import (
 	"github.com/unkai-cloud/unkai/base/state"
 )
 
-// A wire is what lies between three members: each is reached through it, and comes from an address of its own, so that what
+// A wire is what lies between three members: each is reached through it, and says in the first thing it sends who it is, so that what
 // one says to another can be held up.
 type wire struct {
 	t    *testing.T
 	mu   sync.Mutex
 	cut  map[[2]int]bool // from, to; guarded by mu
+	held int             // what was held up at a cut; guarded by mu
 	done chan struct{}
 	all  sync.WaitGroup
 }
@@ -34,11 +39,9 @@ func newWire(t *testing.T) *wire {
 	return w
 }
 
-func at(n int) string { return fmt.Sprintf("127.0.0.%d", 10+n) }
-
 // to lets the others reach a member that listens at an address; it answers where.
 func (w *wire) to(n int, listens string) string {
-	l, err := net.Listen("tcp", at(n)+":0")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -52,16 +55,45 @@ func (w *wire) to(n int, listens string) string {
 			if err != nil {
 				return
 			}
-			from := int(conn.RemoteAddr().(*net.TCPAddr).IP.To4()[3]) - 10
-			w.all.Go(func() { w.join(conn, from, n, listens) })
+			w.all.Go(func() { w.join(conn, n, listens) })
 		}
 	})
 	return l.Addr().String()
 }
 
-func (w *wire) join(a net.Conn, from, to int, listens string) {
+// A hello is a connection that is read to know who calls: what is read is kept, and nothing is answered.
+type hello struct {
+	net.Conn
+	read bytes.Buffer
+}
+
+func (h *hello) Read(p []byte) (int, error) {
+	n, err := h.Conn.Read(p)
+	h.read.Write(p[:n])
+	return n, err
+}
+
+func (h *hello) Write(p []byte) (int, error) { return len(p), nil }
+
+// caller is who calls, by the name that it asks for in its first message, and what was read of it.
+func caller(conn net.Conn) (from int, read []byte, err error) {
+	conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	h := &hello{Conn: conn}
+	var name string
+	_ = tls.Server(h, &tls.Config{GetConfigForClient: func(c *tls.ClientHelloInfo) (*tls.Config, error) {
+		name = c.ServerName
+		return nil, errors.New("that is all we want to know")
+	}}).Handshake()
+	if _, err := fmt.Sscanf(name, "c%d", &from); err != nil {
+		return 0, nil, fmt.Errorf("somebody calls and does not say who it is: %q", name)
+	}
+	return from, h.read.Bytes(), conn.SetReadDeadline(time.Time{})
+}
+
+func (w *wire) join(a net.Conn, to int, listens string) {
 	defer a.Close()
-	if !w.pass(from, to) {
+	from, read, err := caller(a)
+	if err != nil || !w.pass(from, to) {
 		return
 	}
 	b, err := net.Dial("tcp", listens)
@@ -69,6 +101,9 @@ func (w *wire) join(a net.Conn, from, to int, listens string) {
 		return
 	}
 	defer b.Close()
+	if _, err := b.Write(read); err != nil {
+		return
+	}
 	over := make(chan struct{}, 2)
 	w.all.Go(func() { w.copy(b, a, from, to); over <- struct{}{} })
 	w.all.Go(func() { w.copy(a, b, to, from); over <- struct{}{} })
@@ -80,9 +115,12 @@ func (w *wire) join(a net.Conn, from, to int, listens string) {
 
 // pass waits until something may go from one to the other: it is held up, not refused, as by a cable that was pulled.
 func (w *wire) pass(from, to int) bool {
-	for {
+	for first := true; ; first = false {
 		w.mu.Lock()
 		cut := w.cut[[2]int{from, to}]
+		if cut && first {
+			w.held++
+		}
 		w.mu.Unlock()
 		if !cut {
 			return true
@@ -108,13 +146,17 @@ func (w *wire) copy(to io.Writer, from io.Reader, a, b int) {
 	}
 }
 
-func (w *wire) set(pairs ...[2]int) {
+// set makes the wire be cut there, and nowhere else. It answers what was held up where it was cut until now.
+func (w *wire) set(pairs ...[2]int) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	held := w.held
+	w.held = 0
 	clear(w.cut)
 	for _, p := range pairs {
 		w.cut[p] = true
 	}
+	return held
 }
 
 // threeMembers are three controllers with a wire between them.
@@ -127,7 +169,7 @@ func threeMembers(t *testing.T) (*crowd, *wire, func(n int)) {
 	}
 	start := func(n int) {
 		m := c.member(n, urls[n], nil)
-		m.Listen, m.from = listens[n], at(n)
+		m.Listen, m.from = listens[n], fmt.Sprint("c", n)
 		if n > 1 {
 			m.Existing = members
 		}
@@ -166,13 +208,43 @@ func (c *crowd) vote(e *Engine, n int) {
 	}
 }
 
+type registerVerb int
+
+const (
+	read  registerVerb = iota
+	write              // whatever was there
+	add                // to what was there, which it answers
+)
+
 type registerOp struct {
 	register int
-	write    bool
+	verb     registerVerb
 	value    int64
 }
 
-// TestLinearizableMembers has clients write and read through three members whose leader is killed, and that are cut off from
+type registerAnswer struct {
+	value int64 // of a read, and what an addition found
+	open  bool  // nobody was told it
+}
+
+// never is when an operation returns whose outcome nobody was told: it may happen at any time, or not at all.
+const never = 1 << 60
+
+const killed = "the leader is killed"
+
+// A registerFault is something that happened to a leader, and when that was.
+type registerFault struct {
+	kind     string
+	from, to int64
+	did      bool // it killed one that led, or held something up
+}
+
+// during reports whether an operation was under way.
+func (f registerFault) during(history []porcupine.Operation) bool {
+	return slices.ContainsFunc(history, func(op porcupine.Operation) bool { return op.Call < f.to && op.Return > f.from })
+}
+
+// TestLinearizableMembers has clients write, add and read through three members whose leader is killed, and that are cut off from
 // each other, in one direction or in both. Whatever the clients saw must be what registers would show. UNKAI_LINEAR=5m makes it longer.
 func TestLinearizableMembers(t *testing.T) {
 	if testing.Short() {
@@ -195,85 +267,128 @@ func TestLinearizableMembers(t *testing.T) {
 	for n := range 6 {
 		clients.Go(func() {
 			random := rand.New(rand.NewPCG(seed, uint64(n)))
+			open := map[int]bool{}
 			for count := int64(1); time.Since(began) < lasts; count++ {
 				one := c.of(1 + random.IntN(3))
-				op := registerOp{write: random.IntN(2) == 0, value: int64(n)<<32 + count,
+				op := registerOp{verb: []registerVerb{read, read, write, add}[random.IntN(4)], value: int64(n)<<32 + count,
 					register: 2*int(time.Since(began)/time.Second) + random.IntN(2)} // new ones all the time: an outcome that stays open is soon no matter
-				if one == nil || op.write && !one.state.Leads() && random.IntN(10) > 0 {
+				if open[op.register] {
+					op.verb = read // what it did last may happen yet; with few of those to each register all orders can be tried
+				}
+				if one == nil || op.verb != read && !one.state.Leads() && random.IntN(10) > 0 {
 					time.Sleep(time.Millisecond)
 					continue
 				}
 				call := time.Since(began).Nanoseconds()
 				got, err := op.do(t, one.state)
-				if err != nil && (!op.write || fault.From(err) != nil && fault.From(err).Code == "not-leading") {
+				if err != nil && (op.verb == read || fault.From(err) != nil && fault.From(err).Code == "not-leading") {
 					time.Sleep(time.Millisecond)
 					continue // it surely did nothing
 				}
 				back := time.Since(began).Nanoseconds()
 				if err != nil {
-					back = 1 << 60 // it may happen at any time, or never
+					back = never
+					open[op.register] = true
 				}
 				mu.Lock()
-				history = append(history, porcupine.Operation{ClientId: len(history), Input: op, Call: call, Output: got, Return: back})
+				history = append(history, porcupine.Operation{ClientId: len(history), Input: op, Call: call, Output: registerAnswer{got, err != nil}, Return: back})
 				mu.Unlock()
 				time.Sleep(time.Duration(random.IntN(8)) * time.Millisecond)
 			}
 		})
 	}
-	faults := map[string]int{}
+	var faults []registerFault
 	random := rand.New(rand.NewPCG(seed, 99))
+	// The first two are a kill and a cut of whoever leads.
+	kinds := []int{0, 1 + random.IntN(3)}
+	random.Shuffle(2, func(a, b int) { kinds[a], kinds[b] = kinds[b], kinds[a] })
 	for time.Since(began) < lasts {
-		leader := 1 + random.IntN(3)
-		for n := 1; n <= 3; n++ {
-			if one := c.of(n); one != nil && one.state.Leads() {
-				leader = n
-			}
-		}
+		leader := c.leader()
 		a, b := leader%3+1, (leader+1)%3+1
 		length := time.Duration(300+random.IntN(2200)) * time.Millisecond
-		switch kind := random.IntN(5); kind {
+		kind := random.IntN(5)
+		if len(faults) < len(kinds) {
+			kind = kinds[len(faults)]
+		}
+		f := registerFault{from: time.Since(began).Nanoseconds()}
+		switch kind {
 		case 0:
-			faults["the leader is killed"]++
+			f.kind = killed
+			f.did = c.of(leader).state.Leads()
 			c.crash(leader)
+			f.to = time.Since(began).Nanoseconds()
 			time.Sleep(length)
 			start(leader)
 		case 1:
-			faults["the leader is cut off"]++
+			f.kind = "the leader is cut off"
 			w.set([2]int{leader, a}, [2]int{leader, b}, [2]int{a, leader}, [2]int{b, leader})
 		case 2:
-			faults["the leader hears nothing"]++
+			f.kind = "the leader hears nothing"
 			w.set([2]int{a, leader}, [2]int{b, leader})
 		case 3:
-			faults["the leader is not heard"]++
+			f.kind = "the leader is not heard"
 			w.set([2]int{leader, a}, [2]int{leader, b})
 		case 4:
-			faults["one follower is cut off from the leader"]++
+			f.kind = "one follower is cut off from the leader"
 			w.set([2]int{leader, a}, [2]int{a, leader})
 		}
 		time.Sleep(length)
-		w.set()
+		if held := w.set(); kind != 0 {
+			f.did, f.to = held > 0, time.Since(began).Nanoseconds()
+		}
+		faults = append(faults, f)
 		time.Sleep(length / 2)
 	}
 	clients.Wait()
-	writes, open := 0, 0
+	verbs, open, counts := map[registerVerb]int{}, 0, map[string]int{}
 	for _, op := range history {
-		if op.Input.(registerOp).write {
-			writes++
-		}
-		if op.Return == 1<<60 {
+		if op.Return == never {
 			open++
+		} else {
+			verbs[op.Input.(registerOp).verb]++
 		}
 	}
-	t.Logf("%d operations, %d of them writes, of which %d have an open outcome; %v", len(history), writes, open, faults)
-	if len(history) < 200 {
-		t.Fatalf("only %d operations", len(history))
+	kills, cuts := 0, 0
+	for _, f := range faults {
+		counts[f.kind]++
+		switch {
+		case !f.did || !f.during(history):
+		case f.kind == killed:
+			kills++
+		default:
+			cuts++
+		}
 	}
-	if got := porcupine.CheckOperationsTimeout(registers, history, 25*time.Second); got == porcupine.Illegal {
+	t.Logf("%d operations: %d reads, %d writes and %d additions answered, %d with an open outcome; %v; with operations under way %d kills and %d cuts",
+		len(history), verbs[read], verbs[write], verbs[add], open, counts, kills, cuts)
+	if len(history) < 200 || verbs[read] == 0 || verbs[write] == 0 || verbs[add] == 0 {
+		t.Fatal("those are too few operations")
+	}
+	if kills == 0 || cuts == 0 {
+		t.Errorf("seed %d: there was not both a leader's kill and a cut while operations were under way: %+v", seed, faults)
+	}
+	switch got := porcupine.CheckOperationsTimeout(registers, history, 25*time.Second+lasts); got {
+	case porcupine.Illegal:
 		t.Errorf("seed %d: the history is none of registers", seed)
-	} else if got == porcupine.Unknown {
-		t.Logf("seed %d: the history was not checked to its end", seed)
+	case porcupine.Unknown:
+		t.Errorf("seed %d: the history was not checked to its end", seed)
 	}
 	c.put("after all") // and it goes on
+}
+
+// leader waits for one that leads.
+func (c *crowd) leader() int {
+	c.t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		for n := 1; n <= 3; n++ {
+			if one := c.of(n); one != nil && one.state.Leads() {
+				return n
+			}
+		}
+		if time.Now().After(end) {
+			c.t.Fatal("nobody leads")
+		}
+	}
 }
 
 // do is one operation, through one controller.
@@ -281,10 +396,20 @@ func (op registerOp) do(t *testing.T, s *state.State) (got int64, err error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	id := resource.ID{14: byte(op.register >> 8), 15: byte(op.register)}
-	if op.write {
-		return 0, s.Update(ctx, func(tx *state.Tx) error {
-			return notes.Put(tx, &note{Meta: resource.Meta{ID: id}, Text: fmt.Sprint(op.value)})
+	if op.verb != read {
+		err = s.Update(ctx, func(tx *state.Tx) error {
+			value := op.value
+			if got = 0; op.verb == add {
+				if n, ok := notes.Find(tx, id); ok {
+					if _, err := fmt.Sscan(n.Text, &got); err != nil {
+						return err
+					}
+				}
+				value += got
+			}
+			return notes.Put(tx, &note{Meta: resource.Meta{ID: id}, Text: fmt.Sprint(value)})
 		})
+		return got, err
 	}
 	if err := s.Confirm(ctx); err != nil {
 		return 0, err
@@ -311,9 +436,38 @@ var registers = porcupine.Model{
 	},
 	Init: func() any { return int64(0) },
 	Step: func(state, input, output any) (bool, any) {
-		if op := input.(registerOp); op.write {
+		was, op, got := state.(int64), input.(registerOp), output.(registerAnswer)
+		switch op.verb {
+		case write:
 			return true, op.value
+		case add:
+			return got.open || got.value == was, was + op.value
 		}
-		return state.(int64) == output.(int64), state
+		return got.value == was, was
 	},
+}
+
+// What the model is to find it finds: an update that was lost, one that happened twice, and a read of what is no more.
+func TestRegistersModel(t *testing.T) {
+	t.Parallel()
+	op := func(verb registerVerb, value, got int64, call, back int64) porcupine.Operation {
+		return porcupine.Operation{Input: registerOp{verb: verb, value: value}, Output: registerAnswer{got, back == never}, Call: call, Return: back}
+	}
+	for name, c := range map[string]struct {
+		history []porcupine.Operation
+		want    bool
+	}{
+		"one after the other":               {[]porcupine.Operation{op(add, 1, 0, 0, 1), op(add, 2, 1, 2, 3), op(read, 0, 3, 4, 5)}, true},
+		"at once":                           {[]porcupine.Operation{op(add, 1, 2, 0, 9), op(add, 2, 0, 0, 9), op(read, 0, 3, 10, 11)}, true},
+		"an addition that was lost":         {[]porcupine.Operation{op(add, 1, 0, 0, 9), op(add, 2, 0, 0, 9)}, false},
+		"an addition that happened twice":   {[]porcupine.Operation{op(add, 1, 0, 0, 1), op(read, 0, 2, 2, 3)}, false},
+		"a read of what is no more":         {[]porcupine.Operation{op(write, 5, 0, 0, 1), op(write, 6, 0, 2, 3), op(read, 0, 5, 4, 5)}, false},
+		"an open addition that happened":    {[]porcupine.Operation{op(add, 1, 0, 0, never), op(read, 0, 1, 4, 5)}, true},
+		"an open addition that did not yet": {[]porcupine.Operation{op(add, 1, 0, 0, never), op(read, 0, 0, 4, 5)}, true},
+		"an open addition that was undone":  {[]porcupine.Operation{op(add, 1, 0, 0, never), op(read, 0, 1, 4, 5), op(read, 0, 0, 6, 7)}, false},
+	} {
+		if got := porcupine.CheckOperations(registers, c.history); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
 }

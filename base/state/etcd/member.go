@@ -32,7 +32,7 @@ type Member struct {
 	// Of the members that there are: name to URL, with this one. Only for a server that is new, and joins them.
 	Existing map[string]string
 
-	from string // the address that its calls to the others come from; any when ""
+	from string // the name that its calls to the others ask for instead of their addresses, by which a test tells whose they are; none when ""
 }
 
 // Settings of a server that is one of several.
@@ -54,7 +54,7 @@ func (m *Member) apply(c *embed.Config) error {
 	c.AdvertisePeerUrls = []url.URL{*at}
 	c.ListenPeerUrls = []url.URL{{Scheme: "https", Host: m.Listen}}
 	c.PeerTLSInfo = transport.TLSInfo{CertFile: m.CertFile, KeyFile: m.KeyFile, TrustedCAFile: m.CAFile, CRLFile: m.CRLFile, ClientCertAuth: true,
-		AllowedCNs: []string{m.Role}, LocalAddr: m.from}
+		AllowedCNs: []string{m.Role}, ServerName: m.from}
 	c.TickMs, c.ElectionMs = uint(memberTick.Milliseconds()), uint(memberElection.Milliseconds())
 	c.SnapshotCatchUpEntries = memberCatchUp
 	c.InitialCluster = m.Name + "=" + m.URL
