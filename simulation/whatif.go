@@ -29,6 +29,7 @@ type Question struct {
 	Hosts, Racks, Servers int
 	Host, Flavor          Size
 	Pack                  bool
+	Ratios                host.Ratios      // as a cloud does where 0
 	Elsewhere             bool             // each server is to be restarted elsewhere, leases count, and each host has a watchdog; by default a cloud restarts nothing
 	Fault                 string           // "rack:K" or "host:NAME" dies; "" for none
 	Drain                 string           // in the same form, or a host's name
@@ -144,6 +145,7 @@ func (t *trial) furnish() error {
 	}
 	if _, err := (&host.Service{State: t.state}).SetKeeping(t.ctx, func(k *host.Keeping) {
 		k.Leases, k.Pack = t.Elsewhere, t.Pack
+		k.CPURatio, k.MemoryRatio, k.DiskRatio = t.Ratios[0], t.Ratios[1], t.Ratios[2]
 		if t.AtOnce > 0 {
 			k.AtOnce = t.AtOnce
 		}
@@ -242,16 +244,15 @@ func (t *trial) run(h resource.ID, guests []resource.ID) error {
 
 func (t *trial) fullness(a *Answer) {
 	tx := t.state.Latest()
-	cpu, memory, disk := t.compute.Ratios()
-	have := [3]float64{float64(t.Host.VCPUs) * cpu, float64(t.Host.MemoryMiB) * memory, float64(t.Host.DiskGiB) * disk}
 	var counts []int64
 	var full []float64
 	for _, id := range t.hosts {
 		h, _ := host.Table().PeekOne(tx, id)
 		n, used := compute.Load(tx, h)
+		have := t.compute.RatiosOf(tx, h).Of(&h.Capacity)
 		most := 0.0
 		for i := range have {
-			most = max(most, 100*float64(used[i])/have[i])
+			most = max(most, 100*float64(used[i])/float64(max(1, have[i])))
 		}
 		counts, full = append(counts, n), append(full, most)
 	}

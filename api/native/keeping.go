@@ -54,24 +54,30 @@ type keepPatch struct {
 
 // A keeping is how guests are kept alive in the whole cloud.
 type keeping struct {
-	Leases       bool `json:"leases"`
-	StormPercent int  `json:"storm_percent"`
-	AtOnce       int  `json:"at_once"`
-	StayOff      bool `json:"stay_off"`
-	StayCrashed  bool `json:"stay_crashed"`
-	Pack         bool `json:"pack"`
-	ShelvedStay  int  `json:"shelved_stay_seconds"` // on their hosts; below 0 for as long as nobody says otherwise
+	Leases       bool    `json:"leases"`
+	StormPercent int     `json:"storm_percent"`
+	AtOnce       int     `json:"at_once"`
+	StayOff      bool    `json:"stay_off"`
+	StayCrashed  bool    `json:"stay_crashed"`
+	Pack         bool    `json:"pack"`
+	CPURatio     float64 `json:"cpu_ratio"` // how much more than a host has its guests may have; 0: as by default
+	MemoryRatio  float64 `json:"memory_ratio"`
+	DiskRatio    float64 `json:"disk_ratio"`
+	ShelvedStay  int     `json:"shelved_stay_seconds"` // on their hosts; below 0 for as long as nobody says otherwise
 }
 
 // A keepingPatch changes it. What is left out stays.
 type keepingPatch struct {
-	Leases       *bool `json:"leases"`
-	StormPercent *int  `json:"storm_percent"`
-	AtOnce       *int  `json:"at_once"`
-	StayOff      *bool `json:"stay_off"`
-	StayCrashed  *bool `json:"stay_crashed"`
-	Pack         *bool `json:"pack"`
-	ShelvedStay  *int  `json:"shelved_stay_seconds"`
+	Leases       *bool    `json:"leases"`
+	StormPercent *int     `json:"storm_percent"`
+	AtOnce       *int     `json:"at_once"`
+	StayOff      *bool    `json:"stay_off"`
+	StayCrashed  *bool    `json:"stay_crashed"`
+	Pack         *bool    `json:"pack"`
+	CPURatio     *float64 `json:"cpu_ratio"`
+	MemoryRatio  *float64 `json:"memory_ratio"`
+	DiskRatio    *float64 `json:"disk_ratio"`
+	ShelvedStay  *int     `json:"shelved_stay_seconds"`
 }
 
 // seconds is a span of time that is below zero for one without an end.
@@ -218,7 +224,7 @@ func (s *Server) keeping(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) writeKeeping(w http.ResponseWriter, r *http.Request, k *host.Keeping) {
-	s.write(w, r, http.StatusOK, keeping{k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed, k.Pack, seconds(k.ShelvedStay)})
+	s.write(w, r, http.StatusOK, keeping{k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed, k.Pack, k.CPURatio, k.MemoryRatio, k.DiskRatio, seconds(k.ShelvedStay)})
 }
 
 // patchKeeping changes it.
@@ -234,6 +240,9 @@ func (s *Server) patchKeeping(w http.ResponseWriter, r *http.Request) error {
 		set(&k.StayOff, p.StayOff)
 		set(&k.StayCrashed, p.StayCrashed)
 		set(&k.Pack, p.Pack)
+		set(&k.CPURatio, p.CPURatio)
+		set(&k.MemoryRatio, p.MemoryRatio)
+		set(&k.DiskRatio, p.DiskRatio)
 		if p.ShelvedStay != nil {
 			k.ShelvedStay = time.Duration(*p.ShelvedStay) * time.Second
 		}

@@ -424,6 +424,9 @@ type keepingSaid struct {
 	StayOff      *bool          `negatable:"" help:"Whether guests are left off when their host is back after a power failure."`
 	StayCrashed  *bool          `negatable:"" help:"Whether crashed guests are left so."`
 	Pack         *bool          `negatable:"" help:"Whether new servers fill one host after the other; otherwise they are spread."`
+	CPURatio     *float64       `name:"cpu-ratio" help:"How many processors the guests of a host may have for one that it has, such as 8; 0 for as by default. It moves nobody."`
+	MemoryRatio  *float64       `help:"The same of memory: as much as there is is 1."`
+	DiskRatio    *float64       `help:"The same of disk."`
 	ShelvedStay  *time.Duration `help:"How long a shelved guest stays on its host, off, such as 1h: 0s for not at all, -1s for as long as nobody says otherwise."`
 }
 
@@ -436,6 +439,11 @@ func (s *keepingSaid) apply(k *host.Keeping) {
 	for _, n := range []struct{ to, said *int }{{&k.StormPercent, s.StormPercent}, {&k.AtOnce, s.AtOnce}} {
 		if n.said != nil {
 			*n.to = *n.said
+		}
+	}
+	for _, f := range []struct{ to, said *float64 }{{&k.CPURatio, s.CPURatio}, {&k.MemoryRatio, s.MemoryRatio}, {&k.DiskRatio, s.DiskRatio}} {
+		if f.said != nil {
+			*f.to = *f.said
 		}
 	}
 	if s.ShelvedStay != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/core/compute"
+	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/simulation"
 )
 
@@ -25,6 +26,9 @@ type whatIfOptions struct {
 	Flavor    string        `default:"1,512,10" placeholder:"VCPUS,MiB,GiB" help:"What if: what each server asks for."`
 	Spread    bool          `xor:"place" help:"What if: spread servers over the hosts, as is done anyway."`
 	Pack      bool          `xor:"place" help:"What if: fill one host after the other."`
+	CPU       float64       `name:"cpu-ratio" placeholder:"8" help:"What if: how many processors guests may have for one that a host has."`
+	Memory    float64       `name:"memory-ratio" placeholder:"1" help:"What if: the same of memory."`
+	Disk      float64       `name:"disk-ratio" placeholder:"1" help:"What if: the same of disk."`
 	Elsewhere bool          `name:"restart-elsewhere" help:"What if: each server is to be restarted elsewhere, leases count, and each host has a watchdog. By default a cloud restarts nothing elsewhere."`
 	Fault     string        `name:"faults" aliases:"fault" placeholder:"rack:K|host:NAME" help:"What if: this dies. What does it cost?"`
 	Drain     string        `placeholder:"rack:K|NAME" help:"What if: this is to be emptied. Where do its servers go?"`
@@ -44,7 +48,7 @@ func sizeOf(text string) (s simulation.Size, err error) {
 }
 
 func (o *whatIfOptions) whatIf(ctx context.Context, hosts int, out io.Writer) error {
-	q := simulation.Question{Seed: o.Seed, Hosts: hosts, Racks: o.Racks, Servers: o.Servers, Pack: o.Pack, Elsewhere: o.Elsewhere, Fault: o.Fault, Drain: o.Drain,
+	q := simulation.Question{Seed: o.Seed, Hosts: hosts, Racks: o.Racks, Servers: o.Servers, Pack: o.Pack, Ratios: host.Ratios{o.CPU, o.Memory, o.Disk}, Elsewhere: o.Elsewhere, Fault: o.Fault, Drain: o.Drain,
 		AtOnce: o.AtOnce, Boot: o.Boot, Now: time.Now}
 	var err error
 	if q.Host, err = sizeOf(o.HostSize); err != nil {

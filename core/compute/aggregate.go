@@ -190,9 +190,16 @@ func mayJoinZone(tx *state.Tx, a *Aggregate, id resource.ID, zone string) error 
 }
 
 // SetAggregateMetadata adds pairs, of which a nil value takes its pair away, and if zone is not nil
-// gives the aggregate that zone.
+// gives the aggregate that zone. A few keys mean something, and their values have to make sense.
 func (s *Service) SetAggregateMetadata(ctx context.Context, number int, pairs map[string]*string, zone *string) (*Aggregate, error) {
 	return s.changeAggregate(ctx, number, func(tx *state.Tx, a *Aggregate) error {
+		for of, key := range ratioKeys {
+			if text := pairs[key]; text != nil {
+				if _, err := parseRatio(of, *text); err != nil {
+					return err
+				}
+			}
+		}
 		if a.Metadata == nil {
 			a.Metadata = map[string]string{}
 		}

@@ -169,7 +169,8 @@ func (p *placing) follows(h *host.Host) bool {
 			continue // they lie there already
 		}
 		p.room(h, i) // so that it is known
-		if lack := p.used[i] + p.load[i] + p.company.rest[i] - p.total[i]; lack > 0 {
+		all := p.load[i] + p.company.rest[i]
+		if lack := p.used[i] + all - p.total[i]; all > 0 && lack > 0 {
 			p.short = shortage{lack, units[i]}
 			return false
 		}

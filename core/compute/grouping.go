@@ -14,6 +14,8 @@ type grouping struct {
 	of    []*Aggregate // as stored, where nothing is changed either: as long as there are these, it is true
 	hosts []map[resource.ID]bool
 	zones map[resource.ID]string // of hosts that have theirs from an aggregate; nil if none has
+	// What aggregates say of how much hosts may promise, the least of several; nil if none says anything.
+	ratios map[resource.ID]host.Ratios
 }
 
 var lastGrouping atomic.Pointer[grouping]
@@ -36,7 +38,12 @@ func groupingOf(tx *state.Tx) *grouping {
 	g := &grouping{}
 	for a := range aggregates.Peek(tx, "", state.Range{}) {
 		in := make(map[resource.ID]bool, len(a.Hosts))
+		var ratios host.Ratios
+		for of := range ratios {
+			ratios[of] = a.ratioOf(of)
+		}
 		for _, id := range a.Hosts {
+			g.limit(id, ratios)
 			in[id] = true
 			if a.Zone != "" {
 				if g.zones == nil {
@@ -49,6 +56,21 @@ func groupingOf(tx *state.Tx) *grouping {
 	}
 	lastGrouping.Store(g)
 	return g
+}
+
+// limit gives a host the lower of the ratios that it has and these.
+func (g *grouping) limit(id resource.ID, ratios host.Ratios) {
+	if ratios == (host.Ratios{}) {
+		return
+	}
+	if g.ratios == nil {
+		g.ratios = map[resource.ID]host.Ratios{}
+	}
+	has := g.ratios[id].Or(ratios)
+	for of, ratio := range ratios.Or(has) {
+		has[of] = min(has[of], ratio)
+	}
+	g.ratios[id] = has
 }
 
 // labeled are the hosts of each aggregate that has all of some metadata.

@@ -130,7 +130,7 @@ func TestPlacementIsWhatAFullScanComesTo(t *testing.T) {
 	for seed := range uint64(24) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		many := []int{40, 2*enough + 37, 4*enough + 1}[seed%3]
-		config := Config{CPURatio: 2}
+		config := Config{Ratios: host.Ratios{2}}
 		st := openState(t)
 		packed(t, st, seed%2 == 1)
 		s := New(st, config)

@@ -64,8 +64,8 @@ func (s *Shape) ask() demand {
 // A placing is one search for a host.
 type placing struct {
 	demand
-	service *Service
 	tx      *state.Tx
+	policy  overcommit
 	zones   ZoneMap
 	fit     host.Fit
 	labeled []map[resource.ID]bool // hosts of each aggregate with the labels
@@ -174,29 +174,23 @@ func (p *placing) connects(h *host.Host) bool {
 	return !slices.ContainsFunc(p.physical, func(name string) bool { return !h.Leads(name) })
 }
 
-// total is what of a host may be promised in all.
-func (s *Service) total(h *host.Host) state.Amounts {
-	c := &h.Capacity
-	return state.Amounts{int64(float64(c.VCPUs) * s.config.CPURatio), int64(float64(c.MemoryMiB) * s.config.MemoryRatio),
-		int64(float64(c.DiskGiB) * s.config.DiskRatio)}
-}
-
 var units = [...]string{"processors", "MiB of memory", "GiB of disk"}
 
 func (p *placing) room(h *host.Host, what int) bool {
 	if !p.loaded {
 		_, p.used = Load(p.tx, h)
-		p.total = p.service.total(h)
+		p.total = p.policy.total(h)
 		p.loaded = true
 	}
 	load := p.load[what]
 	if p.stays != nil {
-		if load -= p.stays.taken()[what]; load <= 0 {
-			return true
-		}
+		load -= p.stays.taken()[what]
 	}
 	if what == diskAmount && p.on(h) {
-		load = max(0, load-p.stored)
+		load -= p.stored
+	}
+	if load <= 0 {
+		return true // it takes no more of it, however much is promised of it already
 	}
 	lack := p.used[what] + load - p.total[what]
 	if lack > 0 {
@@ -239,7 +233,8 @@ const enough = 250
 
 // search makes ready to look at hosts.
 func (s *Service) search(tx *state.Tx, d demand) *placing {
-	p := &placing{demand: d, service: s, tx: tx, pack: host.KeepingOf(tx).Pack}
+	keeping := host.KeepingOf(tx)
+	p := &placing{demand: d, tx: tx, policy: s.overcommit(tx, &keeping), pack: keeping.Pack}
 	p.lookAround()
 	for _, c := range constraints {
 		if c.asks == nil || c.asks(p) {

@@ -87,7 +87,7 @@ func TestConstraints(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			st := openState(t)
 			id := addHosts(t, st, 1, oneHost)[0]
-			s := New(st, Config{CPURatio: 1})
+			s := New(st, Config{Ratios: host.Ratios{1}})
 			update(t, st, func(tx *state.Tx) error {
 				if test.change == nil {
 					return nil
@@ -201,7 +201,7 @@ func TestCapacityHolds(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		st := openState(t)
 		ids := addHosts(t, st, rapid.IntRange(1, 5).Draw(r, "hosts"), oneHost)
-		s := New(st, Config{CPURatio: 2})
+		s := New(st, Config{Ratios: host.Ratios{2}})
 		packed(t, st, rapid.Bool().Draw(r, "pack"))
 		var live []resource.ID
 		for range rapid.IntRange(1, 40).Draw(r, "steps") {
@@ -234,7 +234,8 @@ func TestCapacityHolds(t *testing.T) {
 					r.Fatalf("the tally says %v, a recount %v", sums, count)
 				}
 				h, _ := host.Find(tx, id)
-				for i, most := range s.total(h) {
+				policy := s.overcommits(tx)
+				for i, most := range policy.total(h) {
 					if count[i] > most {
 						r.Fatalf("host %s has promised %d of %d %s", id, count[i], most, units[min(i, 2)])
 					}
@@ -258,7 +259,8 @@ func recount(tx *state.Tx, id resource.ID) (sum state.Amounts) {
 func fits(s *Service, tx *state.Tx, id resource.ID, load state.Amounts) bool {
 	h, _ := host.Find(tx, id)
 	used := recount(tx, id)
-	for i, most := range s.total(h) {
+	policy := s.overcommits(tx)
+	for i, most := range policy.total(h) {
 		if i < 3 && used[i]+load[i] > most {
 			return false
 		}
@@ -270,7 +272,7 @@ func fits(s *Service, tx *state.Tx, id resource.ID, load state.Amounts) bool {
 func TestManyHosts(t *testing.T) {
 	st := openState(t)
 	ids := addHosts(t, st, 3*enough, oneHost)
-	s := New(st, Config{CPURatio: 1})
+	s := New(st, Config{Ratios: host.Ratios{1}})
 	update(t, st, func(tx *state.Tx) error {
 		chosen, why := s.place(tx, demand{load: state.Amounts{1, 1, 1}})
 		if chosen == nil || why.Looked != enough || why.Of != 3*enough || why.Chosen != chosen.Name {

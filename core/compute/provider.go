@@ -26,14 +26,14 @@ type Provider struct {
 func (p *Provider) Generation() int64 { return p.Host.Revision }
 
 // inventory is what a host offers: what it reports, as much of it as placement promises, and what operators added.
-func (s *Service) inventory(h *host.Host) map[string]host.Inventory {
+func inventory(h *host.Host, ratios host.Ratios) map[string]host.Inventory {
 	all := map[string]host.Inventory{}
 	for i, class := range loadClasses {
 		has := []int{h.Capacity.VCPUs, h.Capacity.MemoryMiB, h.Capacity.DiskGiB}[i]
 		if has < 1 {
 			continue // none at all, which is no inventory
 		}
-		v := host.Inventory{Total: int64(has), Ratio: []float64{s.config.CPURatio, s.config.MemoryRatio, s.config.DiskRatio}[i], Min: 1, Step: 1}
+		v := host.Inventory{Total: int64(has), Ratio: ratios[i], Min: 1, Step: 1}
 		v.Max = max(1, v.Capacity())
 		if most := int64(h.Capacity.MaxVCPUs); class == host.ClassVCPU && most > 0 {
 			v.Max = most
@@ -58,8 +58,8 @@ func memberships(tx *state.Tx) map[resource.ID][]resource.ID {
 	return in
 }
 
-func (s *Service) provider(tx *state.Tx, h *host.Host, in map[resource.ID][]resource.ID) *Provider {
-	p := &Provider{Host: h, Aggregates: in[h.ID], Inventory: s.inventory(h), Used: map[string]int64{}}
+func provider(tx *state.Tx, h *host.Host, in map[resource.ID][]resource.ID, policy overcommit) *Provider {
+	p := &Provider{Host: h, Aggregates: in[h.ID], Inventory: inventory(h, policy.of(h)), Used: map[string]int64{}}
 	_, load := Load(tx, h)
 	for i, class := range loadClasses {
 		if _, ok := p.Inventory[class]; ok {
@@ -85,7 +85,7 @@ func (s *Service) Provider(ctx context.Context, id resource.ID) (*Provider, erro
 	if !ok {
 		return nil, fault.Missing("host", id)
 	}
-	return s.provider(tx, h, memberships(tx)), nil
+	return provider(tx, h, memberships(tx), s.overcommits(tx)), nil
 }
 
 // A Need is what somebody asks of one provider.
@@ -173,12 +173,12 @@ func (s *Service) providers(ctx context.Context, needs []Need, most int, keep fu
 		}
 	}
 	var found []*Provider
-	in, fit := memberships(tx), host.FitOf(tx)
+	in, fit, policy := memberships(tx), host.FitOf(tx), s.overcommits(tx)
 	for h := range host.Table().Range(tx, "name", state.Range{}) {
 		if !keep(fit, h) {
 			continue
 		}
-		p := s.provider(tx, h, in)
+		p := provider(tx, h, in, policy)
 		meets := p.fits(sum)
 		for i := range needs {
 			meets = meets && p.Meets(&needs[i])
@@ -290,7 +290,7 @@ func (s *Service) HoldingsOn(ctx context.Context, id resource.ID) (*Provider, []
 			}
 		}
 	}
-	return s.provider(tx, h, memberships(tx)), all, nil
+	return provider(tx, h, memberships(tx), s.overcommits(tx)), all, nil
 }
 
 var _ = identity.Rules(map[string]identity.Rule{"resource-use.get": identity.Reader})
@@ -348,7 +348,8 @@ func (s *Service) MayProvide(ctx context.Context) error {
 func (s *Service) SetInventory(ctx context.Context, id resource.ID, generation *int64, change func(map[string]host.Inventory) (map[string]host.Inventory, error)) (*Provider, error) {
 	var out *Provider
 	_, err := host.Change(ctx, s.State, id, generation, func(tx *state.Tx, h *host.Host) error {
-		now := s.inventory(h)
+		policy := s.overcommits(tx)
+		now := inventory(h, policy.of(h))
 		next, err := change(maps.Clone(now))
 		if err != nil {
 			return err
@@ -365,7 +366,7 @@ func (s *Service) SetInventory(ctx context.Context, id resource.ID, generation *
 				h.Offers[class] = v
 			}
 		}
-		out = s.provider(tx, h, memberships(tx))
+		out = provider(tx, h, memberships(tx), s.overcommits(tx))
 		return nil
 	})
 	return out, err
@@ -386,7 +387,7 @@ func mayOffer(tx *state.Tx, h *host.Host, now, next map[string]host.Inventory) e
 				return err
 			}
 		case slices.Contains(loadClasses[:], class):
-			return fault.Errorf(fault.Conflict, "The inventory of %s is what host %s reports of itself, and is overcommitted as the cloud is configured: it cannot be changed.", class, h.Name).WithCode("derived")
+			return fault.Errorf(fault.Conflict, "The inventory of %s is what host %s reports of itself, and is overcommitted as the cloud's policy says (unkai host keeping), or the metadata of an aggregate (%s): it cannot be changed here.", class, h.Name, ratioKeys[slices.Index(loadClasses[:], class)]).WithCode("derived")
 		default:
 			return fault.Errorf(fault.Conflict, "No guest is given any %s here, so that a host cannot offer it. Custom resource classes can be counted.", class).WithCode("derived")
 		}
@@ -428,7 +429,7 @@ func (s *Service) SetMemberships(ctx context.Context, id resource.ID, generation
 				return err
 			}
 		}
-		out = s.provider(tx, h, memberships(tx))
+		out = provider(tx, h, memberships(tx), s.overcommits(tx))
 		return nil
 	})
 	return out, err

@@ -51,7 +51,7 @@ func (s *Service) Room(ctx context.Context, flavor, zone string) ([]ZoneRoom, er
 	shape := f.shape()
 	p := s.search(tx, shape.ask())
 	all := []ZoneRoom{}
-	left := map[string]int64{} // of storage that hosts share
+	taken := map[string]int64{} // by them, of storage that hosts share
 	for h := range host.Table().Peek(tx, "zone", state.Range{}) {
 		in := p.zones.Of(h)
 		if zone != "" && in != zone {
@@ -63,15 +63,12 @@ func (s *Service) Room(ctx context.Context, flavor, zone string) ([]ZoneRoom, er
 		}
 		more, ends := p.times(h)
 		if storage := h.Capacity.Storage; storage != "" && more > 0 && p.load[diskAmount] > 0 {
-			free, known := left[storage]
-			if !known {
-				_, used := Load(tx, h)
-				free = s.total(h)[diskAmount] - used[diskAmount]
-			}
-			if fit := free / p.load[diskAmount]; fit < more {
+			_, used := Load(tx, h)
+			free := p.policy.total(h)[diskAmount] - used[diskAmount] - taken[storage] // each host with its own ratio
+			if fit := max(0, free/p.load[diskAmount]); fit < more {
 				more, ends = fit, "has the disk"
 			}
-			left[storage] = free - more*p.load[diskAmount]
+			taken[storage] += more * p.load[diskAmount]
 		}
 		all[n].add(more, ends)
 	}
@@ -102,7 +99,7 @@ func (p *placing) times(h *host.Host) (more int64, ends string) {
 		return 0, p.asked[n].name
 	}
 	_, used := Load(p.tx, h)
-	total := p.service.total(h)
+	total := p.policy.total(h)
 	more = -1
 	for i, name := range []string{"has the processors", "has the memory", "has the disk"} {
 		if p.load[i] <= 0 {

@@ -8,14 +8,18 @@ import (
 	"github.com/unkai-cloud/unkai/base/fault"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/host"
 	"github.com/unkai-cloud/unkai/core/image"
 )
 
+// DefaultRatios are how much more than there is hosts may promise: processors are shared well, memory and disk are not.
+var DefaultRatios = host.Ratios{8, 1, 1}
+
 // Config is what an operator may choose. The zero value is sound.
 type Config struct {
-	// How much more of each the guests of a host may have than there is. Processors are
-	// shared well (8 when 0); memory and disk are not (1 when 0).
-	CPURatio, MemoryRatio, DiskRatio float64
+	// Ratios are how much more than there is hosts may promise as long as neither the operator's policy nor an aggregate says otherwise.
+	// DefaultRatios where 0.
+	Ratios host.Ratios
 	// Grace is how long a guest may take over a soft stop or reboot; 60 seconds when 0.
 	Grace time.Duration
 	// Hosts reaches into guests on their hosts; nil: nobody can.
@@ -43,25 +47,13 @@ type Service struct {
 
 // New makes the service on a state. Bootstrap fills an empty one.
 func New(s *state.State, c Config) *Service {
-	if c.CPURatio == 0 {
-		c.CPURatio = 8
-	}
-	if c.MemoryRatio == 0 {
-		c.MemoryRatio = 1
-	}
-	if c.DiskRatio == 0 {
-		c.DiskRatio = 1
-	}
+	c.Ratios = c.Ratios.Or(DefaultRatios)
 	if c.Grace == 0 {
 		c.Grace = time.Minute
 	}
 	return &Service{State: s, config: c}
 }
 
-// Ratios are how much more than there is may be promised, of processors, memory and disk.
-func (s *Service) Ratios() (cpu, memory, disk float64) {
-	return s.config.CPURatio, s.config.MemoryRatio, s.config.DiskRatio
-}
 
 // sizes are the flavors of a new cloud. The first two suit emulation.
 var sizes = []Flavor{

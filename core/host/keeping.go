@@ -30,6 +30,10 @@ type Keeping struct {
 	ShelvedStay time.Duration `json:",omitempty"`
 	// New servers fill one host after the other, as far as nothing else is asked; otherwise they are spread.
 	Pack bool `json:",omitempty" since:"2,soft"`
+	// How much more of each the guests of a host may have than there is; as by default when 0. An aggregate may say otherwise of its hosts.
+	CPURatio    float64 `json:",omitempty" since:"2,soft"`
+	MemoryRatio float64 `json:",omitempty" since:"2,soft"`
+	DiskRatio   float64 `json:",omitempty" since:"2,soft"`
 }
 
 // ShelvedForever, as a Keeping's ShelvedStay, leaves a shelved guest on its host until somebody says otherwise of it.
@@ -50,6 +54,9 @@ func KeepingOf(tx *state.Tx) Keeping {
 	return DefaultKeeping
 }
 
+// Ratios are those of hosts of which no aggregate says otherwise.
+func (k *Keeping) Ratios() Ratios { return Ratios{k.CPURatio, k.MemoryRatio, k.DiskRatio} }
+
 // KeepingKind is what changes of it are events of.
 func KeepingKind() string { return keepings.Kind() }
 
@@ -68,6 +75,13 @@ func (s *Service) SetKeeping(ctx context.Context, change func(*Keeping)) (*Keepi
 			return nil, fault.InvalidField("at_once", "must be from 1 to 1000")
 		case k.ShelvedStay < 0:
 			k.ShelvedStay = ShelvedForever
+		}
+		for of, field := range []string{"cpu_ratio", "memory_ratio", "disk_ratio"} {
+			if ratio := k.Ratios()[of]; ratio != 0 {
+				if err := CheckRatio(field, of, ratio); err != nil {
+					return nil, err
+				}
+			}
 		}
 		if k.ID.IsZero() {
 			k.ID = tx.NewID()
