@@ -25,14 +25,15 @@ import (
 type hostDetail struct {
 	hostHealth
 	ID       resource.ID
-	Joined   time.Time  `json:",omitzero"` // of a machine that is no host yet: little else is known of it
-	Reason   string     `json:",omitempty"`
-	Watchdog bool       // enforces its lease
-	Fencing  string     `json:",omitempty"` // how it is switched off
-	Trouble  string     `json:",omitempty"` // with that
-	DeadBy   string     `json:",omitempty"` // how that is known
-	Phase    string     `json:",omitempty"` // of its maintenance
-	Left     []hostLeft `json:",omitempty"` // that could not be taken elsewhere
+	Joined   time.Time   `json:",omitzero"` // of a machine that is no host yet: little else is known of it
+	Reason   string      `json:",omitempty"`
+	Watchdog bool        // enforces its lease
+	Fencing  string      `json:",omitempty"` // how it is switched off
+	Trouble  string      `json:",omitempty"` // with that
+	DeadBy   string      `json:",omitempty"` // how that is known
+	Phase    string      `json:",omitempty"` // of its maintenance
+	Ratios   host.Ratios `json:",omitzero"`  // how much more than it has it may promise, of processors, memory and disk
+	Left     []hostLeft  `json:",omitempty"` // that could not be taken elsewhere
 }
 
 type hostLeft struct {
@@ -48,8 +49,8 @@ func healthOf(tx *state.Tx, m *host.Host) hostHealth {
 		UsedMiB: used[1], MiB: int64(m.Capacity.MemoryMiB)}
 }
 
-func detailOf(tx *state.Tx, m *host.Host) hostDetail {
-	d := hostDetail{hostHealth: healthOf(tx, m), ID: m.ID, Reason: m.DisabledReason, Watchdog: m.Watchdog, Trouble: m.Fencing.Trouble}
+func (c *cloud) detailOf(tx *state.Tx, m *host.Host) hostDetail {
+	d := hostDetail{hostHealth: healthOf(tx, m), ID: m.ID, Reason: m.DisabledReason, Watchdog: m.Watchdog, Trouble: m.Fencing.Trouble, Ratios: c.compute.RatiosOf(tx, m)}
 	switch m.Fencing.Driver {
 	case "exec":
 		d.Fencing = "exec " + m.Fencing.Program
@@ -96,7 +97,7 @@ func (c *cloud) hostRoutes(mux *http.ServeMux) {
 			if answer == nil && err == nil {
 				tx := c.state.Latest()
 				if h, ok = host.Find(tx, h.ID); ok {
-					answer = detailOf(tx, h)
+					answer = c.detailOf(tx, h)
 				}
 			}
 			answerControl(w, answer, err)
@@ -105,7 +106,7 @@ func (c *cloud) hostRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("GET /hosts", func(w http.ResponseWriter, r *http.Request) {
 		tx, all := c.state.Latest(), []hostDetail{}
 		for h := range host.Table().Peek(tx, "name", state.Range{}) {
-			all = append(all, detailOf(tx, h))
+			all = append(all, c.detailOf(tx, h))
 		}
 		for _, n := range newcomers(tx) {
 			all = append(all, n.detail())
@@ -286,6 +287,9 @@ func (d *hostDetail) print() {
 		fmt.Printf("%-12s %s\n", "lease", "enforced by a watchdog")
 	}
 	fmt.Printf("%-12s %d, %d/%d processors, %d/%d MiB\n", "servers", d.Servers, d.UsedVCPUs, d.VCPUs, d.UsedMiB, d.MiB)
+	if d.Ratios != (host.Ratios{}) {
+		fmt.Printf("%-12s %s\n", "may promise", inWords(d.Ratios))
+	}
 	for _, l := range d.Left {
 		fmt.Printf("stays        %s %s: %s\n", l.ID, l.Name, l.Why)
 	}
@@ -458,6 +462,16 @@ type hostKeeping struct {
 
 // Run shows how guests are kept alive, and changes it before if something was said.
 func (h *hostKeeping) Run(ctx context.Context) error {
+	for of, said := range []struct {
+		name  string
+		ratio *float64
+	}{{"cpu-ratio", h.CPURatio}, {"memory-ratio", h.MemoryRatio}, {"disk-ratio", h.DiskRatio}} {
+		if said.ratio != nil && *said.ratio != 0 { // not a number, or one without an end, has no JSON
+			if err := host.CheckRatio("--"+said.name, of, *said.ratio); err != nil {
+				return err
+			}
+		}
+	}
 	text, err := json.Marshal(h.keepingSaid)
 	if err != nil {
 		return err
@@ -466,9 +480,14 @@ func (h *hostKeeping) Run(ctx context.Context) error {
 	if err := askWith(ctx, h.Data, http.MethodPost, "/keeping", text, &k); err != nil {
 		return err
 	}
-	fmt.Printf("leases count: %v\nstorm: above %d %% of the hosts\nrestarted elsewhere at once: %d\nleft off after their host's power failure: %v\nleft so when crashed: %v\nshelved guests stay on their hosts: %s\nservers fill one host after the other: %v\n",
-		k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed, stayOf(k.ShelvedStay), k.Pack)
+	fmt.Printf("leases count: %v\nstorm: above %d %% of the hosts\nrestarted elsewhere at once: %d\nleft off after their host's power failure: %v\nleft so when crashed: %v\nshelved guests stay on their hosts: %s\nservers fill one host after the other: %v\nhosts may promise, as long as no aggregate says otherwise: %s\n",
+		k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed, stayOf(k.ShelvedStay), k.Pack, inWords(k.Ratios().Or(compute.DefaultRatios)))
 	return nil
+}
+
+// inWords says how much more than it has a host may promise.
+func inWords(r host.Ratios) string {
+	return fmt.Sprintf("%v times its processors, %v times its memory, %v times its disk", r[0], r[1], r[2])
 }
 
 func stayOf(stay time.Duration) string {

@@ -1,6 +1,7 @@
 package compute_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -8,6 +9,7 @@ import (
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/compute/cloudtest"
+	"github.com/unkai-cloud/unkai/core/host"
 )
 
 // TestAggregateNumbers are given once: who still knows the number of an aggregate that is gone must not meet another.
@@ -103,4 +105,53 @@ func TestZoneStaysUnderServers(t *testing.T) {
 	c.Settle()
 	_, err = c.Compute.UpdateAggregate(c.Admin, second.Number, nil, &none)
 	c.Must(err)
+}
+
+// TestLoweredRatio: a host of which more is promised by now than may be takes no new servers, and nothing becomes of those it has.
+func TestLoweredRatio(t *testing.T) {
+	lower := map[string]func(c *cloudtest.Cloud, ratio float64) error{
+		"of the cloud": func(c *cloudtest.Cloud, ratio float64) error {
+			_, err := (&host.Service{State: c.State}).SetKeeping(c.Admin, func(k *host.Keeping) { k.MemoryRatio = ratio })
+			return err
+		},
+		"of an aggregate": func(c *cloudtest.Cloud, ratio float64) error {
+			text := fmt.Sprint(ratio)
+			all, err := c.Compute.ListAggregates(c.Admin)
+			c.Must(err)
+			_, err = c.Compute.SetAggregateMetadata(c.Admin, all[0].Number, map[string]*string{"ram_allocation_ratio": &text}, nil)
+			return err
+		},
+	}
+	for name, lower := range lower {
+		t.Run(name, func(t *testing.T) {
+			c := cloudtest.New(t, 1)
+			a, err := c.Compute.CreateAggregate(c.Admin, "a", "")
+			c.Must(err)
+			_, err = c.Compute.AddHost(c.Admin, a.Number, c.Hosts[0].Name)
+			c.Must(err)
+			id := launchOn(c, compute.Launch{}, c.Hosts[0])
+			c.Settle()
+			before := c.Server(id)
+			c.Must(lower(c, 0.001))
+			c.Settle()
+			if after := c.Server(id); after.Revision != before.Revision || after.HostID != before.HostID {
+				t.Errorf("a server that runs became %+v", after)
+			}
+			refused := c.Server(c.Launch(compute.Launch{})[0])
+			if !refused.HostID.IsZero() {
+				t.Error("a host of which too much is promised takes a new server")
+			}
+			if why := refused.Failure.Message; !strings.Contains(why, "has the memory") {
+				t.Errorf("its owner is told %q", why)
+			}
+			c.Must(c.Compute.Do(c.Ctx, id, compute.Stopping)) // what it is to do is as before
+			c.Settle()
+			c.Must(c.Compute.Do(c.Ctx, id, compute.Starting))
+			c.Settle()
+			c.Must(lower(c, 1))
+			if srv := c.Server(c.Launch(compute.Launch{})[0]); srv.HostID.IsZero() {
+				t.Errorf("with a ratio that there is room by, none is found: %v", srv.Failure)
+			}
+		})
+	}
 }

@@ -3,6 +3,7 @@ package compute
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -98,14 +99,38 @@ func (o *oracle) fits(h *host.Host, d *demand) bool {
 	if n := d.claims["CUSTOM_GPU"]; n > 0 && o.occupied[h.ID]["CUSTOM_GPU"]+n > h.Offers["CUSTOM_GPU"].Total {
 		return false
 	}
-	used := o.taken[h.ID]
-	return used[0]+d.load[0] <= int64(float64(h.Capacity.VCPUs)*o.config.CPURatio) &&
-		used[1]+d.load[1] <= int64(h.Capacity.MemoryMiB) && used[2]+d.load[2] <= int64(h.Capacity.DiskGiB)
+	used, have := o.taken[h.ID], o.have(h)
+	for i := range have {
+		if d.load[i] > 0 && used[i]+d.load[i] > int64(have[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// have is what a host may promise: the least that its aggregates say, or else as the cloud is set up.
+func (o *oracle) have(h *host.Host) [3]float64 {
+	have := [3]float64{float64(h.Capacity.VCPUs), float64(h.Capacity.MemoryMiB), float64(h.Capacity.DiskGiB)}
+	for i, key := range []string{"cpu_allocation_ratio", "ram_allocation_ratio", "disk_allocation_ratio"} {
+		least := math.Inf(1)
+		for _, a := range o.in[h.ID] {
+			if text, ok := a.Metadata[key]; ok {
+				var ratio float64
+				fmt.Sscan(text, &ratio)
+				least = min(least, ratio)
+			}
+		}
+		if math.IsInf(least, 1) {
+			least = o.config.Ratios.Or(DefaultRatios)[i]
+		}
+		have[i] = math.Floor(have[i] * least)
+	}
+	return have
 }
 
 // worth is how good a host is for the demand, by the promise that the emptiest, or the fullest, is taken, after what a group prefers.
 func (o *oracle) worth(h *host.Host, d *demand) float64 {
-	used, have := o.taken[h.ID], [3]float64{float64(h.Capacity.VCPUs) * o.config.CPURatio, float64(h.Capacity.MemoryMiB), float64(h.Capacity.DiskGiB)}
+	used, have := o.taken[h.ID], o.have(h)
 	free := 0.0
 	for i := range have {
 		free += (have[i] - float64(used[i]+d.load[i])) / have[i] / 3
@@ -209,6 +234,9 @@ func scatter(t *testing.T, st *state.State, r *rand.Rand, many int) (groups []*G
 			}
 			if n == 3 {
 				a.Zone = "z9"
+			}
+			if n%2 == 1 {
+				a.Metadata["cpu_allocation_ratio"], a.Metadata["ram_allocation_ratio"] = []string{"1.5", "3"}[n/2], []string{"2", "0.5"}[n/2]
 			}
 			if err := aggregates.Put(tx, a); err != nil {
 				return err

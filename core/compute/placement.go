@@ -231,6 +231,9 @@ const (
 // with thousands. Only when none of them fits, all are looked at.
 const enough = 250
 
+// newest servers' hosts are looked at where hosts are filled one after the other. Several: servers of several sizes fill several hosts at a time.
+const newest = 32
+
 // search makes ready to look at hosts.
 func (s *Service) search(tx *state.Tx, d demand) *placing {
 	keeping := host.KeepingOf(tx)
@@ -255,7 +258,7 @@ func (p *placing) removes(h *host.Host) int {
 	return -1
 }
 
-// place chooses a host for a demand, and explains it; nil if none fits. It reads no server.
+// place chooses a host for a demand, and explains it; nil if none fits. It reads no server, or but the newest.
 func (s *Service) place(tx *state.Tx, d demand) (*host.Host, *operation.Why) {
 	p := s.search(tx, d)
 	p.dice = newDice(tx)
@@ -288,7 +291,8 @@ func (p *placing) sample(all, step int) iter.Seq[*host.Host] {
 	}
 }
 
-// special are hosts that have something for the server: some of its group, servers that it is to be beside, or its disks.
+// special are hosts that have something for the server: some of its group, servers that it is to be beside, or its disks; and where hosts are filled
+// one after the other, those that the newest servers were put on. Without them each decision would begin to fill one of its own sample.
 func (p *placing) special(all int) (hosts []*host.Host) {
 	add := func(h *host.Host, ok bool) {
 		if ok && !slices.Contains(hosts, h) {
@@ -303,6 +307,15 @@ func (p *placing) special(all int) (hosts []*host.Host) {
 	for n, id := range slices.SortedFunc(maps.Keys(p.beside), func(a, b resource.ID) int { return bytes.Compare(a[:], b[:]) }) {
 		if n < fewHosts {
 			add(host.Table().PeekOne(p.tx, id))
+		}
+	}
+	if p.pack {
+		looked := 0
+		for srv := range servers.Peek(p.tx, "", state.Range{Reverse: true}) {
+			if looked++; looked > newest {
+				break
+			}
+			add(host.Table().PeekOne(p.tx, srv.HostID))
 		}
 	}
 	if p.storage == "" {

@@ -301,6 +301,36 @@ func TestManyHosts(t *testing.T) {
 	}
 }
 
+// TestPackingManyHosts: where only a sample is looked at one host is filled after the other, too, but for the odd ones.
+func TestPackingManyHosts(t *testing.T) {
+	for name, sizes := range map[string][]int{"servers alike": {1}, "of several sizes": {1, 1, 1, 2, 4}} {
+		t.Run(name, func(t *testing.T) {
+			st := openState(t)
+			addHosts(t, st, 8*enough, oneHost)
+			packed(t, st, true)
+			s := New(st, Config{Ratios: host.Ratios{4}})
+			on, taken := map[resource.ID]bool{}, 0
+			for n := range 40 {
+				update(t, st, func(tx *state.Tx) error {
+					for m := range 25 {
+						shape := Shape{VCPUs: sizes[(n*25+m)%len(sizes)], MemoryMiB: 16}
+						chosen, _ := s.place(tx, shape.ask())
+						on[chosen.ID] = true
+						taken += shape.VCPUs
+						if err := servers.Put(tx, &Server{Meta: resource.Meta{ID: tx.NewID()}, Shape: shape, HostID: chosen.ID}); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+			}
+			if least := (taken + 31) / 32; len(on) > least+least/10+1 {
+				t.Errorf("%d hosts were begun, and %d are enough", len(on), least)
+			}
+		})
+	}
+}
+
 // One decision with its explanation, and its worst of a hundred, by how many hosts there are.
 func BenchmarkPlace(b *testing.B) {
 	for _, hosts := range []int{100, 1000, 5000} {

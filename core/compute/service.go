@@ -54,7 +54,6 @@ func New(s *state.State, c Config) *Service {
 	return &Service{State: s, config: c}
 }
 
-
 // sizes are the flavors of a new cloud. The first two suit emulation.
 var sizes = []Flavor{
 	{Ref: "42", Meta: resource.Meta{Name: "u1.nano"}, VCPUs: 1, MemoryMiB: 128, RootGiB: 1},
