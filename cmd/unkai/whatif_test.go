@@ -33,6 +33,14 @@ func TestWhatIfTable(t *testing.T) {
 			t.Errorf("by default it does not say %q:\n%s", want, out.String())
 		}
 	}
+	asked.Memory = 2
+	out.Reset()
+	if err := asked.whatIf(t.Context(), 5, &out); err != nil {
+		t.Fatal(err)
+	}
+	if want := "least 75 %, median 75 %, most 75 %; 15, 15, 15 servers"; !strings.Contains(out.String(), want) {
+		t.Errorf("with twice the memory promised it does not say %q:\n%s", want, out.String())
+	}
 	for _, bad := range []string{"", "1", "1,2", "0,1,1", "1,2,3,4", "1,2,3x", "a,b,c"} {
 		if s, err := sizeOf(bad); err == nil {
 			t.Errorf("%q is taken for %v", bad, s)
@@ -60,6 +68,19 @@ func TestCapacityOfARunningCloud(t *testing.T) {
 	}
 	if want := "nova  2      2     128   has the memory (2)\n"; !strings.HasSuffix(string(out), want) {
 		t.Errorf("it says %s", out)
+	}
+	keeping := []string{"host", "keeping", "--data", dir}
+	for _, bad := range []string{"NaN", "-1", "10.5", "Inf"} {
+		refused(t, "memory-ratio must be a number above 0 and at most 10", append(keeping, "--memory-ratio="+bad)...)
+	}
+	if out, err := unkai(t, append(keeping, "--memory-ratio", "0.5")...).CombinedOutput(); err != nil || !strings.Contains(string(out), "8 times its processors, 0.5 times its memory, 1 times its disk") {
+		t.Errorf("the policy is %s (%v)", out, err)
+	}
+	if out, _ = unkai(t, ask...).CombinedOutput(); !strings.HasSuffix(string(out), "nova  2      2     64    has the memory (2)\n") {
+		t.Errorf("by half of the memory it says %s", out)
+	}
+	if out, err := unkai(t, "host", "show", "--data", dir, "sim-0001").CombinedOutput(); err != nil || !strings.Contains(string(out), "0.5 times its memory") {
+		t.Errorf("the host shows as %s (%v)", out, err)
 	}
 	refused(t, "could not be found", "capacity", "--data", dir, "--flavor", "nothing")
 	refused(t, "zone is not available", "capacity", "--data", dir, "--flavor", "m1.small", "--zone", "nowhere")

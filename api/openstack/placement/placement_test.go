@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -16,7 +17,8 @@ import (
 )
 
 // TestConversations replays testdata. "! launch NAME" makes a server and binds "$NAME" to it, "! settle" lets the hosts
-// work, "! lose" cuts the first host off, "! disable" keeps new servers off it, "! well" undoes both.
+// work, "! lose" cuts the first host off, "! disable" keeps new servers off it, "! well" undoes both. "! ratio N" is the cloud's
+// of processors, "! aggregate KEY=VALUE" puts the first host into one with that metadata.
 func TestConversations(t *testing.T) {
 	openstacktest.Replay(t, func(t *testing.T) openstacktest.Stage {
 		c := cloudtest.New(t, 2)
@@ -43,6 +45,19 @@ func command(c *cloudtest.Cloud, bound map[string]string, words string) {
 	case "extra":
 		key, value, _ := strings.Cut(rest, "=")
 		_, err := c.Compute.SetExtra(c.Admin, "42", map[string]string{key: value})
+		c.Must(err)
+	case "ratio":
+		ratio, err := strconv.ParseFloat(rest, 64)
+		c.Must(err)
+		_, err = hosts.SetKeeping(c.Admin, func(k *host.Keeping) { k.CPURatio = ratio })
+		c.Must(err)
+	case "aggregate":
+		key, value, _ := strings.Cut(rest, "=")
+		a, err := c.Compute.CreateAggregate(c.Admin, key, "")
+		c.Must(err)
+		_, err = c.Compute.AddHost(c.Admin, a.Number, c.Hosts[0].Name)
+		c.Must(err)
+		_, err = c.Compute.SetAggregateMetadata(c.Admin, a.Number, map[string]*string{key: &value}, nil)
 		c.Must(err)
 	case "settle":
 		c.Settle()
