@@ -288,7 +288,7 @@ func (d *hostDetail) print() {
 	}
 	fmt.Printf("%-12s %d, %d/%d processors, %d/%d MiB\n", "servers", d.Servers, d.UsedVCPUs, d.VCPUs, d.UsedMiB, d.MiB)
 	if d.Ratios != (host.Ratios{}) {
-		fmt.Printf("%-12s %s\n", "may promise", inWords(d.Ratios))
+		fmt.Printf("%-12s %s\n", "may promise", ratiosInWords(d.Ratios))
 	}
 	for _, l := range d.Left {
 		fmt.Printf("stays        %s %s: %s\n", l.ID, l.Name, l.Why)
@@ -481,12 +481,12 @@ func (h *hostKeeping) Run(ctx context.Context) error {
 		return err
 	}
 	fmt.Printf("leases count: %v\nstorm: above %d %% of the hosts\nrestarted elsewhere at once: %d\nleft off after their host's power failure: %v\nleft so when crashed: %v\nshelved guests stay on their hosts: %s\nservers fill one host after the other: %v\nhosts may promise, as long as no aggregate says otherwise: %s\n",
-		k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed, stayOf(k.ShelvedStay), k.Pack, inWords(k.Ratios().Or(compute.DefaultRatios)))
+		k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed, stayOf(k.ShelvedStay), k.Pack, ratiosInWords(k.Ratios().Or(compute.DefaultRatios)))
 	return nil
 }
 
-// inWords says how much more than it has a host may promise.
-func inWords(r host.Ratios) string {
+// ratiosInWords says how much more than it has a host may promise.
+func ratiosInWords(r host.Ratios) string {
 	return fmt.Sprintf("%v times its processors, %v times its memory, %v times its disk", r[0], r[1], r[2])
 }
 
