@@ -116,7 +116,7 @@ func (c *cloud) hostRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("GET /hosts/{name}", func(w http.ResponseWriter, r *http.Request) {
 		tx := c.state.Latest()
 		if h, ok := host.ByName(tx, r.PathValue("name")); ok {
-			answerControl(w, detailOf(tx, h), nil)
+			answerControl(w, c.detailOf(tx, h), nil)
 		} else if n, ok := newcomerCalled(tx, r.PathValue("name")); ok {
 			answerControl(w, n.detail(), nil)
 		} else {
