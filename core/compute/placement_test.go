@@ -308,11 +308,11 @@ func TestPackingManyHosts(t *testing.T) {
 	for name, sizes := range map[string][]int{"servers alike": {1}, "of several sizes": {1, 1, 1, 2, 4}} {
 		t.Run(name, func(t *testing.T) {
 			st := openState(t)
-			addHosts(t, st, 8*enough, oneHost)
+			addHosts(t, st, 16*enough, oneHost)
 			packed(t, st, true)
 			s := New(st, Config{Ratios: host.Ratios{4}})
 			on, taken := map[resource.ID]bool{}, 0
-			for n := range 40 {
+			for n := range 4 {
 				update(t, st, func(tx *state.Tx) error {
 					for m := range 25 {
 						shape := Shape{VCPUs: sizes[(n*25+m)%len(sizes)], MemoryMiB: 16}
