@@ -11,6 +11,7 @@ import (
 
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
+	"github.com/unkai-cloud/unkai/core/compute"
 	"github.com/unkai-cloud/unkai/core/host"
 )
 
@@ -132,7 +133,7 @@ func TestAnOperatorFindsWhoWasRefused(t *testing.T) {
 	if err := host.Arrive(t.Context(), st, resource.NewID(time.Now(), nil), host.Hello{Name: "up"}); err != nil {
 		t.Fatal(err)
 	}
-	c := &cloud{state: st}
+	c := &cloud{state: st, compute: compute.New(st, compute.Config{})}
 	mux := http.NewServeMux()
 	c.hostRoutes(mux)
 	for name, want := range map[string]string{"one": "Its address is taken.", ids["one"].String(): "Its address is taken.", ids["silent"].String(): ids["silent"].String(), "up": `"Up":true`,
