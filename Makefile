@@ -50,7 +50,7 @@ unit:
 
 # A range of seeds of the deterministic simulation.
 sim: build
-	@bin/unkai simulate --seeds $(SEEDS)
+	@bin/unkai simulate --seeds $(SEEDS) $(if $(filter command environment,$(firstword $(origin SEEDS))),,--rare)
 
 # Whole clouds on real QEMU with stock clients.
 cloud: build

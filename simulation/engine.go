@@ -50,3 +50,15 @@ func (e *engine) Commit(ctx context.Context, b state.Batch) error {
 	}
 	return e.Memory.Commit(ctx, b)
 }
+
+// Rare lists what only some seeds come to, as Result.Reached names it.
+func Rare() []string {
+	rare := []string{"the next to leave refused", "a start in maintenance refused", "a group parted", "a used token refused", "a newcomer came and went",
+		"a machine joined as the host it was"}
+	for _, t := range turns {
+		for _, step := range []string{"before", "after"} {
+			rare = append(rare, "the leader ended "+step+" it had written "+t.what)
+		}
+	}
+	return rare
+}

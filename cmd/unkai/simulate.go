@@ -18,6 +18,7 @@ import (
 
 type simulateCommand struct {
 	Seeds string `default:"1-100" help:"The seeds to run, A-B or one."`
+	Rare  bool   `help:"Fail, too, if no seed came to something of what only some come to: what is never reached is not tested."`
 	Hosts int    `default:"4" help:"Simulated hosts."`
 	Steps int    `default:"1500" help:"Choices of a run before its faults stop."`
 	Trace bool   `help:"Print each choice of each run."`
@@ -93,6 +94,13 @@ func (s *simulateCommand) Run(ctx context.Context) error {
 	settled := latest[0].Settled
 	fmt.Printf("simulation: seeds %d-%d, %d failed; %d requests (%d refused), %d faults, settled within %v of the last; %v\n",
 		first, last, bad, asked, refused, faults, settled.Round(time.Second), time.Since(began).Round(time.Second))
+	if s.Rare {
+		for _, what := range simulation.Rare() {
+			if reached[what] == 0 {
+				return fmt.Errorf("no seed came to this: %s", what)
+			}
+		}
+	}
 	if bad > 0 {
 		return fmt.Errorf("%d seeds failed: run one with --seeds N --trace", bad)
 	}
