@@ -59,7 +59,10 @@ func OpenWord(file string, after time.Duration) (*Word, error) {
 		return w, nil
 	}
 	w.since = w.now()
-	return w, w.write()
+	if err := w.write(); err != nil { // a full disk keeps no agent from its work
+		slog.Warn("guests wait as long again for a controller's word if this agent starts anew", "err", err)
+	}
+	return w, nil
 }
 
 func (w *Word) now() time.Time {

@@ -98,6 +98,15 @@ func TestAWordOutlivesItsAgentAndNotTheBoot(t *testing.T) {
 		w.Clock = func() time.Time { return w.since.Add(clock.Sub(time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC))) }
 		return w
 	}
+	if err := os.Mkdir(file+".new", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if w := open(); !w.awaited() { // where nothing can be kept
+		t.Fatal("nothing waits for it")
+	}
+	if err := os.Remove(file + ".new"); err != nil {
+		t.Fatal(err)
+	}
 	w := open()
 	if !w.awaited() {
 		t.Fatal("it was never given, and nothing waits for it")
