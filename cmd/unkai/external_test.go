@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"github.com/unkai-cloud/unkai/base/freeport"
 )
 
 // etcdElsewhere is one that other processes reach by TLS, if they show a certificate of its authority; and the options that say so.
@@ -42,7 +44,7 @@ func etcdElsewhere(t *testing.T) (endpoint string, options []string) {
 	c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = pair("server", x509.ExtKeyUsageServerAuth)
 	c.ClientTLSInfo.TrustedCAFile, c.ClientTLSInfo.ClientCertAuth, c.ClientTLSInfo.SkipClientSANVerify = ca, true, true
 	c.Dir, c.LogLevel, c.MaxTxnOps, c.MaxRequestBytes = t.TempDir(), "error", 1<<16, 128<<20
-	peers, clients := freePort(t), freePort(t)
+	peers, clients := freeport.Address(t), freeport.Address(t)
 	at := func(scheme, address string) []url.URL { return []url.URL{{Scheme: scheme, Host: address}} }
 	c.ListenPeerUrls, c.AdvertisePeerUrls = at("http", peers), at("http", peers)
 	c.ListenClientUrls, c.AdvertiseClientUrls = at("https", clients), at("https", clients)
@@ -92,7 +94,7 @@ func written(t *testing.T, dir, name, kind string, der []byte) string {
 // onEtcd starts a controller on an etcd elsewhere.
 func onEtcd(t *testing.T, name, dir string, options ...string) *exec.Cmd {
 	t.Helper()
-	c := unkai(t, append([]string{"controller", "--name", name, "--data", dir, "--address", "127.0.0.1", "--listen", "127.0.0.1:0", "--hosts", freePort(t)}, options...)...)
+	c := unkai(t, append([]string{"controller", "--name", name, "--data", dir, "--address", "127.0.0.1", "--listen", "127.0.0.1:0", "--hosts", freeport.Address(t)}, options...)...)
 	out, err := c.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -190,7 +192,7 @@ func TestControllersOnAnEtcdElsewhere(t *testing.T) {
 		"with another authority than etcd's": {"--etcd", endpoint, "--etcd-ca", wrong, "--etcd-cert", keys[3], "--etcd-key", keys[5]},
 	} {
 		began := time.Now()
-		refused(t, "certificate", append([]string{"controller", "--name", "three", "--data", t.TempDir(), "--address", "127.0.0.1", "--listen", "127.0.0.1:0", "--hosts", freePort(t)}, options...)...)
+		refused(t, "certificate", append([]string{"controller", "--name", "three", "--data", t.TempDir(), "--address", "127.0.0.1", "--listen", "127.0.0.1:0", "--hosts", freeport.Address(t)}, options...)...)
 		t.Logf("%s: it ended after %v", why, time.Since(began))
 	}
 	refused(t, "no such file", "controller", "--data", t.TempDir(), "--etcd", endpoint, "--etcd-ca", "/nowhere", "--etcd-cert", keys[3], "--etcd-key", keys[5], "--name", "three", "--address", "127.0.0.1", "--hosts", "127.0.0.1:9")
@@ -237,12 +239,12 @@ func TestAControllerOnAnEtcdElsewhereKeepsToItsState(t *testing.T) {
 	stopped(t, c)
 
 	again := func(options ...string) []string {
-		return append(append([]string{"controller", "--data", dir, "--listen", "127.0.0.1:0", "--hosts", freePort(t)}, elsewhere...), options...)
+		return append(append([]string{"controller", "--data", dir, "--listen", "127.0.0.1:0", "--hosts", freeport.Address(t)}, elsewhere...), options...)
 	}
 	refused(t, "the state is missing", again("--etcd-prefix", "/empty/")...)
 	stopped(t, onEtcd(t, "one", other, append(elsewhere, "--etcd-prefix", "/other/")...))
 	refused(t, "another cloud's", again("--etcd-prefix", "/other/")...)
-	refused(t, "the state is missing", "controller", "--data", putSecrets(t, dir), "--name", "two", "--address", "127.0.0.1", "--listen", "127.0.0.1:0", "--hosts", freePort(t),
+	refused(t, "the state is missing", "controller", "--data", putSecrets(t, dir), "--name", "two", "--address", "127.0.0.1", "--listen", "127.0.0.1:0", "--hosts", freeport.Address(t),
 		"--etcd", endpoint, keys[0], keys[1], keys[2], keys[3], keys[4], keys[5])
 
 	c = onEtcd(t, "one", dir) // what was refused is not what it goes on with
@@ -323,7 +325,7 @@ func TestADismissedControllerOnAnEtcdElsewhereLeadsNoMore(t *testing.T) {
 		t.Errorf("a token of who was not dismissed: %v\n%s", err, out)
 	}
 	for _, name := range []string{"two", "three"} {
-		refused(t, name+" was dismissed", "controller", "--data", dirs[name], "--listen", "127.0.0.1:0", "--hosts", freePort(t))
+		refused(t, name+" was dismissed", "controller", "--data", dirs[name], "--listen", "127.0.0.1:0", "--hosts", freeport.Address(t))
 	}
 	refused(t, "nobody", "controller", "dismiss", "nobody", "--data", dirs["four"])
 	onEtcd(t, "two", t.TempDir(), elsewhere...) // anew
@@ -340,21 +342,11 @@ func TestTwoControllersOnAnEtcdElsewhereAreCalledAlike(t *testing.T) {
 	c := onEtcd(t, "localhost", dir, elsewhere...)
 	known(t, dir, 1)
 	two := putSecrets(t, dir)
-	refused(t, "another controller named localhost", append([]string{"controller", "--name", "localhost", "--data", two, "--address", "127.0.0.1", "--listen", "127.0.0.1:0", "--hosts", freePort(t)}, elsewhere...)...)
+	refused(t, "another controller named localhost", append([]string{"controller", "--name", "localhost", "--data", two, "--address", "127.0.0.1", "--listen", "127.0.0.1:0", "--hosts", freeport.Address(t)}, elsewhere...)...)
 	onEtcd(t, "another", two, elsewhere...) // with a name of its own the same directory will do
 	c.Process.Kill()
 	c.Wait()
 	onEtcd(t, "localhost", dir, elsewhere...) // and the first comes back as itself
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func sameFile(t *testing.T, a, b string) bool {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/unkai-cloud/unkai/base/freeport"
 )
 
 func blobsIn(t *testing.T, dir string) []string {
@@ -38,7 +40,7 @@ func TestTheStateIsNotMounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	up := []string{"up", "--data", dir, "--sim", "2", "--listen", "127.0.0.1:0"}
-	controller := []string{"controller", "--data", dir, "--listen", "127.0.0.1:0", "--address", "127.0.0.1", "--hosts", freePort(t), "--peers", freePort(t)}
+	controller := []string{"controller", "--data", dir, "--listen", "127.0.0.1:0", "--address", "127.0.0.1", "--hosts", freeport.Address(t), "--peers", freeport.Address(t)}
 	refused(t, "the state is missing", up...)
 	refused(t, "at work in this data directory (2 images)", append(controller, "--etcd", "http://127.0.0.1:1")...)
 	if err := os.Mkdir(state, 0o700); err != nil { // where it would be mounted
@@ -67,7 +69,7 @@ func TestTheFirstOfSeveralHasNoState(t *testing.T) {
 		t.Skip("starts processes")
 	}
 	dir := t.TempDir()
-	options := []string{"--address", "127.0.0.1", "--hosts", freePort(t), "--peers", freePort(t)}
+	options := []string{"--address", "127.0.0.1", "--hosts", freeport.Address(t), "--peers", freeport.Address(t)}
 	c := onEtcd(t, "one", dir, append(options, "--cluster")...)
 	stopped(t, c)
 	if founding(dir) {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/unkai-cloud/unkai/base/freeport"
 	"github.com/unkai-cloud/unkai/base/metrics"
 )
 
@@ -75,12 +76,7 @@ func controlOf(dir string) *http.Client {
 
 func TestMetricsTellOfACloud(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "cloud")
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := free.Addr().String()
-	free.Close()
+	at := freeport.Address(t)
 	r := start(t, dir, "--listen", "127.0.0.1:0", "--metrics", at)
 	s := r.session(t, "demo", secretsOf(t, dir).Demo)
 	furnish(t, s)

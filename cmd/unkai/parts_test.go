@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/api/relay"
+	"github.com/unkai-cloud/unkai/base/freeport"
 )
 
 // What answers ends first, and what it counts on goes on until then.
@@ -63,12 +64,12 @@ func TestAControllerThatEndsAnswersReads(t *testing.T) {
 	}
 	t.Parallel()
 	one, two := filepath.Join(t.TempDir(), "one"), filepath.Join(t.TempDir(), "two")
-	onEtcd(t, "one", one, "--cluster", "--peers", freePort(t))
+	onEtcd(t, "one", one, "--cluster", "--peers", freeport.Address(t))
 	token, err := unkai(t, "controller", "token", "--for", "controller", "--data", one).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	ends := onEtcd(t, "two", two, "--peers", freePort(t), "--join", statusOf(t, one).At.HostsURL, "--token", strings.TrimSpace(string(token)))
+	ends := onEtcd(t, "two", two, "--peers", freeport.Address(t), "--join", statusOf(t, one).At.HostsURL, "--token", strings.TrimSpace(string(token)))
 	writes := (&running{url: statusOf(t, one).At.URL}).session(t, "admin", secretsOf(t, one).Admin)
 	reads := statusOf(t, two).At.URL
 	ctx, over := context.WithCancel(t.Context())

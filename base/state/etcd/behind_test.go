@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/unkai-cloud/unkai/base/freeport"
 )
 
 // A cable is what lies between two members, and can be pulled: what is sent is held up, not refused.
@@ -65,7 +67,7 @@ func (c *cable) join(here net.Conn, listens string) {
 // A member that was away while more was written than farBehind, and is sent all of it at once, can write again, though nobody else does.
 func TestBehindWhereNobodyWrites(t *testing.T) {
 	c, line := newCrowd(t), &cable{}
-	listens := [2]string{freeAddress(t), freeAddress(t)}
+	listens := [2]string{freeport.Address(t), freeport.Address(t)}
 	urls := [2]string{line.to(t, listens[0]), line.to(t, listens[1])}
 	m := c.member(1, urls[0], nil)
 	m.Listen = listens[0]

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/unkai-cloud/unkai/base/freeport"
 )
 
 // output is what a child process says: thrown away, but for whether it is ready.
@@ -31,12 +33,12 @@ func (o *output) Write(b []byte) (int, error) {
 // by itself, whatever it had begun.
 func TestJoinIsKilled(t *testing.T) {
 	c := newCrowd(t)
-	first := freeAddress(t)
+	first := freeport.Address(t)
 	one := c.start(1, c.member(1, first, nil))
 	for n := range 6000 { // more than etcd lets a member be behind before it refuses requests
 		c.put(fmt.Sprint("before ", n))
 	}
-	second := freeAddress(t)
+	second := freeport.Address(t)
 	if _, err := one.engine.AddMember(t.Context(), "https://"+second); err != nil {
 		t.Fatal(err)
 	}

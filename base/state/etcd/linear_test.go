@@ -18,6 +18,7 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/freeport"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 )
@@ -164,7 +165,7 @@ func threeMembers(t *testing.T) (*crowd, *wire, func(n int)) {
 	c, w := newCrowd(t), newWire(t)
 	listens, urls, members := map[int]string{}, map[int]string{}, map[string]string{}
 	for n := 1; n <= 3; n++ {
-		listens[n] = freeAddress(t)
+		listens[n] = freeport.Address(t)
 		urls[n] = w.to(n, listens[n])
 	}
 	start := func(n int) {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/fault"
+	"github.com/unkai-cloud/unkai/base/freeport"
 	"github.com/unkai-cloud/unkai/base/resource"
 	"github.com/unkai-cloud/unkai/base/state"
 )
@@ -103,15 +104,6 @@ func (c *crowd) certificate(name, role string) (cert, key string) {
 		c.t.Fatal(err)
 	}
 	return c.write(name+".pem", "CERTIFICATE", der), c.write(name+".key", "PRIVATE KEY", private)
-}
-
-func freeAddress(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // member says how controller n is a member; existing: of the ones there are, when it joins.
@@ -220,7 +212,7 @@ func (c *crowd) put(text string) time.Duration {
 // TestControllers has three take over from each other: what was acknowledged is there, once, on all of them.
 func TestControllers(t *testing.T) {
 	c := newCrowd(t)
-	first := freeAddress(t)
+	first := freeport.Address(t)
 	one := c.start(1, c.member(1, first, nil))
 	for n := range 50 {
 		c.put(fmt.Sprint("alone ", n))
@@ -228,7 +220,7 @@ func TestControllers(t *testing.T) {
 	addresses := map[int]string{1: first}
 	members := map[string]string{"c1": "https://" + first}
 	for n := 2; n <= 3; n++ {
-		addresses[n] = freeAddress(t)
+		addresses[n] = freeport.Address(t)
 		if _, err := one.engine.AddMember(t.Context(), "https://"+addresses[n]); err != nil {
 			t.Fatal(err)
 		}
@@ -327,12 +319,12 @@ func TestControllers(t *testing.T) {
 // three starts controllers 1 to 3, one of which has stored a note.
 func (c *crowd) three() {
 	c.t.Helper()
-	first := freeAddress(c.t)
+	first := freeport.Address(c.t)
 	one := c.start(1, c.member(1, first, nil))
 	c.put("first")
 	members := map[string]string{"c1": "https://" + first}
 	for n := 2; n <= 3; n++ {
-		address := freeAddress(c.t)
+		address := freeport.Address(c.t)
 		if _, err := one.engine.AddMember(c.t.Context(), "https://"+address); err != nil {
 			c.t.Fatal(err)
 		}
@@ -478,12 +470,12 @@ func TestReadsAreSureAsTheLeadIsHandedOver(t *testing.T) {
 // TestStrangersAreNoMembers: the same authority signs hosts, which are not to speak with etcd.
 func TestStrangersAreNoMembers(t *testing.T) {
 	c := newCrowd(t)
-	address := freeAddress(t)
+	address := freeport.Address(t)
 	one := c.start(1, c.member(1, address, nil))
 	if _, err := one.engine.AddMember(t.Context(), "https://127.0.0.1:1"); err != nil {
 		t.Fatal(err)
 	}
-	m := c.member(2, freeAddress(t), map[string]string{"c1": "https://" + address, "c2": "https://127.0.0.1:1"})
+	m := c.member(2, freeport.Address(t), map[string]string{"c1": "https://" + address, "c2": "https://127.0.0.1:1"})
 	m.CertFile, m.KeyFile = c.certificate("stranger", "some host")
 	m.URL = "https://127.0.0.1:1"
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
