@@ -48,7 +48,10 @@ type Options struct {
 	// Lease is for how long DHCP gives an address; 0 is a day. Guests keep their
 	// address without this process for that long.
 	Lease time.Duration
-	Log   *slog.Logger `json:"-"` // nil is slog.Default
+	// LongWay: bridge and packet filter see every packet, also of established
+	// connections.
+	LongWay bool
+	Log     *slog.Logger `json:"-"` // nil is slog.Default
 }
 
 // A Driver is a network.Driver on this kernel.
@@ -61,6 +64,7 @@ type Driver struct {
 	web     *http.Server
 
 	visitors       atomic.Int64 // open connections to the metadata service
+	shortcuts      bool         // established connections may take them
 	flowLimit      int          // connections that one guest may have at a time
 	neighbourLimit int          // neighbours that the kernel keeps for all namespaces
 
@@ -128,6 +132,7 @@ func New(options Options) (*Driver, error) {
 	}
 	d.neighbourLimit = d.raiseNeighbourLimits()
 	d.flowLimit = flowLimit()
+	d.shortcuts = d.canShorten()
 	d.web = d.metadataServer()
 	if err := d.takeUp(); err != nil {
 		return nil, errors.Join(err, d.Close())
@@ -207,6 +212,7 @@ func (d *Driver) Close() error {
 	for _, s := range d.allSegments() {
 		s.mu.Lock()
 		s.stopServing()
+		s.dropShortcut()
 		s.mu.Unlock()
 	}
 	err := d.web.Close()
@@ -264,6 +270,7 @@ func (d *Driver) release(s *segment) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s.removed = true
+	s.dropShortcut()
 	delete(d.segments, s.id)
 }
 

@@ -149,6 +149,7 @@ func (d *Driver) RemoveAll(ctx context.Context) error {
 	for _, s := range d.allSegments() {
 		s.mu.Lock()
 		s.stopServing()
+		s.dropShortcut()
 		s.removed = true
 		s.mu.Unlock()
 	}

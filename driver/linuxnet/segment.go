@@ -2,6 +2,7 @@ package linuxnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -36,6 +37,9 @@ type segment struct {
 	bounded  bool                       // the bridge learns so many addresses and no more
 	resolved map[resource.ID]resolution // by the port of a router's leg
 	server   *server
+	shortcut *shortcut // nil: none
+
+	shortened map[int]bool // the ports that have its programs, or none if there are none, by the devices' indexes
 }
 
 func (s *segment) namespaceName() string { return s.driver.prefix + "-s-" + s.id.String() }
@@ -63,6 +67,8 @@ var segmentSettings = []setting{
 	{"ipv6/conf/default/accept_ra", "0"},
 	{"ipv6/conf/default/accept_dad", "0"},
 	{"ipv6/conf/default/addr_gen_mode", "1"}, // no link-local addresses of its own
+	// Tracking does not see all packets (shortcut.go), and cannot know the window.
+	{"netfilter/nf_conntrack_tcp_be_liberal", "1"},
 }
 
 // flowSettings forget a connection that nobody answered sooner than the kernel would.
@@ -77,7 +83,7 @@ var flowSettings = []setting{
 
 // converge makes the kernel match what is wanted of the segment, and leaves
 // alone what does already. The rules come before the ports they are for.
-func (s *segment) converge(ctx context.Context) error {
+func (s *segment) converge(ctx context.Context) (err error) {
 	ns, made, err := makeNamespace(s.namespaceName())
 	if err != nil {
 		return err
@@ -86,6 +92,12 @@ func (s *segment) converge(ctx context.Context) error {
 	if made {
 		s.forgetKernel()
 	}
+	defer func() {
+		// Whatever has changed has done so now, also if not all of it could.
+		if s.shortcut != nil {
+			err = errors.Join(err, s.shortcut.forget())
+		}
+	}()
 	if err := s.guardPorts(ctx, ns); err != nil {
 		return err
 	}
@@ -107,6 +119,9 @@ func (s *segment) converge(ctx context.Context) error {
 	if err := s.cutConnections(ns); err != nil {
 		return err
 	}
+	if s.want != nil {
+		s.shorten(ns, links)
+	}
 	return s.serve(ns, links[bridgeName])
 }
 
@@ -117,6 +132,15 @@ func (s *segment) forgetKernel() {
 	s.flags = map[string]portFlags{}
 	s.resolved = map[resource.ID]resolution{}
 	s.stopServing()
+	s.dropShortcut()
+}
+
+func (s *segment) dropShortcut() {
+	if s.shortcut != nil {
+		s.shortcut.close()
+		s.shortcut = nil
+	}
+	s.shortened = nil
 }
 
 // routed reports whether a router is to be in the network on this host.

@@ -1,0 +1,139 @@
+package linuxnet
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// A frame of an established connection goes past bridge and packet filter if the last ones like it were let through within a second: a
+// program on each port of the bridge sees what comes out of it, and which connection tracking knows, and one sends what comes in by the
+// same port, from and to the same addresses and ports, there directly. So the filter alone decides, and is asked again each second; and at
+// once when it changes, by a number that what was seen before does not bear. Connection tracking sees those frames that open and end
+// connections, and of the others one a second. Where the kernel has no such programs everything goes the long way.
+// How, and why: docs/decisions/linuxnet-filtering.md.
+
+//go:generate make -C ../.. shortcut
+//go:embed shortcut.o
+var shortcutObject []byte
+
+// A shortcut is that of one segment. The programs stay on the devices without this process.
+type shortcut struct {
+	Take       *ebpf.Program `ebpf:"take"`
+	Learn      *ebpf.Program `ebpf:"learn"`
+	Generation *ebpf.Map     `ebpf:"generation"`
+
+	count uint32 // the generation
+}
+
+// shortcutSpec is read once; each segment has programs and maps of its own.
+var shortcutSpec = sync.OnceValues(func() (*ebpf.CollectionSpec, error) {
+	if err := rlimit.RemoveMemlock(); err != nil { // of kernels before 5.11
+		return nil, err
+	}
+	return ebpf.LoadCollectionSpecFromReader(bytes.NewReader(shortcutObject))
+})
+
+func newShortcut() (*shortcut, error) {
+	spec, err := shortcutSpec()
+	if err != nil {
+		return nil, err
+	}
+	c := &shortcut{}
+	if err := spec.LoadAndAssign(c, nil); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// canShorten reports whether the kernel takes the programs. If not it is said once, and nothing else is different.
+func (d *Driver) canShorten() bool {
+	if d.options.LongWay {
+		return false
+	}
+	c, err := newShortcut()
+	if err != nil {
+		d.log.Info("the kernel does not take what sends packets of established connections past bridge and packet filter: they go the long way", "error", err)
+		return false
+	}
+	c.close()
+	return true
+}
+
+// close lets go of what the kernel goes on with.
+func (c *shortcut) close() {
+	c.Take.Close()
+	c.Learn.Close()
+	c.Generation.Close() // none of them holds anything back that could be lost
+}
+
+// forget has every frame go the long way once.
+func (c *shortcut) forget() error {
+	c.count++
+	return c.Generation.Put(uint32(0), c.count)
+}
+
+// shorten gives the bridge's ports the programs, or takes those of an earlier process away. It is no error of the network if that cannot be.
+func (s *segment) shorten(ns *namespace, links map[string]netlink.Link) {
+	if s.shortcut == nil && s.driver.shortcuts {
+		c, err := newShortcut()
+		if err != nil {
+			s.driver.log.Warn("established connections go the long way until the network is next looked at", "network", s.id, "error", err)
+			return
+		}
+		s.shortcut, s.shortened = c, nil
+	}
+	there := map[int]bool{}
+	for name, link := range links {
+		if _, ours := s.portFlags(name); !ours {
+			continue
+		}
+		index := link.Attrs().Index
+		there[index] = true
+		if s.shortened[index] {
+			continue
+		}
+		err := s.shortcut.attach(ns, link)
+		if err != nil {
+			s.driver.log.Warn("established connections by this port go the long way", "network", s.id, "port", name, "error", err)
+		}
+	}
+	s.shortened = there
+}
+
+// attach puts the programs on a device, in the place of those of an earlier process; nil has none to put.
+func (c *shortcut) attach(ns *namespace, link netlink.Link) error {
+	index := link.Attrs().Index
+	holder := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
+	if c == nil {
+		if err := ns.QdiscDel(holder); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove clsact: %w", err)
+		}
+		return nil
+	}
+	err := ns.QdiscAdd(holder)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("clsact: %w", err)
+	}
+	for _, side := range []struct {
+		parent  uint32
+		name    string
+		program *ebpf.Program
+	}{{netlink.HANDLE_MIN_EGRESS, "learn", c.Learn}, {netlink.HANDLE_MIN_INGRESS, "take", c.Take}} {
+		err := ns.FilterReplace(&netlink.BpfFilter{
+			FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: side.parent, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1},
+			Fd:          side.program.FD(), Name: "unkai-" + side.name, DirectAction: true,
+		})
+		if err != nil {
+			return fmt.Errorf("program %s: %w", side.name, err)
+		}
+	}
+	return nil
+}
