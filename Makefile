@@ -12,7 +12,7 @@ GO      := go
 MINUTES ?= 15
 SEED    ?=
 
-.PHONY: build up down test check unit sim cloud apart alive cluster lab lab-down chaos chaos-short move move-shared move-gluster outside upgrade-test upgrade-short smoke tempest tempest-lab bench guest packages
+.PHONY: build up down test check unit sim cloud apart alive cluster lab lab-down chaos chaos-short move move-shared move-gluster outside upgrade-test upgrade-short smoke tempest tempest-lab bench guest packages shortcut
 
 build: bin/unkai
 
@@ -33,6 +33,11 @@ up: packages
 
 down: build
 	@scripts/down.sh "$(DATA)"
+
+# The programs that the kernel runs on packets, after shortcut.c was changed. It needs clang, llvm and libbpf-dev.
+shortcut:
+	cd driver/linuxnet && clang -O2 -g -Wall -Werror -target bpf -I/usr/include/$$(uname -m)-linux-gnu \
+		-DSOURCE="\"$$(sha256sum shortcut.c | cut -d' ' -f1)\"" -c shortcut.c -o shortcut.o && llvm-strip -g shortcut.o
 
 # What a contributor runs before every commit that matters, and .ci/run runs too.
 test:

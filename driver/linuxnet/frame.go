@@ -14,6 +14,7 @@ const (
 	etherARP  = 0x0806
 	etherIPv6 = 0x86dd
 
+	protocolTCP    = 6
 	protocolUDP    = 17
 	protocolICMPv6 = 58
 )
@@ -24,7 +25,7 @@ type datagram struct {
 	from, to         netip.Addr
 	protocol         byte
 	fromPort, toPort uint16
-	payload          []byte // of ICMPv6 the whole message
+	payload          []byte // of ICMPv6 and TCP the whole message
 }
 
 // parseFrame takes a frame apart. It refuses fragments and anything else that
@@ -103,7 +104,7 @@ func (d datagram) frame() []byte {
 		binary.BigEndian.PutUint16(body[4:], uint16(8+len(d.payload)))
 		body = append(body, d.payload...)
 	}
-	at := map[byte]int{protocolUDP: 6, protocolICMPv6: 2}[d.protocol]
+	at := map[byte]int{protocolUDP: 6, protocolICMPv6: 2, protocolTCP: 16}[d.protocol]
 	body[at], body[at+1] = 0, 0
 	sum := checksum(body, d.pseudoHeader(len(body)))
 	if sum == 0 {

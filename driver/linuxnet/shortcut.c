@@ -1,8 +1,6 @@
 //go:build ignore
 
-// The shortcut of frames of established connections past bridge and packet filter; see shortcut.go. Made into shortcut.o by
-//
-//	clang -O2 -g -target bpf -c shortcut.c -o shortcut.o && llvm-strip -g shortcut.o
+// The shortcut of frames of established connections past bridge and packet filter; see shortcut.go. `make shortcut` makes shortcut.o of it.
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -163,3 +161,6 @@ int learn(struct __sk_buff *skb)
 
 // It calls nothing that the kernel keeps for programs under the GPL.
 char LICENSE[] SEC("license") = "Apache-2.0";
+
+// SOURCE is the digest of this file: a test compares them.
+char DIGEST[] SEC(".source") = SOURCE;

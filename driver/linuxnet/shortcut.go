@@ -20,7 +20,6 @@ import (
 // connections, and of the others one a second. Where the kernel has no such programs everything goes the long way.
 // How, and why: docs/decisions/linuxnet-filtering.md.
 
-//go:generate make -C ../.. shortcut
 //go:embed shortcut.o
 var shortcutObject []byte
 
