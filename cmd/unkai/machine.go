@@ -38,6 +38,7 @@ type machineOptions struct {
 	SharedDisks     string `help:"A folder that other hosts reach too (NFS, CephFS, GFS2, ...), with locks: guests' disks are kept there. They then change hosts without being copied, and outlive this one. See docs/decisions/shared-storage.md." type:"path"`
 	Moves           int    `default:"8704" help:"The TCP port at --address on which guests come in from other hosts (mutual TLS); 0 for none."`
 	Wire            int    `placeholder:"MBIT" help:"How many megabits a second this machine sends to other hosts, as long as no move has told: for forecasts."`
+	LongWay         bool   `help:"Have bridge and packet filter see every packet of guests, also of established connections, of which they otherwise see one a second: slower, and for looking into what they do."`
 	Address         string `help:"This machine's address for the tunnels between hosts, at which they all reach it. An agent takes the one on its way to the controller; a cloud of one host needs none."`
 }
 
@@ -121,7 +122,7 @@ func openNetwork(o machineOptions, md func(resource.ID) http.Handler) (*linuxnet
 		return nil, err
 	}
 	return linuxnet.New(linuxnet.Options{
-		Prefix: o.Prefix, Metadata: md, TunnelAddress: tunnel,
+		Prefix: o.Prefix, Metadata: md, TunnelAddress: tunnel, LongWay: o.LongWay,
 		Physical: map[string]linuxnet.Physical{"public": {Bridge: o.Prefix + "-public", HostAddresses: []netip.Prefix{own}, Masquerade: true}},
 	})
 }
