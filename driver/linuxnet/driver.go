@@ -65,6 +65,7 @@ type Driver struct {
 
 	visitors       atomic.Int64 // open connections to the metadata service
 	shortcuts      bool         // established connections may take them
+	express        bool         // their programs need no classifiers
 	flowLimit      int          // connections that one guest may have at a time
 	neighbourLimit int          // neighbours that the kernel keeps for all namespaces
 

@@ -119,9 +119,7 @@ func (s *segment) converge(ctx context.Context) (err error) {
 	if err := s.cutConnections(ns); err != nil {
 		return err
 	}
-	if s.want != nil {
-		s.shorten(ns, links)
-	}
+	s.shorten(ns, links)
 	return s.serve(ns, links[bridgeName])
 }
 

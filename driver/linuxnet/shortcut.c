@@ -112,9 +112,9 @@ static __always_inline int fresh(struct way *w, __u32 now_is, __u64 now)
 	return w->generation == now_is && now - w->seen < SECOND;
 }
 
-// take sends a frame that comes in by a port where the last ones of its flow went, if that was just now.
+// unkai_take sends a frame that comes in by a port where the last ones of its flow went, if that was just now.
 SEC("tc")
-int take(struct __sk_buff *skb)
+int unkai_take(struct __sk_buff *skb)
 {
 	struct flow f = {};
 	__u32 zero = 0, size = read(skb, skb->ifindex, &f), *g;
@@ -129,9 +129,9 @@ int take(struct __sk_buff *skb)
 	return bpf_redirect(w->out, 0);
 }
 
-// learn sees the frames that bridge and filter let out by a port.
+// unkai_learn sees the frames that bridge and filter let out by a port.
 SEC("tc")
-int learn(struct __sk_buff *skb)
+int unkai_learn(struct __sk_buff *skb)
 {
 	struct flow f = {};
 	struct way is = {}, *was;
