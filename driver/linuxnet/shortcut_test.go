@@ -343,3 +343,59 @@ func TestTheShortcutEndsWithItsReason(t *testing.T) {
 		ok(t, change.undo())
 	}
 }
+
+// A process that begins anew puts its programs in the place of those that it finds, or takes them away; either way of putting them there does.
+func TestShortcutsOfAnEarlierProcess(t *testing.T) {
+	for name, express := range map[string]bool{"express": true, "classifiers": false} {
+		t.Run(name, func(t *testing.T) {
+			m := shortened(t)
+			if express && !m.express {
+				t.Skip("the kernel has no tcx")
+			}
+			m.express = express
+			ctx := context.Background()
+			n := newTenant(100)
+			group := outgoing(rule(true, false), rule(true, true))
+			ok(t, m.EnsureFilter(ctx, group))
+			ok(t, m.EnsureSegment(ctx, n.segment))
+			a, b := n.port(group.ID), n.port(group.ID)
+			ga, gb := m.plug(a, static(a)...), m.plug(b, static(b)...)
+			echo(t, gb.namespace, 80)
+			p := probeOf(t, m, n.segment.ID)
+			conn := ga.connect(b.Addresses[0].Address.String() + ":80")
+			if conn == nil {
+				t.Fatal("not connected")
+			}
+			defer conn.Close()
+			lineFrom(conn)
+			const words = 100
+			seen := func() int {
+				t.Helper()
+				before := p.count()
+				for range words {
+					if !echoes(conn) {
+						t.Fatal("the connection broke")
+					}
+				}
+				return p.count() - before
+			}
+			if all := seen(); all > 20 {
+				t.Errorf("the filter saw %d packets", all)
+			}
+			for _, long := range []bool{false, true, false} {
+				m.options.LongWay = long
+				m.restart()
+				m.express = express
+				ok(t, m.EnsureSegment(ctx, n.segment))
+				if all := seen(); (all <= 20) == long {
+					t.Errorf("a new process, the long way: %v: the filter saw %d packets", long, all)
+				}
+				out, err := runIn(p.ns, "tc", "filter", "show", "dev", tapName(a.ID), "ingress")
+				ok(t, err)
+				if there := len(out) > 0; there != (!express && !long) {
+					t.Errorf("the long way: %v: classifiers: %q", long, out)
+				}
+			}
+		})
+	}
+}
