@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/unkai-cloud/unkai/base/reconcile"
@@ -24,16 +25,26 @@ func (s *Service) settle(ctx context.Context, id resource.ID) (reconcile.Next, e
 }
 
 func (s *Service) settleWith(ctx context.Context, id resource.ID, why string) (reconcile.Next, error) {
+	// A transfer is known here before it is in the state, and until after its end is. So one that runs is judged by a state that is read
+	// after it was seen, and one that is missed by a state that is read after it was missed.
+	runs := s.transfers(id)
 	tx := s.State.Latest()
 	i, ok := images.Find(tx, id)
 	if !ok {
 		return reconcile.Next{}, nil
 	}
-	s.stop(i)
+	for _, r := range runs {
+		if !r.blob.IsZero() && (r.blob != i.TransferID || i.State == Deleting) {
+			r.cancel(errOvertaken) // the image does not want it any more
+		}
+	}
 	switch i.State {
 	case Receiving, Staging:
-		if s.running(i) {
+		if slices.ContainsFunc(s.transfers(id), func(r run) bool { return r.blob.IsZero() || r.blob == i.TransferID }) {
 			return reconcile.Next{After: runningAgain}, nil
+		}
+		if now, ok := images.Find(s.State.Latest(), id); !ok || now.State != i.State || now.TransferID != i.TransferID {
+			return s.settleWith(ctx, id, why) // it came to its end just now
 		}
 		return reconcile.Next{}, s.undo(ctx, i, why)
 	case Importing:
@@ -47,27 +58,17 @@ func (s *Service) settleWith(ctx context.Context, id resource.ID, why string) (r
 	return reconcile.Next{}, nil
 }
 
-// running reports whether this process brings the image's bytes in.
-func (s *Service) running(i *Image) bool {
+// transfers are those of this process that bring an image's bytes in, as they are now.
+func (s *Service) transfers(id resource.ID) []run {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var all []run
 	for r := range s.runs {
-		if r.image == i.ID && (r.blob.IsZero() || r.blob == i.TransferID) {
-			return true
+		if r.image == id {
+			all = append(all, *r)
 		}
 	}
-	return false
-}
-
-// stop ends the transfers of this process that the image does not want any more.
-func (s *Service) stop(i *Image) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for r := range s.runs {
-		if r.image == i.ID && !r.blob.IsZero() && (r.blob != i.TransferID || i.State == Deleting) {
-			r.cancel(errOvertaken)
-		}
-	}
+	return all
 }
 
 // undo takes an image back to Queued, with nothing left of the attempt.

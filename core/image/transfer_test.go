@@ -237,3 +237,33 @@ func TestCancel(t *testing.T) {
 		t.Errorf("cancelled again it is %s, %v", i.State, err)
 	}
 }
+
+// Whoever looks at an image while its bytes come in, however slowly, neither ends that nor takes the bytes away.
+func TestSettleLeavesWhatRuns(t *testing.T) {
+	r := newRig(t, image.Config{})
+	step := r.Task().Step
+	var looking sync.WaitGroup
+	for range 150 {
+		i := r.make(t, r.owner, "x")
+		done, end := context.WithCancel(t.Context())
+		for range 8 {
+			looking.Go(func() {
+				for done.Err() == nil {
+					if _, err := step(t.Context(), i.ID); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		if err := r.Upload(r.owner, i.ID, strings.NewReader("bytes"), -1); err != nil {
+			t.Error(err)
+		}
+		end()
+		looking.Wait()
+		if t.Failed() {
+			return
+		}
+	}
+	r.clean(t, 150)
+}
