@@ -24,7 +24,7 @@ counted() { accounted "$1" < <(ask "$2" GET '/network/v2.0/networks?fields=name'
 
 # hears writes down, in a line each, which alerts it is told of: event, rule, subject.
 hears() {
-	inside out python3 -B -c 'import http.server, json, sys
+	inside out python3 -B -c 'import http.server, json, socket, sys
 class Ear(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         told = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -32,7 +32,9 @@ class Ear(http.server.BaseHTTPRequestHandler):
         self.send_response(204)
         self.end_headers()
     def log_message(self, *_): pass
-http.server.HTTPServer((sys.argv[1], 9999), Ear).serve_forever()' "$(at out)" "$work/heard" &
+class Server(http.server.HTTPServer):
+    address_family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+Server((sys.argv[1], 9999), Ear).serve_forever()' "$(at out)" "$work/heard" &
 	ear=$!
 }
 
@@ -48,14 +50,14 @@ wire c1 c2 c3 a1 a2 out
 
 # --- three become one
 controller c1 --cluster
-if (inside c2 timeout 20 "$unkai" controller --name x --address "$(at c2)" --data "$work/x" --listen "$(at c2):8700" --insecure-plain-http --hosts "$(at c2):8702" \
-	--peers "$(at c2):8703" --join "https://$(at c1):8702" --token "$(token c1 host)") >"$work/refused" 2>&1; then
+if (inside c2 timeout 20 "$unkai" controller --name x --address "$(at c2)" --data "$work/x" --listen "$(on c2 8700)" --insecure-plain-http --hosts "$(on c2 8702)" \
+	--peers "$(on c2 8703)" --join "https://$(on c1 8702)" --token "$(token c1 host)") >"$work/refused" 2>&1; then
 	fail "a host's token made a controller"
 fi
 grep -q 'does not make a controller' "$work/refused" || { cat "$work/refused" >&2; fail "it does not say why"; }
-controller c2 --join "https://$(at c1):8702" --token "$(token c1 controller)"
+controller c2 --join "https://$(on c1 8702)" --token "$(token c1 controller)"
 # The third is killed as soon as it was let in, and again and again until it has a vote.
-launch c3 --join "https://$(at c1):8702" --token "$(token c1 controller)"
+launch c3 --join "https://$(on c1 8702)" --token "$(token c1 controller)"
 until_ok 30 [ -e "$work/c3/member.json" ] || fail "c3 is not let in"
 for wait in 0 0.05 0.1 0.2 0.4; do
 	sleep $wait
@@ -71,7 +73,7 @@ password=$(jq -r .Admin "$work/c2/secrets.json")
 auth=$(login c3)
 [ -n "$auth" ] || fail "no token"
 hears
-"$unkai" alert add webhook ops "http://$(at out):9999/" --data "$work/c1" >/dev/null || fail "nobody can be told"
+"$unkai" alert add webhook ops "http://$(on out 9999)/" --data "$work/c1" >/dev/null || fail "nobody can be told"
 admin=$(ask c2 GET '/identity/v3/projects?name=admin' | jq -r '.projects[0].id')
 ask c2 PUT "/network/v2.0/quotas/$admin" -d '{"quota":{"network":-1}}' -f >/dev/null || fail "the quota cannot be lifted"
 for i in $(seq 30); do
@@ -101,7 +103,7 @@ vm=$(ask c2 POST /compute/v2.1/servers -d '{"server":{"name":"vm","imageRef":"'"
 until_ok 90 state c3 "$vm" ACTIVE || fail "the server is not ACTIVE"
 guest_pid=$(qemu "$vm") || fail "there is no QEMU"
 for m in "${machines[@]}"; do
-	until_ok 10 bash -c "$(declare -f ask inside url at ns); net=$net tag=$tag auth=$auth; ask $m POST /compute/v2.1/servers/$vm/action -f -d '{\"os-getConsoleOutput\":{\"length\":10}}'" ||
+	until_ok 10 bash -c "$(declare -f ask inside url on at host ns); net=$net tag=$tag auth=$auth; ask $m POST /compute/v2.1/servers/$vm/action -f -d '{\"os-getConsoleOutput\":{\"length\":10}}'" ||
 		fail "the console's log cannot be read through $m"
 done
 ok "hosts serve the cloud whichever controller they, and its clients, are with: sessions $(sessions c1)"
@@ -165,7 +167,7 @@ for round in 1 2; do
 	204) [ "$(ask "$other" GET "/image/v2/images/$id/file" | sha256sum)" = "$(sha256sum <"$work/bytes")" ] || fail "an upload that succeeded left other bytes" ;;
 	503)
 		grep -q 'may have been done, or not\|No controller leads' "$work/answer" || { cat "$work/answer" >&2; fail "a failed upload does not say what happened"; }
-		until_ok 60 bash -c "$(declare -f ask inside url at ns); net=$net tag=$tag auth=$auth; [ \"\$(ask $other GET /image/v2/images/$id | jq -r .status)\" = queued ]" ||
+		until_ok 60 bash -c "$(declare -f ask inside url on at host ns); net=$net tag=$tag auth=$auth; [ \"\$(ask $other GET /image/v2/images/$id | jq -r .status)\" = queued ]" ||
 			fail "an image whose upload failed is $(ask "$other" GET "/image/v2/images/$id" | jq -r .status)"
 		(inside out curl -sS -f --max-time 60 -T "$work/bytes" -H "X-Auth-Token: $auth" -H 'Content-Type: application/octet-stream' "$(url "$other")/image/v2/images/$id/file") ||
 			fail "it cannot be uploaded again"
@@ -196,7 +198,7 @@ left=$(next "$leader")
 gone=$(next "$left")
 kill9 "$leader"
 kill9 "$gone"
-asking="$(declare -f ask inside url at ns); net=$net tag=$tag auth=$auth"
+asking="$(declare -f ask inside url on at host ns); net=$net tag=$tag auth=$auth"
 until_ok 20 bash -c "$asking; ask $left GET /network/v2.0/networks -D - -o /dev/null | grep -qi '^Unkai-Stale: true'" ||
 	fail "a read without a majority does not say that it may be old"
 [ "$(ask "$left" GET '/network/v2.0/networks?name=private' | jq '.networks | length')" -gt 0 ] || fail "reads do not go on without a majority"
@@ -232,16 +234,16 @@ kill9 "$lost"
 knock() {
 	(inside "$lost" curl -sS --http1.1 --max-time 10 --cacert "$work/$lost/peer/authority.pem" --cert "$work/$lost/peer/pair.pem" -o /dev/null -w '%{http_code}' "$1") 2>&1 || true
 }
-[ "$(knock "https://$(at "$leader"):8702/controller/v1/health")" = 200 ] || fail "a controller is not known to another"
-knock "https://$(at "$leader"):8703/version" | grep -q 200 || fail "a controller's share is not known to another's"
+[ "$(knock "https://$(on "$leader" 8702)/controller/v1/health")" = 200 ] || fail "a controller is not known to another"
+knock "https://$(on "$leader" 8703)/version" | grep -q 200 || fail "a controller's share is not known to another's"
 "$unkai" controller dismiss "$lost" --data "$work/$leader" >/dev/null || fail "a lost controller cannot be dismissed"
 sleep 2
 for m in "$leader" "$(next "$lost")"; do
-	[ "$(knock "https://$(at "$m"):8702/controller/v1/health")" = 401 ] || fail "a dismissed controller is let in at $m's port for hosts"
-	knock "https://$(at "$m"):8703/version" | grep -q '200$' && fail "a dismissed controller is let in at $m's port for controllers"
+	[ "$(knock "https://$(on "$m" 8702)/controller/v1/health")" = 401 ] || fail "a dismissed controller is let in at $m's port for hosts"
+	knock "https://$(on "$m" 8703)/version" | grep -q '200$' && fail "a dismissed controller is let in at $m's port for controllers"
 done
 rm -rf "${work:?}/$lost"
-controller "$lost" --join "https://$(at "$leader"):8702" --token "$(token "$leader" controller)"
+controller "$lost" --join "https://$(on "$leader" 8702)" --token "$(token "$leader" controller)"
 until_ok 30 bash -c "'$unkai' status --data '$work/$leader' --json | jq -e '[.Controllers[] | select(.Answers and (.Joining | not))] | length == 3'" || fail "there are not three controllers again"
 left=$lost
 ok "a controller that is lost for good is dismissed, shut out, and replaced"

@@ -1,6 +1,6 @@
 # Machines on one switch, for the scripts beside this file that need several: each is a network namespace with an address of
 # its own, and what runs on it has its own directory. Source it with these set: tag (begins the namespaces' names), net (the
-# first three bytes of every address), dir (where all of it is kept), prefix (of what agents make in the kernel; five letters
+# first three bytes of every address, such as 10.213.8, or the beginning of IPv6 addresses up to the double colon without its second: fd13:8:), dir (where all of it is kept), prefix (of what agents make in the kernel; five letters
 # at most), pool, unkai. Machines are called c1, c2, … (controllers, at .1, .2, …), a1, a2, … (hosts, at .11, .12, …),
 # and out, where clients are. A second switch is the network outside: hosts and out are in it, so that floating addresses are
 # reached from out, and guests reach out.
@@ -9,12 +9,25 @@ ns() { echo "$tag-$1"; }
 inside() { local in=$1; shift; exec nsenter --net="/run/netns/$(ns "$in")" "$@"; }
 at() {
 	case $1 in
-	c*) echo "$net.${1#c}" ;;
-	a*) echo "$net.$((10 + ${1#a}))" ;;
-	out) echo "$net.254" ;;
+	c*) host "${1#c}" ;;
+	a*) host "$((10 + ${1#a}))" ;;
+	out) host 254 ;;
 	esac
 }
-url() { echo "http://$(at "$1"):8700"; }
+host() {
+	case $net in
+	*:) printf '%s:%x\n' "$net" "$1" ;; # fd13:8::b
+	*) echo "$net.$1" ;;
+	esac
+}
+# on MACHINE PORT is what one connects to.
+on() {
+	case $net in
+	*:) echo "[$(at "$1")]:$2" ;;
+	*) echo "$(at "$1"):$2" ;;
+	esac
+}
+url() { echo "http://$(on "$1" 8700)"; }
 
 # outside is the address of out in the network outside: it is that network's gateway.
 outside() { echo "${pool%.*}.1"; }
@@ -31,7 +44,10 @@ wire() {
 		ip netns add "$(ns "$m")"
 		ip -n "$(ns "$m")" link set lo up
 		plug "$m" sw up0 "$m"
-		ip -n "$(ns "$m")" addr add "$(at "$m")/24" dev up0
+		case $net in
+		*:) ip -n "$(ns "$m")" addr add "$(at "$m")/64" dev up0 nodad ;;
+		*) ip -n "$(ns "$m")" addr add "$(at "$m")/24" dev up0 ;;
+		esac
 		case $m in
 		a*)
 			# The operator's part: the bridge that an agent looks for has a member that leads out.
@@ -63,9 +79,9 @@ launch() {
 	local m=$1; shift
 	: >"$dir/$m.out"
 	case $m in
-	c*) set -- controller --name "$m" --data "$dir/$m" --address "$(at "$m")" --listen "$(at "$m"):8700" --insecure-plain-http \
-		--hosts "$(at "$m"):8702" --peers "$(at "$m"):8703" --pool "$pool" "$@" ;;
-	a*) set -- agent --name "$m" --data "$dir/$m" --join "https://$(at c1):8702" --prefix "$prefix${m#a}" --pool "$pool" "$@" ;;
+	c*) set -- controller --name "$m" --data "$dir/$m" --address "$(at "$m")" --listen "$(on "$m" 8700)" --insecure-plain-http \
+		--hosts "$(on "$m" 8702)" --peers "$(on "$m" 8703)" --pool "$pool" "$@" ;;
+	a*) set -- agent --name "$m" --data "$dir/$m" --join "https://$(on c1 8702)" --prefix "$prefix${m#a}" --pool "$pool" "$@" ;;
 	esac
 	(inside "$m" setsid "$unkai" "$@") </dev/null >"$dir/$m.out" 2>>"$dir/$m.log" &
 	echo $! >"$dir/$m.pid"

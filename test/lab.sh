@@ -57,7 +57,7 @@ up() {
 			launch c1 --cluster
 			ready c1 || fail "c1 is not ready"
 		else
-			launch "$m" --join "https://$(at c1):8702" --token "$(token c1 controller)"
+			launch "$m" --join "https://$(on c1 8702)" --token "$(token c1 controller)"
 			ready "$m" || fail "$m is not ready"
 		fi
 	done

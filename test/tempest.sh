@@ -75,7 +75,7 @@ else
 		launch c1 --cluster --sim 3
 		ready c1 || fail "the first controller is not ready"
 		for m in c2 c3; do
-			launch $m --join "https://$(at c1):8702" --token "$(token c1 controller)"
+			launch $m --join "https://$(on c1 8702)" --token "$(token c1 controller)"
 			ready $m || fail "controller $m is not ready"
 		done
 		follows() { [ "$(led_by c1 c2 c3)" = c1 ] || fail "c1 does not lead any more"; }
