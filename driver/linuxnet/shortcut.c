@@ -122,9 +122,12 @@ int unkai_take(struct __sk_buff *skb)
 
 	if (!size)
 		return TC_ACT_UNSPEC;
-	w = bpf_map_lookup_elem(&ways, &f);
 	g = bpf_map_lookup_elem(&generation, &zero);
-	if (!w || !g || !w->out || size > w->size || !fresh(w, *g, bpf_ktime_get_ns()))
+	if (!g)
+		return TC_ACT_UNSPEC;
+	skb->tc_index = *g; // for unkai_learn
+	w = bpf_map_lookup_elem(&ways, &f);
+	if (!w || !w->out || size > w->size || !fresh(w, *g, bpf_ktime_get_ns()))
 		return TC_ACT_UNSPEC;
 	return bpf_redirect(w->out, 0);
 }
@@ -143,8 +146,8 @@ int unkai_learn(struct __sk_buff *skb)
 	if (!is.size)
 		return TC_ACT_UNSPEC;
 	g = bpf_map_lookup_elem(&generation, &zero);
-	if (!g)
-		return TC_ACT_UNSPEC;
+	if (!g || skb->tc_index != (__u16)*g)
+		return TC_ACT_UNSPEC; // it came in before something changed: it may have been judged by what was before
 	is.out = skb->ifindex;
 	is.generation = *g;
 	is.seen = bpf_ktime_get_ns();

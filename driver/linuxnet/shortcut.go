@@ -77,7 +77,9 @@ func (c *shortcut) close() {
 
 // forget has every frame go the long way once.
 func (c *shortcut) forget() error {
-	c.count++
+	if c.count++; uint16(c.count) == 0 { // what a packet bears that no program has seen
+		c.count++
+	}
 	return c.Generation.Put(uint32(0), c.count)
 }
 
