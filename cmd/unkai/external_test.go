@@ -168,12 +168,14 @@ func TestControllersOnAnEtcdElsewhere(t *testing.T) {
 	if err := cmds[first].Process.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
+	killed := time.Now()
 	cmds[first].Wait()
 	delete(cmds, first)
 	if got := leader(first); got != other {
 		t.Fatalf("%s leads", got)
 	}
 	token(other)
+	t.Logf("what is written after the end of the one that led was after %v", time.Since(killed))
 	if h := statusOf(t, dirs[other]); h.Revision <= before || len(h.Controllers) != 2 {
 		t.Errorf("revision %d after %d, controllers %v", h.Revision, before, h.Controllers)
 	}

@@ -31,7 +31,7 @@ type candidacy struct {
 }
 
 const (
-	leaseSeconds = 3 // until a candidate that is not heard leads no more
+	leaseSeconds = 2 // until a candidate that is not heard leads no more; etcd has none shorter with its usual election timeout
 	electAgain   = 500 * time.Millisecond
 )
 
