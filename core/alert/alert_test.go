@@ -405,6 +405,21 @@ func TestATargetThatFailsIsToldLater(t *testing.T) {
 	r.want(lastRetry)
 }
 
+// That an alert is over is tried at once, however long its beginning could not be told.
+func TestATargetThatFailedIsToldOfTheEnd(t *testing.T) {
+	r := newRig(t)
+	r.add(hook("ops"))
+	r.machine().Ahead = time.Hour
+	r.fails = errors.New("nobody is there")
+	for range 20 {
+		r.want(lastRetry)
+	}
+	r.fails = nil
+	r.machine().Ahead = 0
+	r.want(time.Second, "ops: raised clock-ahead")
+	r.want(time.Second, "ops: resolved clock-ahead")
+}
+
 // What an alert says follows what it is about, a minute apart at least, and is no news to those who know of it.
 func TestWhatAnAlertSaysFollowsHowItIs(t *testing.T) {
 	const gib = 1 << 30

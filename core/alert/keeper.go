@@ -77,6 +77,9 @@ func (k *Keeper) Look(ctx context.Context) error {
 				continue
 			}
 			a.Resolved = tx.Now()
+			for i := range a.Told {
+				a.Told[i].Next, a.Told[i].Failures = time.Time{}, 0 // that it is over is news; and what it was may have kept us from the target
+			}
 			if err := alerts.Put(tx, a); err != nil {
 				return err
 			}
