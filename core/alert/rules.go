@@ -94,7 +94,7 @@ const (
 	failingSpan                = 15 * time.Minute
 	failingMany                = 10 // operations in that time…
 	failingPart                = 4  // …and one in so many
-	failingMoves               = 3  // of moves, whatever their part: few are asked for, and each was to spare a guest something
+	failingMoves               = 1  // of moves, whatever their part: only operators and the cloud itself ask for them, and each was to spare a guest something
 	failingLooked              = 5000
 	slowPart                   = 2 // operations are slow that take longer than one part in so many of their time limit
 	silentFor                  = time.Minute
