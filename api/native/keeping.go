@@ -64,6 +64,14 @@ type keeping struct {
 	MemoryRatio  float64 `json:"memory_ratio"`
 	DiskRatio    float64 `json:"disk_ratio"`
 	ShelvedStay  int     `json:"shelved_stay_seconds"` // on their hosts; below 0 for as long as nobody says otherwise
+	InForce      ratios  `json:"ratios_in_force"`      // where no aggregate says otherwise
+}
+
+// ratios are how much more than a host has its guests may have.
+type ratios struct {
+	CPU    float64 `json:"cpu"`
+	Memory float64 `json:"memory"`
+	Disk   float64 `json:"disk"`
 }
 
 // A keepingPatch changes it. What is left out stays.
@@ -224,7 +232,9 @@ func (s *Server) keeping(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) writeKeeping(w http.ResponseWriter, r *http.Request, k *host.Keeping) {
-	s.write(w, r, http.StatusOK, keeping{k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed, k.Pack, k.CPURatio, k.MemoryRatio, k.DiskRatio, seconds(k.ShelvedStay)})
+	now := s.Compute.Ratios(k)
+	s.write(w, r, http.StatusOK, keeping{k.Leases, k.StormPercent, k.AtOnce, k.StayOff, k.StayCrashed, k.Pack, k.CPURatio, k.MemoryRatio, k.DiskRatio, seconds(k.ShelvedStay),
+		ratios{now[0], now[1], now[2]}})
 }
 
 // patchKeeping changes it.

@@ -109,11 +109,11 @@ func TestKeeping(t *testing.T) {
 	for _, body := range []string{``, `{"storm_percent":101}`, `{"at_once":0}`, `{"cpu_ratio":-1}`, `{"cpu_ratio":100.5}`, `{"memory_ratio":11}`, `{"disk_ratio":1e300}`, `{"cpu_ratio":"8"}`, `{"x":1}`} {
 		w.do("admin", "PATCH", "/keeping", body).must(t, 400).code(t)
 	}
-	if got := strings.TrimSpace(string(w.get("admin", "/keeping").must(t, 200).body)); got != `{"leases":false,"storm_percent":25,"at_once":10,"stay_off":false,"stay_crashed":false,"pack":false,"cpu_ratio":0,"memory_ratio":0,"disk_ratio":0,"shelved_stay_seconds":0}` {
+	if got := strings.TrimSpace(string(w.get("admin", "/keeping").must(t, 200).body)); got != `{"leases":false,"storm_percent":25,"at_once":10,"stay_off":false,"stay_crashed":false,"pack":false,"cpu_ratio":0,"memory_ratio":0,"disk_ratio":0,"shelved_stay_seconds":0,"ratios_in_force":{"cpu":8,"memory":1,"disk":1}}` {
 		t.Error(got)
 	}
 	w.do("admin", "PATCH", "/keeping", `{"leases":true,"at_once":3,"cpu_ratio":4.5,"memory_ratio":1.25}`).must(t, 200)
-	if got := strings.TrimSpace(string(w.get("admin", "/keeping").must(t, 200).body)); got != `{"leases":true,"storm_percent":25,"at_once":3,"stay_off":false,"stay_crashed":false,"pack":false,"cpu_ratio":4.5,"memory_ratio":1.25,"disk_ratio":0,"shelved_stay_seconds":0}` {
+	if got := strings.TrimSpace(string(w.get("admin", "/keeping").must(t, 200).body)); got != `{"leases":true,"storm_percent":25,"at_once":3,"stay_off":false,"stay_crashed":false,"pack":false,"cpu_ratio":4.5,"memory_ratio":1.25,"disk_ratio":0,"shelved_stay_seconds":0,"ratios_in_force":{"cpu":4.5,"memory":1.25,"disk":1}}` {
 		t.Error(got)
 	}
 }

@@ -42,7 +42,7 @@ type overcommit struct {
 
 // overcommit reads it.
 func (s *Service) overcommit(tx *state.Tx, k *host.Keeping) overcommit {
-	return overcommit{k.Ratios().Or(s.config.Ratios), groupingOf(tx).ratios}
+	return overcommit{s.Ratios(k), groupingOf(tx).ratios}
 }
 
 func (s *Service) overcommits(tx *state.Tx) overcommit {
@@ -65,6 +65,9 @@ func (o *overcommit) total(h *host.Host) state.Amounts {
 	n := o.of(h).Of(&h.Capacity)
 	return state.Amounts{n[0], n[1], n[2]}
 }
+
+// Ratios tells what applies to hosts of which no aggregate says otherwise.
+func (s *Service) Ratios(k *host.Keeping) host.Ratios { return k.Ratios().Or(s.config.Ratios) }
 
 // RatiosOf tells what applies to a host.
 func (s *Service) RatiosOf(tx *state.Tx, h *host.Host) host.Ratios {
