@@ -25,7 +25,7 @@ struct flow {
 	__u16 source_port, destination_port;
 	__u16 ethertype;
 	__u8 protocol, zero;
-};
+} __attribute__((aligned(8)));
 
 // A way is where the bridge last sent a frame of a flow.
 struct way {
@@ -34,6 +34,7 @@ struct way {
 	__u64 seen; // by the clock that begins when the machine does, in nanoseconds
 	__u32 size; // the longest packet that was let through; what is longer may be too long
 	__u32 zero;
+	struct flow of; // the kernel may give an entry to another flow while it is read
 };
 
 struct {
@@ -68,7 +69,8 @@ static __always_inline int read(struct __sk_buff *skb, __u32 in, struct flow *f)
 	f->ethertype = eth->h_proto;
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = (void *)(eth + 1);
-		if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl != 5 || ip->frag_off & bpf_htons(0x3fff))
+		if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl != 5 || ip->frag_off & bpf_htons(0x3fff) ||
+		    (!skb->gso_size && bpf_ntohs(ip->tot_len) + sizeof(*eth) > skb->len))
 			return 0;
 		f->source[0] = ip->saddr;
 		f->destination[0] = ip->daddr;
@@ -77,7 +79,8 @@ static __always_inline int read(struct __sk_buff *skb, __u32 in, struct flow *f)
 		headers = sizeof(*ip);
 	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = (void *)(eth + 1);
-		if ((void *)(ip + 1) > end || ip->version != 6)
+		if ((void *)(ip + 1) > end || ip->version != 6 ||
+		    (!skb->gso_size && bpf_ntohs(ip->payload_len) + sizeof(*ip) + sizeof(*eth) > skb->len))
 			return 0;
 		__builtin_memcpy(f->source, &ip->saddr, 16);
 		__builtin_memcpy(f->destination, &ip->daddr, 16);
@@ -89,7 +92,7 @@ static __always_inline int read(struct __sk_buff *skb, __u32 in, struct flow *f)
 	}
 	if (f->protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = transport;
-		if ((void *)(tcp + 1) > end || !tcp->ack || tcp->syn || tcp->fin || tcp->rst || tcp->urg)
+		if ((void *)(tcp + 1) > end || !tcp->ack || tcp->syn || tcp->fin || tcp->rst || tcp->urg || tcp->doff < 5)
 			return 0;
 		headers += tcp->doff * 4;
 		f->source_port = tcp->source;
@@ -107,6 +110,16 @@ static __always_inline int read(struct __sk_buff *skb, __u32 in, struct flow *f)
 	return skb->gso_size ? headers + skb->gso_size : skb->len - sizeof(*eth);
 }
 
+static __always_inline int same(struct flow *a, struct flow *b)
+{
+	__u64 *x = (void *)a, *y = (void *)b, other = 0;
+
+#pragma unroll
+	for (int i = 0; i < sizeof(*a) / sizeof(*x); i++)
+		other |= x[i] ^ y[i];
+	return !other;
+}
+
 static __always_inline int fresh(struct way *w, __u32 now_is, __u64 now)
 {
 	return w->generation == now_is && now - w->seen < SECOND;
@@ -118,7 +131,7 @@ int unkai_take(struct __sk_buff *skb)
 {
 	struct flow f = {};
 	__u32 zero = 0, size = read(skb, skb->ifindex, &f), *g;
-	struct way *w;
+	struct way *found, w;
 
 	if (!size)
 		return TC_ACT_UNSPEC;
@@ -126,10 +139,13 @@ int unkai_take(struct __sk_buff *skb)
 	if (!g)
 		return TC_ACT_UNSPEC;
 	skb->tc_index = *g; // for unkai_learn
-	w = bpf_map_lookup_elem(&ways, &f);
-	if (!w || !w->out || size > w->size || !fresh(w, *g, bpf_ktime_get_ns()))
+	found = bpf_map_lookup_elem(&ways, &f);
+	if (!found)
 		return TC_ACT_UNSPEC;
-	return bpf_redirect(w->out, 0);
+	w = *found;
+	if (!same(&w.of, &f) || !w.out || size > w.size || !fresh(&w, *g, bpf_ktime_get_ns()))
+		return TC_ACT_UNSPEC;
+	return bpf_redirect(w.out, 0);
 }
 
 // unkai_learn sees the frames that bridge and filter let out by a port.
@@ -137,7 +153,7 @@ SEC("tc")
 int unkai_learn(struct __sk_buff *skb)
 {
 	struct flow f = {};
-	struct way is = {}, *was;
+	struct way is = {}, *found, was;
 	__u32 zero = 0, *g;
 
 	if (skb->mark != MARK_ESTABLISHED || !skb->ingress_ifindex)
@@ -151,12 +167,16 @@ int unkai_learn(struct __sk_buff *skb)
 	is.out = skb->ifindex;
 	is.generation = *g;
 	is.seen = bpf_ktime_get_ns();
-	was = bpf_map_lookup_elem(&ways, &f);
-	if (was && fresh(was, is.generation, is.seen)) {
-		if (was->out != is.out)
-			is.out = 0; // it is flooded
-		if (was->size > is.size)
-			is.size = was->size;
+	is.of = f;
+	found = bpf_map_lookup_elem(&ways, &f);
+	if (found) {
+		was = *found;
+		if (same(&was.of, &f) && fresh(&was, is.generation, is.seen)) {
+			if (was.out != is.out)
+				is.out = 0; // it is flooded
+			if (was.size > is.size)
+				is.size = was.size;
+		}
 	}
 	bpf_map_update_elem(&ways, &f, &is, BPF_ANY);
 	return TC_ACT_UNSPEC;

@@ -89,9 +89,9 @@ func (s *segment) shorten(ns *namespace, links map[string]netlink.Link) {
 		c, err := newShortcut()
 		if err != nil {
 			s.driver.log.Warn("established connections go the long way until the network is next looked at", "network", s.id, "error", err)
-			return
+		} else {
+			s.shortcut, s.shortened = c, nil
 		}
-		s.shortcut, s.shortened = c, nil
 	}
 	there := map[int]bool{}
 	for name, device := range links {
@@ -99,14 +99,13 @@ func (s *segment) shorten(ns *namespace, links map[string]netlink.Link) {
 			continue
 		}
 		index := device.Attrs().Index
+		if !s.shortened[index] {
+			if err := s.shortcut.attach(ns, device, s.driver.express); err != nil {
+				s.driver.log.Warn("established connections by this port go the long way until the network is next looked at", "network", s.id, "port", name, "error", err)
+				continue
+			}
+		}
 		there[index] = true
-		if s.shortened[index] {
-			continue
-		}
-		err := s.shortcut.attach(ns, device, s.driver.express)
-		if err != nil {
-			s.driver.log.Warn("established connections by this port go the long way", "network", s.id, "port", name, "error", err)
-		}
 	}
 	s.shortened = there
 }
