@@ -67,8 +67,6 @@ var segmentSettings = []setting{
 	{"ipv6/conf/default/accept_ra", "0"},
 	{"ipv6/conf/default/accept_dad", "0"},
 	{"ipv6/conf/default/addr_gen_mode", "1"}, // no link-local addresses of its own
-	// Tracking does not see all packets (shortcut.go), and cannot know the window.
-	{"netfilter/nf_conntrack_tcp_be_liberal", "1"},
 }
 
 // flowSettings forget a connection that nobody answered sooner than the kernel would.
@@ -98,11 +96,16 @@ func (s *segment) converge(ctx context.Context) (err error) {
 			err = errors.Join(err, s.shortcut.forget())
 		}
 	}()
-	if err := s.guardPorts(ctx, ns); err != nil {
-		return err
-	}
 	links, err := ns.links()
 	if err != nil {
+		return err
+	}
+	if s.shortcut == nil { // an earlier process's programs go before anything changes that they would not hear of
+		if err := s.shorten(ns, links); err != nil {
+			return err
+		}
+	}
+	if err := s.guardPorts(ctx, ns); err != nil {
 		return err
 	}
 	if err := s.makePorts(ns, links); err != nil {
@@ -119,7 +122,9 @@ func (s *segment) converge(ctx context.Context) (err error) {
 	if err := s.cutConnections(ns); err != nil {
 		return err
 	}
-	s.shorten(ns, links)
+	if err := s.shorten(ns, links); err != nil {
+		return err
+	}
 	return s.serve(ns, links[bridgeName])
 }
 

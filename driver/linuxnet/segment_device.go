@@ -31,7 +31,7 @@ func (s *segment) makePorts(ns *namespace, links map[string]netlink.Link) error 
 	}
 	err := ns.do(func() error {
 		if !s.prepared {
-			if err := errors.Join(set(segmentSettings), set(flowSettings)); err != nil {
+			if err := errors.Join(set(segmentSettings), set(flowSettings), s.driver.setTracking()); err != nil {
 				return err
 			}
 		}
@@ -265,6 +265,11 @@ func (s *segment) makeUplink(ctx context.Context, ns *namespace, links map[strin
 		return err
 	}
 	return setMTU(ns, links[uplinkName], s.want.MTU)
+}
+
+// isPort reports whether a device of the namespace is for the bridge, plugged in or not, wanted or not.
+func isPort(name string) bool {
+	return name == vxlanName || name == uplinkName || strings.HasPrefix(name, legPrefix) || strings.HasPrefix(name, tapPrefix)
 }
 
 // portFlags says how the bridge is to treat a port, and whether it is a port.

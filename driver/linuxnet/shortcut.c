@@ -33,8 +33,15 @@ struct way {
 	__u32 generation;
 	__u64 seen; // by the clock that begins when the machine does, in nanoseconds
 	__u32 size; // the longest packet that was let through; what is longer may be too long
-	__u32 zero;
-	struct flow of; // the kernel may give an entry to another flow while it is read
+	__u32 segment; // likewise of those that are cut into segments only later: the bridge does not look how long these are
+	struct flow of;
+	__u64 sum; // of all the rest: the kernel may give an entry to another flow while it is read
+};
+
+// A packet is what one frame says of itself.
+struct packet {
+	struct flow flow;
+	__u32 size, segment; // one of them is 0
 };
 
 struct {
@@ -52,26 +59,33 @@ struct {
 	__type(value, __u32);
 } generation SEC(".maps");
 
-// read says which flow a frame is of, and how long its packet is on the wire. It answers 0 for what always goes the long way: all but unicast TCP and UDP without options and
-// fragments, and of TCP what begins or ends a connection.
-static __always_inline int read(struct __sk_buff *skb, __u32 in, struct flow *f)
+enum kind {
+	LONG, // it always goes the long way
+	TURN, // likewise, and begins or ends the connection that it is of
+	PLAIN,
+};
+
+// read says which flow a frame is of, and how long its packet is on the wire, if it is unicast TCP or UDP without options and fragments, and as long as it says.
+static __always_inline enum kind read(struct __sk_buff *skb, __u32 in, struct packet *p)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethhdr *eth = data;
+	struct flow *f = &p->flow;
 	void *transport;
-	__u32 headers;
+	__u32 headers, length = skb->len - sizeof(*eth), says; // bytes of the packet
+	enum kind kind = PLAIN;
 
 	if (skb->vlan_present || (void *)(eth + 1) > end || eth->h_dest[0] & 1)
-		return 0;
+		return LONG;
 	f->in = in;
 	__builtin_memcpy(f->to, eth->h_dest, ETH_ALEN);
 	__builtin_memcpy(f->from, eth->h_source, ETH_ALEN);
 	f->ethertype = eth->h_proto;
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = (void *)(eth + 1);
-		if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl != 5 || ip->frag_off & bpf_htons(0x3fff) ||
-		    (!skb->gso_size && bpf_ntohs(ip->tot_len) + sizeof(*eth) > skb->len))
-			return 0;
+		if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl != 5 || ip->frag_off & bpf_htons(0x3fff))
+			return LONG;
+		says = bpf_ntohs(ip->tot_len);
 		f->source[0] = ip->saddr;
 		f->destination[0] = ip->daddr;
 		f->protocol = ip->protocol;
@@ -79,35 +93,61 @@ static __always_inline int read(struct __sk_buff *skb, __u32 in, struct flow *f)
 		headers = sizeof(*ip);
 	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = (void *)(eth + 1);
-		if ((void *)(ip + 1) > end || ip->version != 6 ||
-		    (!skb->gso_size && bpf_ntohs(ip->payload_len) + sizeof(*ip) + sizeof(*eth) > skb->len))
-			return 0;
+		if ((void *)(ip + 1) > end || ip->version != 6)
+			return LONG;
+		says = bpf_ntohs(ip->payload_len) + sizeof(*ip);
 		__builtin_memcpy(f->source, &ip->saddr, 16);
 		__builtin_memcpy(f->destination, &ip->daddr, 16);
 		f->protocol = ip->nexthdr;
 		transport = ip + 1;
 		headers = sizeof(*ip);
 	} else {
-		return 0;
+		return LONG;
 	}
+	if (skb->gso_size) // it is longer than the field can say, perhaps
+		says = length;
 	if (f->protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = transport;
-		if ((void *)(tcp + 1) > end || !tcp->ack || tcp->syn || tcp->fin || tcp->rst || tcp->urg || tcp->doff < 5)
-			return 0;
+		if ((void *)(tcp + 1) > end || tcp->doff < 5)
+			return LONG;
+		if (tcp->syn || tcp->fin || tcp->rst)
+			kind = TURN;
+		else if (!tcp->ack || tcp->urg)
+			return LONG;
 		headers += tcp->doff * 4;
 		f->source_port = tcp->source;
 		f->destination_port = tcp->dest;
 	} else if (f->protocol == IPPROTO_UDP) {
 		struct udphdr *udp = transport;
-		if ((void *)(udp + 1) > end)
-			return 0;
+		if ((void *)(udp + 1) > end ||
+		    (!skb->gso_size && (bpf_ntohs(udp->len) < sizeof(*udp) || headers + bpf_ntohs(udp->len) > says)))
+			return LONG;
 		headers += sizeof(*udp);
 		f->source_port = udp->source;
 		f->destination_port = udp->dest;
 	} else {
-		return 0;
+		return LONG;
 	}
-	return skb->gso_size ? headers + skb->gso_size : skb->len - sizeof(*eth);
+	if (headers > says || says > length)
+		return LONG;
+	if (skb->gso_size)
+		p->segment = headers + skb->gso_size;
+	else
+		p->size = length;
+	return kind;
+}
+
+// sum is not by chance that of a way half of which is another's.
+static __always_inline __u64 sum(struct way *w)
+{
+	__u64 *x = (void *)w, is = 0;
+
+#pragma unroll
+	for (int i = 0; i < sizeof(*w) / sizeof(*x) - 1; i++) {
+		is = (is ^ x[i]) * 0x9e3779b97f4a7c15ull;
+		is ^= is >> 32;
+	}
+	return is;
 }
 
 static __always_inline int same(struct flow *a, struct flow *b)
@@ -120,30 +160,69 @@ static __always_inline int same(struct flow *a, struct flow *b)
 	return !other;
 }
 
+// find copies the last way of a flow, however long ago it was seen.
+static __always_inline int find(struct flow *f, struct way *w)
+{
+	struct way *found = bpf_map_lookup_elem(&ways, f);
+
+	if (!found)
+		return 0;
+	*w = *found;
+	return w->sum == sum(w) && same(&w->of, f);
+}
+
+// fresh tells a way that was seen within a second, and since ways last changed.
 static __always_inline int fresh(struct way *w, __u32 now_is, __u64 now)
 {
 	return w->generation == now_is && now - w->seen < SECOND;
+}
+
+// turn has tracking see what comes next of a connection, from either side, when it ends, or perhaps only seems to: the answer to a reset that is none tells it so.
+static __always_inline void turn(struct flow *f)
+{
+	struct way w;
+	struct flow back = {};
+
+	if (!find(f, &w))
+		return;
+	back.in = w.out;
+	__builtin_memcpy(back.to, f->from, ETH_ALEN);
+	__builtin_memcpy(back.from, f->to, ETH_ALEN);
+	__builtin_memcpy(back.source, f->destination, 16);
+	__builtin_memcpy(back.destination, f->source, 16);
+	back.source_port = f->destination_port;
+	back.destination_port = f->source_port;
+	back.ethertype = f->ethertype;
+	back.protocol = f->protocol;
+	bpf_map_delete_elem(&ways, &back);
+	bpf_map_delete_elem(&ways, f);
+}
+
+// current is the generation, 0 if there is none. Read once: what is compared and what is written down must be the same.
+static __always_inline __u32 current(void)
+{
+	__u32 zero = 0;
+	volatile __u32 *g = bpf_map_lookup_elem(&generation, &zero);
+
+	return g ? *g : 0;
 }
 
 // unkai_take sends a frame that comes in by a port where the last ones of its flow went, if that was just now.
 SEC("tc")
 int unkai_take(struct __sk_buff *skb)
 {
-	struct flow f = {};
-	__u32 zero = 0, size = read(skb, skb->ifindex, &f), *g;
-	struct way *found, w;
+	struct packet p = {};
+	enum kind kind = read(skb, skb->ifindex, &p);
+	struct way w;
+	__u32 now_is;
 
-	if (!size)
+	if (kind == TURN)
+		turn(&p.flow);
+	if (kind != PLAIN)
 		return TC_ACT_UNSPEC;
-	g = bpf_map_lookup_elem(&generation, &zero);
-	if (!g)
-		return TC_ACT_UNSPEC;
-	skb->tc_index = *g; // for unkai_learn
-	found = bpf_map_lookup_elem(&ways, &f);
-	if (!found)
-		return TC_ACT_UNSPEC;
-	w = *found;
-	if (!same(&w.of, &f) || !w.out || size > w.size || !fresh(&w, *g, bpf_ktime_get_ns()))
+	now_is = current();
+	skb->tc_index = now_is; // for unkai_learn
+	if (!find(&p.flow, &w) || !fresh(&w, now_is, bpf_ktime_get_ns()) || !w.out || p.size > w.size || p.segment > w.segment)
 		return TC_ACT_UNSPEC;
 	return bpf_redirect(w.out, 0);
 }
@@ -152,33 +231,29 @@ int unkai_take(struct __sk_buff *skb)
 SEC("tc")
 int unkai_learn(struct __sk_buff *skb)
 {
-	struct flow f = {};
-	struct way is = {}, *found, was;
-	__u32 zero = 0, *g;
+	struct packet p = {};
+	struct way is = {}, was;
 
-	if (skb->mark != MARK_ESTABLISHED || !skb->ingress_ifindex)
+	if (skb->mark != MARK_ESTABLISHED || !skb->ingress_ifindex || read(skb, skb->ingress_ifindex, &p) != PLAIN)
 		return TC_ACT_UNSPEC;
-	is.size = read(skb, skb->ingress_ifindex, &f);
-	if (!is.size)
-		return TC_ACT_UNSPEC;
-	g = bpf_map_lookup_elem(&generation, &zero);
-	if (!g || skb->tc_index != (__u16)*g)
+	is.generation = current();
+	if (skb->tc_index != (__u16)is.generation)
 		return TC_ACT_UNSPEC; // it came in before something changed: it may have been judged by what was before
 	is.out = skb->ifindex;
-	is.generation = *g;
 	is.seen = bpf_ktime_get_ns();
-	is.of = f;
-	found = bpf_map_lookup_elem(&ways, &f);
-	if (found) {
-		was = *found;
-		if (same(&was.of, &f) && fresh(&was, is.generation, is.seen)) {
-			if (was.out != is.out)
-				is.out = 0; // it is flooded
-			if (was.size > is.size)
-				is.size = was.size;
-		}
+	is.size = p.size;
+	is.segment = p.segment;
+	is.of = p.flow;
+	if (find(&p.flow, &was) && fresh(&was, is.generation, is.seen)) {
+		if (was.out != is.out)
+			is.out = 0; // it is flooded
+		if (was.size > is.size)
+			is.size = was.size;
+		if (was.segment > is.segment)
+			is.segment = was.segment;
 	}
-	bpf_map_update_elem(&ways, &f, &is, BPF_ANY);
+	is.sum = sum(&is);
+	bpf_map_update_elem(&ways, &p.flow, &is, BPF_ANY);
 	return TC_ACT_UNSPEC;
 }
 

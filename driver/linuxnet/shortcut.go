@@ -5,6 +5,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -83,8 +84,31 @@ func (c *shortcut) forget() error {
 	return c.Generation.Put(uint32(0), c.count)
 }
 
-// shorten gives the bridge's ports the programs, or takes those of an earlier process away. It is no error of the network if that cannot be.
-func (s *segment) shorten(ns *namespace, links map[string]netlink.Link) {
+// trackingSettings are what tracking has to know where it does not see all packets. It cannot tell then which sequence numbers are due, so the receiver
+// alone judges them; and an acknowledgement that it did not see is none that is missing: such a connection may rest as long as any other.
+// (net/netfilter/nf_conntrack_proto_tcp.c)
+var trackingSettings = []setting{
+	{"netfilter/nf_conntrack_tcp_be_liberal", "1"},
+	{"netfilter/nf_conntrack_tcp_timeout_unacknowledged", "432000"},
+	{"netfilter/nf_conntrack_tcp_timeout_max_retrans", "432000"},
+}
+
+// setTracking writes the settings. They are not taken back when a later process has everything go the long way: connections of before go on. The caller
+// is in the segment's namespace.
+func (d *Driver) setTracking() error {
+	if !d.shortcuts {
+		return nil
+	}
+	// Linux 5.14; before, a reset with less than half of the numbers between it and what tracking saw last passes all the same.
+	if err := set([]setting{{"netfilter/nf_conntrack_tcp_ignore_invalid_rst", "1"}}); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return set(trackingSettings)
+}
+
+// shorten gives the bridge's ports the programs, or takes those of an earlier process away. It is no error of the network if its ports get none, but
+// it is one if there are programs that do not hear of what changes.
+func (s *segment) shorten(ns *namespace, links map[string]netlink.Link) error {
 	if s.shortcut == nil && s.driver.shortcuts {
 		c, err := newShortcut()
 		if err != nil {
@@ -95,12 +119,15 @@ func (s *segment) shorten(ns *namespace, links map[string]netlink.Link) {
 	}
 	there := map[int]bool{}
 	for name, device := range links {
-		if _, ours := s.portFlags(name); !ours {
+		if !isPort(name) {
 			continue
 		}
 		index := device.Attrs().Index
 		if !s.shortened[index] {
 			if err := s.shortcut.attach(ns, device, s.driver.express); err != nil {
+				if left := (*shortcut)(nil).attach(ns, device, s.driver.express); left != nil && s.driver.shortcuts {
+					return fmt.Errorf("programs of port %s: %w", name, errors.Join(err, left))
+				}
 				s.driver.log.Warn("established connections by this port go the long way until the network is next looked at", "network", s.id, "port", name, "error", err)
 				continue
 			}
@@ -108,37 +135,55 @@ func (s *segment) shorten(ns *namespace, links map[string]netlink.Link) {
 		there[index] = true
 	}
 	s.shortened = there
+	return nil
 }
 
-// attach puts the programs on a device, in the place of those of an earlier process; nil has none to put.
+// attach puts the programs on a device, in the place of those of an earlier process; nil has none to put, and takes those away. Which of the two
+// ways an earlier process went is not known.
 func (c *shortcut) attach(ns *namespace, device netlink.Link, express bool) error {
-	if express {
-		return ns.do(func() error {
-			learn, take := (*ebpf.Program)(nil), (*ebpf.Program)(nil)
-			if c != nil {
-				learn, take = c.Learn, c.Take
-			}
-			return errors.Join(replaceExpress(device, ebpf.AttachTCXEgress, "unkai_learn", learn), replaceExpress(device, ebpf.AttachTCXIngress, "unkai_take", take))
-		})
+	learn, take := (*ebpf.Program)(nil), (*ebpf.Program)(nil)
+	if c != nil {
+		learn, take = c.Learn, c.Take
 	}
-	index := device.Attrs().Index
-	holder := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
-	if c == nil {
-		if err := ns.QdiscDel(holder); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("remove clsact: %w", err)
+	if c != nil && !express {
+		if err := attachClassifiers(ns, device, learn, take); err != nil {
+			return err
 		}
+		learn, take = nil, nil
+	}
+	err := ns.do(func() error {
+		return errors.Join(replaceExpress(device, ebpf.AttachTCXEgress, "unkai_learn", learn), replaceExpress(device, ebpf.AttachTCXIngress, "unkai_take", take))
+	})
+	if express && err != nil { // otherwise the kernel has none, or shows none
+		return err
+	}
+	if c != nil && !express {
 		return nil
 	}
-	if err := ns.QdiscAdd(holder); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := ns.QdiscDel(classifiers(device)); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove clsact: %w", err)
+	}
+	return nil
+}
+
+// classifiers are what holds tc's programs of a device. Nobody else has any on ours.
+func classifiers(device netlink.Link) *netlink.Clsact {
+	return &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: device.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}}
+}
+
+func attachClassifiers(ns *namespace, device netlink.Link, learn, take *ebpf.Program) error {
+	if err := ns.QdiscAdd(classifiers(device)); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("clsact: %w", err)
 	}
 	for _, side := range []struct {
 		parent  uint32
 		name    string
 		program *ebpf.Program
-	}{{netlink.HANDLE_MIN_EGRESS, "unkai_learn", c.Learn}, {netlink.HANDLE_MIN_INGRESS, "unkai_take", c.Take}} {
+	}{{netlink.HANDLE_MIN_EGRESS, "unkai_learn", learn}, {netlink.HANDLE_MIN_INGRESS, "unkai_take", take}} {
 		err := ns.FilterReplace(&netlink.BpfFilter{
-			FilterAttrs: netlink.FilterAttrs{LinkIndex: index, Parent: side.parent, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1},
+			FilterAttrs: netlink.FilterAttrs{LinkIndex: device.Attrs().Index, Parent: side.parent, Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1},
 			Fd:          side.program.FD(), Name: side.name, DirectAction: true,
 		})
 		if err != nil {
