@@ -455,6 +455,7 @@ func TestTheShortcutEndsWithItsReason(t *testing.T) {
 func TestTrackingOfWhatTakesTheShortcut(t *testing.T) {
 	for name, way := range map[string]struct{ long bool }{"short": {}, "long": {long: true}} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // it mostly waits
 			m := shortened(t, func(o *Options) { o.LongWay = way.long })
 			ctx := context.Background()
 			n := newTenant(100)
@@ -491,7 +492,7 @@ func TestTrackingOfWhatTakesTheShortcut(t *testing.T) {
 				ok(t, err)
 			}
 			const days = 24 * 3600
-			for range 3 {
+			for range 2 {
 				transfer()
 				time.Sleep(1500 * time.Millisecond)
 				if !echoes(conn) { // the first after a while, which tracking sees
