@@ -119,7 +119,7 @@ ok "back again it starts its own, and takes away what was given to another"
 # --- a boot while no controller can be heard
 ip -n "$(ns sw)" link set a1 down
 until_ok 30 is a1 Up false || fail "the host that is cut off does not count as lost"
-kill -9 "$(pids a1 "$plain")"
+kill -9 "$(alive a1)" "$(pids a1 "$plain")" # the agent first, which would see the guest end
 halt a1 KILL
 booted
 agent a1 --alone 4s
@@ -159,7 +159,7 @@ fill 0
 until_ok 40 over disk-full "host a3" || fail "that the disk has room again is not told"
 until_ok 60 holds clock-off "host a3" || fail "that a clock is off is not told"
 "$unkai" host show a3 --data "$work/c1" | grep -q "its clock is off: 30 s or more behind" || fail "host show does not say that the clock is off"
-halt a3
+halt a3 && grep -q 'the work has ended' "$work/a3.log" || fail "the agent of a3 does not end in order"
 agent a3
 until_ok 60 over clock-off "host a3" || fail "that the clock is right again is not told"
 ! holds clock-off "host a1" && ! holds clock-off "host a2" && ! holds host-lost a3 || fail "more is told than there is"
