@@ -33,7 +33,7 @@ type Peers struct {
 	mu       sync.Mutex
 	standing map[net.Conn]other // with whom; guarded by mu
 
-	strangers places[string]      // by machine, whose certificate is not seen yet
+	strangers strangers           // whose certificates are not seen yet
 	awaited   places[resource.ID] // hosts from which something is to come
 	unawaited places[resource.ID] // other hosts
 }
@@ -45,7 +45,8 @@ func (r *Remote) Peers(address string) (*Peers, error) {
 		return nil, fmt.Errorf("listen for other hosts: %w", err)
 	}
 	p := &Peers{remote: r, listen: l, where: l.Addr().String() + "/" + r.Identity.Host.String()}
-	p.strangers.each, p.strangers.all = 32, 1024
+	p.strangers.machines.each, p.strangers.machines.all = 32, 1024
+	p.strangers.links.each, p.strangers.links.all = 512, 1024
 	p.awaited.each, p.awaited.all = 512, 1024 // one guest takes one for each disk, and one more
 	p.unawaited.each, p.unawaited.all = 2, 32 // who only tries the wire needs one
 	return p, nil
@@ -226,22 +227,23 @@ func (p *Peers) Run(ctx context.Context, callee Callee) {
 			sleep(ctx, 100*time.Millisecond)
 			continue
 		}
-		from := callerOf(conn)
-		if !p.strangers.enter(from) {
+		known, ok := p.strangers.enter(conn)
+		if !ok {
 			conn.Close()
 			continue
 		}
-		wg.Go(func() { p.answer(ctx, conn, from, callee) })
+		wg.Go(func() { p.answer(ctx, conn, known, callee) })
 	}
 }
 
-func (p *Peers) answer(ctx context.Context, conn net.Conn, machine string, callee Callee) {
+// answer hears who calls: known is told when that is clear.
+func (p *Peers) answer(ctx context.Context, conn net.Conn, known func(), callee Callee) {
 	defer conn.Close()
 	over := context.AfterFunc(ctx, func() { conn.Close() })
 	defer over()
 	impatient(conn)
 	from, secure, err := p.greet(ctx, conn)
-	p.strangers.leave(machine)
+	known()
 	if err != nil {
 		slog.DebugContext(ctx, "a caller is no host of this cloud", "from", conn.RemoteAddr(), "err", err)
 		return

@@ -139,7 +139,7 @@ func TestWhoIsNotAwaitedTakesNoPlaceFromWhoIs(t *testing.T) {
 	a := newAuthority(t)
 	there, guests, removed, nosy := peer(t, a), peer(t, a), peer(t, a), peer(t, a)
 	id := func(p *Peers) resource.ID { return p.remote.Identity.Host }
-	there.unawaited.all, there.awaited.each, there.strangers.each = 3, 2, 4
+	there.unawaited.all, there.awaited.each, there.strangers.machines.each = 3, 2, 4
 	arrived := make(chan resource.ID)
 	ctx, end := context.WithCancel(t.Context())
 	ended := make(chan struct{})
@@ -187,7 +187,7 @@ func TestWhoIsNotAwaitedTakesNoPlaceFromWhoIs(t *testing.T) {
 	calls(guests, true)
 
 	// Who says nothing waits in a room of its own, and a machine cannot fill that.
-	for range there.strangers.each {
+	for range there.strangers.machines.each {
 		conn, err := net.Dial("tcp", there.listen.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -203,18 +203,48 @@ func TestWhoIsNotAwaitedTakesNoPlaceFromWhoIs(t *testing.T) {
 	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("one machine has more places than it may: %v", err)
 	}
-	if there.strangers.all <= there.strangers.each {
-		t.Error("one machine can take them all")
+	if s := &there.strangers; s.machines.all <= s.links.each || s.links.each <= s.machines.each {
+		t.Error("one machine, or one link, can take them all")
 	}
 }
 
 func TestWhoseConnectionItIs(t *testing.T) {
-	for address, want := range map[string]string{
-		"192.0.2.1:5": "192.0.2.1", "[::ffff:192.0.2.1]:5": "192.0.2.1", "[2001:db8:1:2:3::4]:5": "2001:db8:1:2::/64", "[fe80::1%eth0]:5": "fe80::/64",
+	for address, want := range map[string][2]string{
+		"192.0.2.1:5": {"192.0.2.1", "192.0.2.1/32"}, "[::ffff:192.0.2.1]:5": {"192.0.2.1", "192.0.2.1/32"},
+		"[2001:db8:1:2:3::4]:5": {"2001:db8:1:2:3::4", "2001:db8:1:2::/64"}, "[fe80::1%eth0]:5": {"fe80::1%eth0", "fe80::/64"},
 	} {
-		if got := callerOf(from(address)); got != want {
-			t.Errorf("%s counts as %s", address, got)
+		if machine, link := callerOf(from(address)); machine.String() != want[0] || link.String() != want[1] {
+			t.Errorf("%s counts as %s of %s", address, machine, link)
 		}
+	}
+}
+
+// Hosts have their IPv6 addresses of one /64: a machine there that calls and says nothing does not keep the others out, and neither does one
+// that has all addresses of another /64.
+func TestAStrangerTakesNoPlaceFromItsNeighbours(t *testing.T) {
+	var s strangers
+	s.machines.each, s.machines.all, s.links.each, s.links.all = 2, 8, 4, 8
+	enter := func(address string, want bool) func() {
+		t.Helper()
+		leave, ok := s.enter(from(address))
+		if ok != want {
+			t.Fatalf("%s has a place: %v", address, ok)
+		}
+		return leave
+	}
+	enter("[2001:db8::1]:1", true)
+	first := enter("[2001:db8::1]:2", true)
+	enter("[2001:db8::1]:3", false)
+	enter("[2001:db8::2]:1", true) // its neighbour
+	enter("[2001:db8::3]:1", true)
+	enter("[2001:db8::4]:1", false) // the link has what it may have
+	enter("[2001:db8:0:1::1]:1", true)
+	enter("192.0.2.1:1", true)
+	first()
+	enter("[2001:db8::4]:1", true)
+	enter("[2001:db8::1]:4", false) // the link is full again
+	if s.machines.sum != 6 || s.links.sum != 6 {
+		t.Errorf("%d and %d places are taken", s.machines.sum, s.links.sum)
 	}
 }
 

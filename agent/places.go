@@ -40,18 +40,37 @@ func (p *places[K]) leave(who K) {
 	}
 }
 
-// callerOf is whose connection it is, as far as the network tells: an IPv6 machine has a whole /64 of addresses.
-func callerOf(conn net.Conn) string {
+// strangers bounds the connections of who has not said yet who it is: of one address, and of one link. An IPv6 machine has a whole /64 of
+// addresses, so many of them count as one link; but so has a link of hosts, and one there that is loud is not to silence the others.
+type strangers struct {
+	machines places[netip.Addr]
+	links    places[netip.Prefix]
+}
+
+// enter takes a place until leave is called, if there is one.
+func (s *strangers) enter(conn net.Conn) (leave func(), ok bool) {
+	machine, link := callerOf(conn)
+	if !s.machines.enter(machine) {
+		return nil, false
+	}
+	if !s.links.enter(link) {
+		s.machines.leave(machine)
+		return nil, false
+	}
+	return func() { s.links.leave(link); s.machines.leave(machine) }, true
+}
+
+// callerOf is whose connection it is, as far as the network tells. An IPv4 address is a link of its own.
+func callerOf(conn net.Conn) (machine netip.Addr, link netip.Prefix) {
 	at, err := netip.ParseAddrPort(conn.RemoteAddr().String())
 	if err != nil {
-		return conn.RemoteAddr().String()
+		return machine, link // all that are no machines of the network's are one
 	}
-	if a := at.Addr().Unmap(); a.Is4() {
-		return a.String()
+	machine = at.Addr().Unmap()
+	bits := 64
+	if machine.Is4() {
+		bits = 32
 	}
-	prefix, err := at.Addr().WithZone("").Prefix(64)
-	if err != nil {
-		return at.Addr().String()
-	}
-	return prefix.String()
+	link, _ = machine.Prefix(bits) // without a zone
+	return machine, link
 }

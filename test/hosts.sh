@@ -1,9 +1,10 @@
 # Machines on one switch, for the scripts beside this file that need several: each is a network namespace with an address of
 # its own, and what runs on it has its own directory. Source it with these set: tag (begins the namespaces' names), net (the
-# first three bytes of every address, such as 10.213.8, or the beginning of IPv6 addresses up to the double colon without its second: fd13:8:), dir (where all of it is kept), prefix (of what agents make in the kernel; five letters
-# at most), pool, unkai. Machines are called c1, c2, … (controllers, at .1, .2, …), a1, a2, … (hosts, at .11, .12, …),
-# and out, where clients are. A second switch is the network outside: hosts and out are in it, so that floating addresses are
-# reached from out, and guests reach out.
+# first three bytes of every address, such as 10.213.8, or the beginning of IPv6 addresses up to the double colon without its
+# second: fd13:8:), dir (where all of it is kept), prefix (of what agents make in the kernel; five letters at most), pool, unkai.
+# Machines are called c1, c2, … (controllers, at .1, .2, …), a1, a2, … (hosts, at .11, .12, …), and out, where clients are. A
+# second switch is the network outside: hosts and out are in it, so that floating addresses are reached from out, and guests
+# reach out.
 
 ns() { echo "$tag-$1"; }
 inside() { local in=$1; shift; exec nsenter --net="/run/netns/$(ns "$in")" "$@"; }
@@ -74,13 +75,16 @@ unwire() {
 	for n in $(ip netns list | awk '{print $1}' | grep "^$tag-" || true); do ip netns del "$n"; done
 }
 
-# launch runs a controller or an agent, which goes on when this script has ended. Options come after its name.
+# launch runs a controller or an agent, which goes on when this script has ended. Options come after its name. With alone=yes a
+# controller is told of no others, as releases want it that know of none.
 launch() {
 	local m=$1; shift
 	: >"$dir/$m.out"
 	case $m in
-	c*) set -- controller --name "$m" --data "$dir/$m" --address "$(at "$m")" --listen "$(on "$m" 8700)" --insecure-plain-http \
-		--hosts "$(on "$m" 8702)" --peers "$(on "$m" 8703)" --pool "$pool" "$@" ;;
+	c*)
+		set -- controller --data "$dir/$m" --listen "$(on "$m" 8700)" --insecure-plain-http --hosts "$(on "$m" 8702)" --pool "$pool" "$@"
+		[ -n "${alone:-}" ] || set -- "$@" --name "$m" --address "$(at "$m")" --peers "$(on "$m" 8703)"
+		;;
 	a*) set -- agent --name "$m" --data "$dir/$m" --join "https://$(on c1 8702)" --prefix "$prefix${m#a}" --pool "$pool" "$@" ;;
 	esac
 	(inside "$m" setsid "$unkai" "$@") </dev/null >"$dir/$m.out" 2>>"$dir/$m.log" &
