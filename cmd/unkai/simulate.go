@@ -26,7 +26,7 @@ type simulateCommand struct {
 	whatIfOptions
 }
 
-// Run runs the seeds and ends with one line; it fails when a promise was broken. With servers it tells what a cloud of them would do.
+// Run runs the seeds, says on standard error how far it is, and ends with one line, also of those that were run when it is interrupted; it fails when a promise was broken. With servers it tells what a cloud of them would do.
 func (s *simulateCommand) Run(ctx context.Context) error {
 	if s.Servers > 0 {
 		return s.whatIf(ctx, s.Hosts, os.Stdout)
@@ -40,7 +40,7 @@ func (s *simulateCommand) Run(ctx context.Context) error {
 	slog.SetDefault(slog.New(slog.DiscardHandler)) // the faults are meant
 	began := time.Now()
 	var mu sync.Mutex
-	next, bad, asked, refused, faults := first, 0, 0, 0, 0
+	next, done, bad, asked, refused, faults := first, 0, 0, 0, 0, 0
 	reached := map[string]int{}
 	var latest []simulation.Result // to settle
 	var wg sync.WaitGroup
@@ -59,7 +59,11 @@ func (s *simulateCommand) Run(ctx context.Context) error {
 					trace = os.Stdout
 				}
 				result, err := simulation.Run(ctx, simulation.Options{Seed: seed, Hosts: s.Hosts, Steps: s.Steps, Trace: trace})
+				if ctx.Err() != nil {
+					return // it did not come to its end
+				}
 				mu.Lock()
+				done++
 				asked += result.Asked
 				refused += result.Refused
 				latest = append(latest, result)
@@ -81,8 +85,21 @@ func (s *simulateCommand) Run(ctx context.Context) error {
 			}
 		})
 	}
-	wg.Wait()
-	if ctx.Err() != nil {
+	ended := make(chan struct{})
+	go func() { wg.Wait(); close(ended) }()
+	for progress := time.NewTicker(15 * time.Second); ; {
+		select {
+		case <-progress.C:
+			mu.Lock()
+			fmt.Fprintf(os.Stderr, "simulation: %d of %d seeds, %d failed; %v\n", done, last-first+1, bad, time.Since(began).Round(time.Second))
+			mu.Unlock()
+			continue
+		case <-ended:
+			progress.Stop()
+		}
+		break
+	}
+	if done == 0 {
 		return ctx.Err()
 	}
 	for _, r := range latest {
@@ -94,6 +111,9 @@ func (s *simulateCommand) Run(ctx context.Context) error {
 	settled := latest[0].Settled
 	fmt.Printf("simulation: seeds %d-%d, %d failed; %d requests (%d refused), %d faults, settled within %v of the last; %v\n",
 		first, last, bad, asked, refused, faults, settled.Round(time.Second), time.Since(began).Round(time.Second))
+	if ctx.Err() != nil {
+		return fmt.Errorf("ended after %d of %d seeds", done, last-first+1)
+	}
 	if s.Rare {
 		for _, what := range simulation.Rare() {
 			if reached[what] == 0 {
