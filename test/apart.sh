@@ -149,8 +149,8 @@ ok "a removed host is cut off at once, and refused with its certificate"
 # --- nothing is left
 (inside a1 "$unkai" down --data "$work/a1" --prefix "${prefix}1" --pool "$pool" --purge) >/dev/null
 [ ! -e "$work/a1" ] || fail "the agent's directory is left"
-! ip netns list | grep -q "^${prefix}1-" || fail "network namespaces are left"
-! ip -n "$(ns a1)" link show | grep -q " ${prefix}1-" || fail "links are left"
+! ip netns list | grep "^${prefix}1-" >/dev/null || fail "network namespaces are left"
+! ip -n "$(ns a1)" link show | grep " ${prefix}1-" >/dev/null || fail "links are left"
 [ -z "$(qemu "$work")" ] || fail "a QEMU is left"
 "$unkai" audit --data "$work/c1" >/dev/null || fail "the audit found contradictions"
 refused "is in use by process $(alive c1)" "$unkai" down --data "$work/c1" --purge

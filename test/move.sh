@@ -96,7 +96,7 @@ gap() { sed -n 's/^\[*\([0-9]*\.[0-9]*\).*/\1/p' "$2" | awk -v from="$1" '$1 >= 
 ticks() { sshin "${floating[two]}" "cat /tmp/ticks" | awk -v from="$1" '$1 >= from { if (last && $1 - last > most) most = $1 - last; last = $1 } END { printf "%d", 1000 * most }'; }
 left() { # NAME: nothing of the first guest is on that host
 	! ls -d "$dir/$1"/qemu/guests/"${vm[one]}" >/dev/null 2>&1 && ! ls -d /sys/fs/cgroup/*/"$prefix${1#a}"/"${vm[one]}" >/dev/null 2>&1 && [ "$(qemus "${vm[one]}")" -le 1 ] &&
-		! ip netns exec "$prefix${1#a}-s-$netid" ip -o link 2>/dev/null | grep -q "$(api GET "/network/v2.0/ports?device_id=${vm[one]}" | jq -r '.ports[0].id' | tr -d - | cut -c19-32)"
+		! ip netns exec "$prefix${1#a}-s-$netid" ip -o link 2>/dev/null | grep "$(api GET "/network/v2.0/ports?device_id=${vm[one]}" | jq -r '.ports[0].id' | tr -d - | cut -c19-32)" >/dev/null
 }
 
 fresh() { [ "$(($(date +%s) - $(tail -n 1 "$1" | sed 's/^\[*\([0-9]*\).*/\1/')))" -le 1 ]; }

@@ -4,7 +4,7 @@ $GLUSTER volume set v network.ping-timeout 600 >/dev/null # so that it hangs, an
 agent a3 --token "$(token c1 host)"
 vm[own]=$(api POST /compute/v2.1/servers -d '{"server":{"name":"own","imageRef":"'"$disk"'","flavorRef":"42","config_drive":true,"networks":[{"uuid":"'"$netid"'"}],"host":"a3"}}' | jq -r .server.id)
 until_ok 90 settled "${vm[own]}" a3 ACTIVE || fail "no guest on a3: $(show "${vm[own]}" fault)"
-booted() { api POST "/compute/v2.1/servers/${vm[own]}/action" -d '{"os-getConsoleOutput":{"length":20}}' | grep -q 'unkai-guest: ready'; }
+booted() { api POST "/compute/v2.1/servers/${vm[own]}/action" -d '{"os-getConsoleOutput":{"length":20}}' | grep 'unkai-guest: ready' >/dev/null; }
 until_ok 90 booted || fail "it does not come up" # and so ends when it is asked to
 [ -e "$work/a3/qemu/guests/${vm[own]}" ] || fail "its disk is not on a3's own"
 

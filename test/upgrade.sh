@@ -130,7 +130,7 @@ else
 		id=$(ask c1 POST /compute/v2.1/servers -d '{"server":{"name":"mix","imageRef":"'"$blank"'","flavorRef":"42","networks":[{"uuid":"'"$network"'"}]}}' | jq -r .server.id)
 		until_ok 60 state c1 "$id" ACTIVE || fail "$1: a server does not become ACTIVE"
 		ask c1 DELETE "/compute/v2.1/servers/$id"
-		gone() { ask c1 GET "/compute/v2.1/servers/$id" | grep -q 'could not be found'; }
+		gone() { ask c1 GET "/compute/v2.1/servers/$id" | grep 'could not be found' >/dev/null; }
 		until_ok 60 gone || fail "$1: a server does not go"
 		[ "$(qemu "$vm")" = "$guest_pid" ] || fail "$1: the guest has another process"
 		"$work/unkai-this" audit --data "$dir/c1" >"$work/audit" || { cat "$work/audit" >&2; fail "$1: contradictions"; }
