@@ -3,7 +3,7 @@
 set -eu
 data=$1
 pid=$(cat "$data/unkai.pid" 2>/dev/null || true)
-if [ -n "$pid" ] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "up --data $data "; then
+if [ -n "$pid" ] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -F "up --data $data " >/dev/null; then
 	kill -TERM "$pid"
 	for _ in $(seq 300); do
 		[ -e "/proc/$pid" ] || break

@@ -18,7 +18,7 @@ esac
 
 missing=
 for p in $want; do
-	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q '^install ok installed' || missing="$missing $p"
+	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep '^install ok installed' >/dev/null || missing="$missing $p"
 done
 if [ -n "$missing" ]; then
 	if [ "$(id -u)" != 0 ]; then

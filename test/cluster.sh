@@ -199,7 +199,7 @@ gone=$(next "$left")
 kill9 "$leader"
 kill9 "$gone"
 asking="$(declare -f ask inside url on at host ns); net=$net tag=$tag auth=$auth"
-until_ok 20 bash -c "$asking; ask $left GET /network/v2.0/networks -D - -o /dev/null | grep -qi '^Unkai-Stale: true'" ||
+until_ok 20 bash -c "$asking; ask $left GET /network/v2.0/networks -D - -o /dev/null | grep -i '^Unkai-Stale: true' >/dev/null" ||
 	fail "a read without a majority does not say that it may be old"
 [ "$(ask "$left" GET '/network/v2.0/networks?name=private' | jq '.networks | length')" -gt 0 ] || fail "reads do not go on without a majority"
 auth=$(login "$left" "$work/header")
@@ -215,7 +215,7 @@ code=$(signed "$left" 'Action=CreateKeyPair&KeyName=alone' -o "$work/alone" -w '
 code=$(ask "$left" POST /network/v2.0/networks -d '{"network":{"name":"alone"}}' -o "$work/alone" -w '%{http_code}')
 [ "$code" = 503 ] || fail "a write without a majority is answered $code"
 grep -q 'No controller leads now' "$work/alone" || { cat "$work/alone" >&2; fail "the refusal does not say why"; }
-("$unkai" status --data "$work/$left" 2>&1 || true) | grep -q 'DOES NOT ANSWER' || fail "the status does not say who does not answer"
+("$unkai" status --data "$work/$left" 2>&1 || true) | grep 'DOES NOT ANSWER' >/dev/null || fail "the status does not say who does not answer"
 kill -0 "$guest_pid" || fail "the guest ended with the majority"
 until_ok 90 grep -qx "raised no-leader $left" "$work/heard" || fail "nobody is told that no controller leads"
 controller "$gone"
@@ -235,12 +235,12 @@ knock() {
 	(inside "$lost" curl -sS --http1.1 --max-time 10 --cacert "$work/$lost/peer/authority.pem" --cert "$work/$lost/peer/pair.pem" -o /dev/null -w '%{http_code}' "$1") 2>&1 || true
 }
 [ "$(knock "https://$(on "$leader" 8702)/controller/v1/health")" = 200 ] || fail "a controller is not known to another"
-knock "https://$(on "$leader" 8703)/version" | grep -q 200 || fail "a controller's share is not known to another's"
+knock "https://$(on "$leader" 8703)/version" | grep 200 >/dev/null || fail "a controller's share is not known to another's"
 "$unkai" controller dismiss "$lost" --data "$work/$leader" >/dev/null || fail "a lost controller cannot be dismissed"
 sleep 2
 for m in "$leader" "$(next "$lost")"; do
 	[ "$(knock "https://$(on "$m" 8702)/controller/v1/health")" = 401 ] || fail "a dismissed controller is let in at $m's port for hosts"
-	knock "https://$(on "$m" 8703)/version" | grep -q '200$' && fail "a dismissed controller is let in at $m's port for controllers"
+	knock "https://$(on "$m" 8703)/version" | grep '200$' >/dev/null && fail "a dismissed controller is let in at $m's port for controllers"
 done
 rm -rf "${work:?}/$lost"
 controller "$lost" --join "https://$(on "$leader" 8702)" --token "$(token "$leader" controller)"

@@ -106,7 +106,7 @@ ready() {
 alive() (
 	local pid
 	exec 2>/dev/null # who has ended between two looks is no error
-	pid=$(cat "$dir/$1.pid" 2>/dev/null) && tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -qxF "$dir/$1" && echo "$pid"
+	pid=$(cat "$dir/$1.pid" 2>/dev/null) && tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -xF "$dir/$1" >/dev/null && echo "$pid"
 )
 # halt sends it a signal, and waits for its end.
 halt() {

@@ -175,7 +175,7 @@ fi
 # --- one that is given up, and one that is hurried, over a wire that is slower than the guest writes
 slow() { for m in a1 a2; do (inside $m tc qdisc replace dev up0 root tbf rate "$1" burst 128k latency 100ms); done; }
 migration() { api GET "/compute/v2.1/servers/${vm[one]}/migrations" | jq -r ".migrations[0].$1"; }
-under_way() { migration memory_processed_bytes | grep -q '^[1-9]'; }
+under_way() { migration memory_processed_bytes | grep '^[1-9]' >/dev/null; }
 slow 150mbit
 loads 16 :
 forecast
