@@ -103,10 +103,21 @@ cat "$root/test/tempest/tempest.conf" "$more" |
 
 cd "$work/tempest"
 run tempest run --list-tests --regex "$tests" >"$work/tests"
+code=0
+# Tests that put hosts into zones need hosts without servers. Later releases of the suite run them alone for that reason:
+# https://docs.openstack.org/tempest/latest/serial_tests.html
+alone='AggregatesAdminTestJSON\.'
+combine=
+: >"$work/run"
+if grep -q "$alone" "$work/tests"; then
+	run tempest run --serial --regex "(?=$tests)(?=.*$alone)" >>"$work/run" 2>&1 || code=$?
+	combine=--combine
+fi
 # Most of the time tempest sleeps, before each delete of a subnet and between two looks at a server, so more workers
 # than processors are of use.
-code=0
-run tempest run --concurrency "$workers" --regex "$tests" >"$work/run" 2>&1 || code=$?
+if grep "^tempest\." "$work/tests" | grep -v "$alone" >/dev/null; then
+	run tempest run $combine --concurrency "$workers" --regex "(?=$tests)(?!.*$alone)" >>"$work/run" 2>&1 || code=$?
+fi
 stestr last --subunit | subunit2csv --no-passthrough >"$work/results" || true
 cd "$root"
 [ "$(wc -l <"$work/results")" -gt 1 ] || { tail -n 40 "$work/run" >&2; fail "tempest ended with $code and without results"; }
