@@ -346,36 +346,68 @@ func (p probe) count() int {
 	return must(strconv.Atoi(packetsCounted.FindStringSubmatch(out)[1]))(p.t)
 }
 
+// A pair is two guests of one network that may speak with each other: the second is an echo service.
+type pair struct {
+	probe
+	n      *tenant
+	a, b   network.Attachment
+	ga, gb *guest
+}
+
+func pairOf(t testing.TB, m *machine) pair {
+	t.Helper()
+	ctx := context.Background()
+	p := pair{n: newTenant(100)}
+	group := outgoing(rule(true, false), rule(true, true))
+	ok(t, m.EnsureFilter(ctx, group))
+	ok(t, m.EnsureSegment(ctx, p.n.segment))
+	p.a, p.b = p.n.port(group.ID), p.n.port(group.ID)
+	p.ga, p.gb = m.plug(p.a, static(p.a)...), m.plug(p.b, static(p.b)...)
+	for _, g := range []*guest{p.ga, p.gb} {
+		ok(t, g.LinkSetMTU(g.eth0, p.n.segment.MTU))
+	}
+	echo(t, p.gb.namespace, 80)
+	p.probe = probeOf(t, m, p.n.segment.ID)
+	return p
+}
+
+// connect has the first guest connect with the second, by IPv4 if nothing else is said.
+func (p pair) connect(address ...string) net.Conn {
+	p.t.Helper()
+	to := append(address, p.b.Addresses[0].Address.String())[0]
+	conn := p.ga.connect(to + ":80")
+	if conn == nil {
+		p.t.Fatalf("%s is not reached", to)
+	}
+	p.t.Cleanup(func() { conn.Close() })
+	lineFrom(conn)
+	return conn
+}
+
+// seen says how many packets of so many words, and as many answers, bridge and filter see.
+func (p pair) seen(conn net.Conn, words int) int {
+	p.t.Helper()
+	before := p.count()
+	for range words {
+		if !echoes(conn) {
+			p.t.Fatal("the connection broke")
+		}
+	}
+	return p.count() - before
+}
+
 // A connection's packets go past bridge and filter, and the filter says how long they may.
 func TestShortcut(t *testing.T) {
 	for name, way := range map[string]struct{ long bool }{"short": {}, "long": {long: true}} {
 		t.Run(name, func(t *testing.T) {
 			m := shortened(t, func(o *Options) { o.LongWay = way.long })
-			ctx := context.Background()
-			n := newTenant(100)
-			group := outgoing(rule(true, false), rule(true, true))
-			ok(t, m.EnsureFilter(ctx, group))
-			ok(t, m.EnsureSegment(ctx, n.segment))
-			a, b := n.port(group.ID), n.port(group.ID)
-			ga, gb := m.plug(a, static(a)...), m.plug(b, static(b)...)
-			echo(t, gb.namespace, 80)
-			p := probeOf(t, m, n.segment.ID)
+			p := pairOf(t, m)
 			const words = 200
-			for _, address := range []string{b.Addresses[0].Address.String(), "[" + b.Addresses[1].Address.String() + "]"} {
-				conn := ga.connect(address + ":80")
-				if conn == nil {
-					t.Fatalf("%s is not reached", address)
-				}
-				defer conn.Close()
-				lineFrom(conn)
-				before, began := p.count(), time.Now()
-				for range words {
-					if !echoes(conn) {
-						t.Fatalf("%s: the connection broke", address)
-					}
-				}
+			for _, address := range []string{p.b.Addresses[0].Address.String(), "[" + p.b.Addresses[1].Address.String() + "]"} {
+				conn, began := p.connect(address), time.Now()
+				seen := p.seen(conn, words)
 				// One a second and direction, and a few at the beginning.
-				seen, most := p.count()-before, 10+4*int(time.Since(began).Seconds())
+				most := 10 + 4*int(time.Since(began).Seconds())
 				if short := seen <= most; short == way.long {
 					t.Errorf("%s: bridge and filter saw %d packets of %d words and as many answers", address, seen, words)
 				}
@@ -457,24 +489,8 @@ func TestTrackingOfWhatTakesTheShortcut(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // it mostly waits
 			m := shortened(t, func(o *Options) { o.LongWay = way.long })
-			ctx := context.Background()
-			n := newTenant(100)
-			group := outgoing(rule(true, false), rule(true, true))
-			ok(t, m.EnsureFilter(ctx, group))
-			ok(t, m.EnsureSegment(ctx, n.segment))
-			a, b := n.port(group.ID), n.port(group.ID)
-			ga, gb := m.plug(a, static(a)...), m.plug(b, static(b)...)
-			for _, g := range []*guest{ga, gb} {
-				ok(t, g.LinkSetMTU(g.eth0, n.segment.MTU))
-			}
-			echo(t, gb.namespace, 80)
-			p := probeOf(t, m, n.segment.ID)
-			conn := ga.connect(b.Addresses[0].Address.String() + ":80")
-			if conn == nil {
-				t.Fatal("not connected")
-			}
-			defer conn.Close()
-			lineFrom(conn)
+			p := pairOf(t, m)
+			conn := p.connect()
 			tracked := func() *netlink.ConntrackFlow {
 				t.Helper()
 				for _, flow := range must(p.ns.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET))(t) {
@@ -505,16 +521,16 @@ func TestTrackingOfWhatTakesTheShortcut(t *testing.T) {
 			}
 			// A reset whose number is not due is the receiver's to judge where tracking cannot know which are.
 			var last []byte
-			if !gb.hears(func(frame []byte) bool { last = frame; return bytes.Contains(frame, []byte("captured")) }, silence, func() { conn.Write([]byte("captured")) }) {
+			if !p.gb.hears(func(frame []byte) bool { last = frame; return bytes.Contains(frame, []byte("captured")) }, silence, func() { conn.Write([]byte("captured")) }) {
 				t.Fatal("no packet of the connection is heard")
 			}
 			header := bytes.Clone(last[34:54])
 			binary.BigEndian.PutUint32(header[4:], binary.BigEndian.Uint32(header[4:])-1<<30)
 			header[12], header[13] = 5<<4, 0x14 // RST, ACK
 			reset := datagram{
-				fromMAC: ga.mac, toMAC: gb.mac, from: a.Addresses[0].Address, to: b.Addresses[0].Address, protocol: protocolTCP, payload: header,
+				fromMAC: p.ga.mac, toMAC: p.gb.mac, from: p.a.Addresses[0].Address, to: p.b.Addresses[0].Address, protocol: protocolTCP, payload: header,
 			}.frame()
-			arrived := gb.hears(func(frame []byte) bool { return len(frame) > 47 && frame[23] == protocolTCP && frame[47]&4 != 0 }, silence, func() { ga.send(reset) })
+			arrived := p.gb.hears(func(frame []byte) bool { return len(frame) > 47 && frame[23] == protocolTCP && frame[47]&4 != 0 }, silence, func() { p.ga.send(reset) })
 			if arrived == way.long {
 				t.Errorf("a reset that is not due arrived: %v", arrived)
 			}
@@ -549,34 +565,12 @@ func TestAPortThatCouldNotHaveTheShortcut(t *testing.T) {
 		t.Skip("what fills a port are programs of tcx")
 	}
 	ctx := context.Background()
-	n := newTenant(100)
-	group := outgoing(rule(true, false), rule(true, true))
-	ok(t, m.EnsureFilter(ctx, group))
-	ok(t, m.EnsureSegment(ctx, n.segment))
-	a, b := n.port(group.ID), n.port(group.ID)
-	ga, gb := m.plug(a, static(a)...), m.plug(b, static(b)...)
-	echo(t, gb.namespace, 80)
-	p := probeOf(t, m, n.segment.ID)
-	seen := func() int {
-		t.Helper()
-		conn := ga.connect(b.Addresses[0].Address.String() + ":80")
-		if conn == nil {
-			t.Fatal("not connected")
-		}
-		defer conn.Close()
-		lineFrom(conn)
-		before := p.count()
-		for range 100 {
-			if !echoes(conn) {
-				t.Fatal("the connection broke")
-			}
-		}
-		return p.count() - before
-	}
+	p := pairOf(t, m)
+	seen := func() int { t.Helper(); return p.seen(p.connect(), 100) }
 	if all := seen(); all > 20 {
 		t.Fatalf("the filter saw %d packets", all)
 	}
-	tap := must(p.ns.LinkByName(tapName(a.ID)))(t)
+	tap := must(p.ns.LinkByName(tapName(p.a.ID)))(t)
 	ok(t, (*shortcut)(nil).attach(p.ns, tap, true))
 	var fillers []*ebpf.Program
 	for { // as many as the kernel takes
@@ -592,14 +586,14 @@ func TestAPortThatCouldNotHaveTheShortcut(t *testing.T) {
 		fillers = append(fillers, one)
 	}
 	m.restart()
-	ok(t, m.EnsureSegment(ctx, n.segment))
+	ok(t, m.EnsureSegment(ctx, p.n.segment))
 	if all := seen(); all < 100 {
 		t.Errorf("without a program on one port the filter saw %d packets", all)
 	}
 	ok(t, p.ns.do(func() error {
 		return bpflink.RawDetachProgram(bpflink.RawDetachProgramOptions{Target: tap.Attrs().Index, Program: fillers[0], Attach: ebpf.AttachTCXIngress})
 	}))
-	ok(t, m.EnsureSegment(ctx, n.segment))
+	ok(t, m.EnsureSegment(ctx, p.n.segment))
 	if all := seen(); all > 20 {
 		t.Errorf("it is tried again: the filter saw %d packets", all)
 	}
@@ -667,31 +661,9 @@ func TestShortcutsOfAnEarlierProcess(t *testing.T) {
 			}
 			m.express = express
 			ctx := context.Background()
-			n := newTenant(100)
-			group := outgoing(rule(true, false), rule(true, true))
-			ok(t, m.EnsureFilter(ctx, group))
-			ok(t, m.EnsureSegment(ctx, n.segment))
-			a, b := n.port(group.ID), n.port(group.ID)
-			ga, gb := m.plug(a, static(a)...), m.plug(b, static(b)...)
-			echo(t, gb.namespace, 80)
-			p := probeOf(t, m, n.segment.ID)
-			conn := ga.connect(b.Addresses[0].Address.String() + ":80")
-			if conn == nil {
-				t.Fatal("not connected")
-			}
-			defer conn.Close()
-			lineFrom(conn)
-			const words = 100
-			seen := func() int {
-				t.Helper()
-				before := p.count()
-				for range words {
-					if !echoes(conn) {
-						t.Fatal("the connection broke")
-					}
-				}
-				return p.count() - before
-			}
+			p := pairOf(t, m)
+			conn := p.connect()
+			seen := func() int { t.Helper(); return p.seen(conn, 100) }
 			if all := seen(); all > 20 {
 				t.Errorf("the filter saw %d packets", all)
 			}
@@ -699,11 +671,11 @@ func TestShortcutsOfAnEarlierProcess(t *testing.T) {
 				m.options.LongWay = long
 				m.restart()
 				m.express = express
-				ok(t, m.EnsureSegment(ctx, n.segment))
+				ok(t, m.EnsureSegment(ctx, p.n.segment))
 				if all := seen(); (all <= 20) == long {
 					t.Errorf("a new process, the long way: %v: the filter saw %d packets", long, all)
 				}
-				out, err := runIn(p.ns, "tc", "filter", "show", "dev", tapName(a.ID), "ingress")
+				out, err := runIn(p.ns, "tc", "filter", "show", "dev", tapName(p.a.ID), "ingress")
 				ok(t, err)
 				if there := len(out) > 0; there != (!express && !long) {
 					t.Errorf("the long way: %v: classifiers: %q", long, out)
