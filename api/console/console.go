@@ -90,7 +90,9 @@ func (s *server) connect(w http.ResponseWriter, r *http.Request) {
 	defer end()
 	var looking sync.WaitGroup
 	looking.Go(func() { s.cut(over, opened, guest) })
-	join(websocket.NetConn(ctx, socket, websocket.MessageBinary), guest)
+	join(websocket.NetConn(ctx, socket, websocket.MessageBinary), guest, func() {
+		_ = socket.Close(websocket.StatusNormalClosure, "") // whoever does not answer in 5 s is not waited for
+	})
 	end()
 	looking.Wait()
 }
@@ -110,18 +112,20 @@ func (s *server) cut(ctx context.Context, opened compute.Console, guest net.Conn
 	guest.Close()
 }
 
-// join copies both ways until one side ends.
-func join(a, b net.Conn) {
+// join copies both ways until one side ends. bye tells the client before its connection is closed: that alone stops who reads of it, too, and may by
+// that end it before anything was said.
+func join(client, guest net.Conn, bye func()) {
 	done := make(chan struct{}, 2)
-	for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
+	for _, way := range [][2]net.Conn{{client, guest}, {guest, client}} {
 		go func() {
 			io.Copy(way[0], way[1]) // its end is the end of a side, not an error
 			done <- struct{}{}
 		}()
 	}
 	<-done
-	a.Close()
-	b.Close()
+	guest.Close()
+	bye()
+	client.Close()
 	<-done
 }
 

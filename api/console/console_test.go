@@ -40,7 +40,7 @@ func TestJoinEndsWithEitherSide(t *testing.T) {
 		a, client := net.Pipe()
 		b, guest := net.Pipe()
 		ended := make(chan struct{})
-		go func() { join(a, b); close(ended) }()
+		go func() { join(a, b, func() {}); close(ended) }()
 		go guest.Write([]byte("hello"))
 		got := make([]byte, 5)
 		if _, err := io.ReadFull(client, got); err != nil || string(got) != "hello" {
