@@ -142,7 +142,6 @@ func (w *world) estranged() *node {
 // rejoin is that a machine was set up anew, with its guests and what its agent keeps, and joins as the host that it was.
 func (n *node) rejoin() error {
 	w := n.w
-	n.restart()
 	token, err := w.control.authority.TokenAs(identity.Internal(w.ctx), time.Hour, n.id)
 	if err != nil {
 		return err
@@ -155,6 +154,7 @@ func (n *node) rejoin() error {
 		w.client.broken = fmt.Errorf("%s has joined as the host it was, and is host %s", n.name, id)
 	}
 	n.cert = cert
+	n.restart() // not before it may: a new agent has something to do at once, and what is refused would be tried again before time goes on
 	w.result.Reached["a machine joined as the host it was"]++
 	return nil
 }

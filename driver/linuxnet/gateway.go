@@ -325,8 +325,8 @@ func (g *gateway) connect(ctx context.Context, ns *namespace, link netlink.Link,
 			}
 			return link, setMTU(ns, link, mtu)
 		}
-		if err := ns.removeLink(link); err != nil {
-			return nil, fmt.Errorf("remove leg %s of router %s: %w", name, g.id, err)
+		if err := g.removeLeg(ns, link); err != nil {
+			return nil, err
 		}
 	}
 	far, made, err := makeNamespace(s.namespaceName())
@@ -390,15 +390,22 @@ func (g *gateway) disconnect(ns *namespace, link netlink.Link) error {
 		l, known = g.legs()[link.Attrs().Name]
 		network = l.network
 	}
+	if !known {
+		return g.removeLeg(ns, link)
+	}
+	s := g.driver.segment(network) // nothing of a segment goes while it is looked at
+	defer g.driver.release(s)
+	if err := g.removeLeg(ns, link); err != nil {
+		return err
+	}
+	return s.tidy()
+}
+
+func (g *gateway) removeLeg(ns *namespace, link netlink.Link) error {
 	if err := ns.removeLink(link); err != nil {
 		return fmt.Errorf("remove leg %s of router %s: %w", link.Attrs().Name, g.id, err)
 	}
-	if !known {
-		return nil
-	}
-	s := g.driver.segment(network)
-	defer g.driver.release(s)
-	return s.tidy()
+	return nil
 }
 
 // remove takes the router away.

@@ -119,7 +119,7 @@ var phases = []phase{
 
 // types sends a character until the guest takes it.
 func (l *life) types(command string) error {
-	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		conn, err := l.driver.Console(l.ctx, l.want.ID, "serial")
 		if err == nil {
 			conn.SetDeadline(time.Now().Add(500 * time.Millisecond))
