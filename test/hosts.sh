@@ -108,8 +108,8 @@ alive() (
 	exec 2>/dev/null # who has ended between two looks is no error
 	pid=$(cat "$dir/$1.pid" 2>/dev/null) && tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -xF "$dir/$1" >/dev/null && echo "$pid"
 )
-# over tells that a process has ended with all its threads: what it holds is held until the last of them has, and the first is a zombie before.
-over() {
+# exited tells that a process has ended with all its threads: what it holds is held until the last of them has, and the first is a zombie before.
+exited() {
 	[ -e "/proc/$1" ] || return 0
 	[ "$(cut -d' ' -f3 "/proc/$1/stat" 2>/dev/null)" = Z ] && [ "$(ls "/proc/$1/task" 2>/dev/null | wc -l)" -le 1 ]
 }
@@ -119,7 +119,7 @@ halt() {
 	pid=$(alive "$1") || return 0
 	kill "-${2:-TERM}" "$pid"
 	for _ in $(seq 300); do
-		! over "$pid" || return 0
+		! exited "$pid" || return 0
 		sleep 0.05
 	done
 	return 1
